@@ -1,0 +1,116 @@
+"""The ``prunepilot`` command: thin verbs over the library.
+
+Exit codes: 0 done, 1 ran and failed, 2 bad input (one line on stderr), 130 interrupted.
+
+Nothing heavy is imported before a verb runs, so that ``--help`` answers at once: a module of
+``automl.commands`` imports torch, Hydra and friends inside ``run`` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+#: The verbs, in the order of ``prunepilot --help``; each is a module of ``automl.commands``
+#: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
+VERBS = ("search", "resume", "trace", "prune", "doctor")
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all bad input is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def entry_point() -> NoReturn:
+    """What the installed ``prunepilot`` script calls."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one verb.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        args = _parser(argv).parse_args(argv)
+    except SystemExit as stop:  # argparse has printed the help or the error
+        return int(stop.code or OK)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("prunepilot: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        sys.stderr.close()
+        return FAILED
+    except Exception as error:
+        return _bad_input_or_raise(error)
+
+
+def _bad_input_or_raise(error: Exception) -> int:
+    from automl.types import InputError  # here, because it imports numpy
+
+    if not isinstance(error, InputError):
+        raise error
+    print(f"prunepilot: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="prunepilot",
+        description="Finds how much to prune from every layer of a PyTorch network.",
+        epilog="Example: prunepilot search model=digits data=digits budget.macs=0.5 run_dir=runs/a",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(run=lambda args: _no_verb(parser, args))
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        parser.error(f"no verb named {argv[0]!r}{_nearest(argv[0])}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
+    for name in VERBS:
+        _add_verb(verbs, name)
+    return parser
+
+
+def _add_verb(verbs: argparse._SubParsersAction[_Parser], name: str) -> None:
+    command = importlib.import_module(f"automl.commands.{name}")
+    parser = verbs.add_parser(
+        name,
+        help=command.SUMMARY,
+        description=command.SUMMARY[0].upper() + command.SUMMARY[1:] + ".",
+        epilog=f"example:\n  {command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+def _no_verb(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.version:
+        from automl._version import __version__
+
+        print(f"prunepilot {__version__}")
+        return OK
+    parser.print_help()
+    return OK
+
+
+def _nearest(name: str) -> str:
+    near = get_close_matches(name, VERBS, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(VERBS)}"
+
+
+if __name__ == "__main__":
+    entry_point()

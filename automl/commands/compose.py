@@ -1,0 +1,118 @@
+"""From overrides to one resolved, plain configuration; the only place that knows Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from automl.commands.options import ROOT, groups, nearest
+from automl.paths import conf_dir
+from automl.types import InputError
+
+#: What a person names in place of ``model=OPTION``: torchvision:NAME, timm:NAME, my.pkg.factory.
+_CUSTOM = "custom"
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Args:
+        overrides: ``key=value`` in Hydra's syntax. ``model=torchvision:NAME``,
+            ``model=timm:NAME`` and ``model=my.pkg.factory`` are accepted beside the options of
+            conf/model, and new keys below any ``kwargs`` need no ``+``.
+
+    Returns:
+        Nested dicts, lists and scalars, all interpolations resolved.
+
+    Raises:
+        InputError: An override cannot be read, or names a group, option or key that is not
+            there (with the nearest one that is).
+    """
+    texts = [rewritten for text in overrides for rewritten in _rewrite(text)]
+    parsed = [_parse(text) for text in texts]
+    choices = [text for text, override in zip(texts, parsed, strict=True) if _is_choice(override)]
+    for override in parsed:
+        _check_option(override)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        known = _hydra(choices)
+        for override in parsed:
+            _check_key(override, known)
+        return _plain(_hydra(texts))
+
+
+def _rewrite(text: str) -> list[str]:
+    key, equals, value = text.partition("=")
+    if not equals and not key.startswith("~"):
+        raise InputError(f"cannot read {text!r}: settings are written KEY=VALUE, as budget.macs=0.5")
+    if key == "model" and value not in groups()["model"] and any(mark in value for mark in ".:"):
+        return [f"model={_CUSTOM}", f"model.factory='{value}'"]
+    if ".kwargs." in key and not key.startswith(("+", "~")):
+        return [f"++{text}"]
+    return [text]
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise InputError(f"cannot read {text!r}: {_first_line(error)}") from error
+
+
+def _is_choice(override: Override) -> bool:
+    return override.key_or_group in groups()
+
+
+def _check_option(override: Override) -> None:
+    if override.is_sweep_override():
+        raise InputError(f"{override.input_line!r} is a sweep; give one value (quote a comma)")
+    if not _is_choice(override) or override.is_delete():
+        return
+    group, option = override.key_or_group, override.value()
+    options = list(groups()[group])
+    if not isinstance(option, str) or option not in options:
+        hint = nearest(str(option), options)
+        raise InputError(f"no {group} named {str(option)!r}{hint}")
+
+
+def _check_key(override: Override, known: DictConfig) -> None:
+    if _is_choice(override) or override.is_add() or override.is_force_add():
+        return
+    key = override.key_or_group
+    keys = list(_keys(OmegaConf.to_container(known)))
+    if key not in keys:
+        raise InputError(f"no setting named {key!r}{nearest(key, keys)}")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if not isinstance(node, Mapping):
+        return
+    for name, child in node.items():
+        yield f"{prefix}{name}"
+        yield from _keys(child, f"{prefix}{name}.")
+
+
+def _hydra(overrides: list[str]) -> DictConfig:
+    try:
+        return hydra_compose(ROOT, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_first_line(error)) from error
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(_first_line(error)) from error
+    return {str(key): value for key, value in dict(container).items()}  # type: ignore[arg-type]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,82 @@
+"""What can be set on the command line, read from conf/ without importing Hydra.
+
+A directory of conf/ is a group, each YAML file in it an option; the option's first comment line
+says what it is. config.yaml holds the defaults and, in its comments, what each key means.
+"""
+
+from __future__ import annotations
+
+import argparse
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from automl.paths import conf_dir
+
+ROOT = "config"
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """Group -> option -> what the option is, in alphabetical order."""
+    return {
+        directory.name: {file.stem: _about(file) for file in sorted(directory.glob("*.yaml"))}
+        for directory in sorted(conf_dir().iterdir())
+        if directory.is_dir() and any(directory.glob("*.yaml"))
+    }
+
+
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``KEY=VALUE ...`` and ``--cfg job``, and shows every group and key in the help."""
+    parser.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="settings, in Hydra's override syntax (+key=value adds one, ~key removes one)",
+    )
+    parser.add_argument(
+        "--cfg", choices=["job"], help="print the resolved settings and exit (the only form: job)"
+    )
+    parser.epilog = f"{parser.epilog}\n\n{describe()}"
+
+
+def describe() -> str:
+    """All groups with their options, then config.yaml as it stands: what --help shows."""
+    text = (conf_dir() / f"{ROOT}.yaml").read_text(encoding="utf-8")
+    chosen = _defaults(text)
+    lines = ["groups (group=option, then group.key=value; * is the default):"]
+    for group, options in groups().items():
+        lines.append(f"  {group}")
+        for option, about in options.items():
+            mark = "*" if chosen.get(group) == option else " "
+            lines.append(f"    {mark} {option:<16} {about}".rstrip())
+    lines += ["", "other keys, with their defaults:"]
+    lines += [f"  {line}".rstrip() for line in _after_defaults(text).splitlines()]
+    return "\n".join(lines).replace("%", "%%")  # argparse expands % in epilogs
+
+
+def nearest(name: str, among: list[str]) -> str:
+    """``; did you mean 'x'?`` where something is near, otherwise the choices."""
+    near = get_close_matches(name, among, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(among)}"
+
+
+def _about(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _defaults(text: str) -> dict[str, str]:
+    entries = yaml.safe_load(text)["defaults"]
+    return {
+        key: option for entry in entries if isinstance(entry, dict) for key, option in entry.items()
+    }
+
+
+def _after_defaults(text: str) -> str:
+    """config.yaml without its list of defaults, comments kept."""
+    lines = text.splitlines()
+    start = lines.index("defaults:") + 1
+    while start < len(lines) and (lines[start].startswith((" ", "-")) or not lines[start].strip()):
+        start += 1
+    return "\n".join(lines[start:])

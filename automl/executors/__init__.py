@@ -1,0 +1,1 @@
+"""Running networks, and timing them."""

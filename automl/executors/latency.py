@@ -1,0 +1,103 @@
+"""Latency of several networks side by side, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_WARM_UP = 5
+_MIN_ROUNDS = 15
+_MAX_ROUNDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Time of one forward pass.
+
+    Attributes:
+        median_ms: Median wall time.
+        ratio: Median over rounds of this network's time to the first network's in the same
+            round: below 1 is faster than the first.
+        rounds: How many passes the medians stand on.
+    """
+
+    median_ms: float
+    ratio: float
+    rounds: int
+
+
+def measure_latency(
+    networks: Mapping[str, nn.Module], example: Tensor, *, budget_s: float = 3.0, threads: int = 1
+) -> dict[str, Latency]:
+    """Times networks round robin: every round runs each of them once.
+
+    Args:
+        networks: Name -> network in eval mode on the device of ``example``; ratios refer to
+            the first.
+        example: One input, shape (batch, ...).
+        budget_s: Stop after about this time (at least 15 rounds, at most 300 are run).
+        threads: CPU threads while measuring.
+
+    Returns:
+        Name -> its latency.
+
+    Raises:
+        ValueError: There is no network.
+    """
+    if not networks:
+        raise ValueError("measure_latency.networks must hold a network, got none")
+    with torch.inference_mode(), _threads(threads):
+        calls = {name: _call(network, example) for name, network in networks.items()}
+        for call in calls.values():
+            for _ in range(_WARM_UP):
+                call()
+        times = _rounds(calls, budget_s)
+    first = next(iter(times.values()))
+    return {
+        name: Latency(
+            median_ms=1e3 * statistics.median(own),
+            ratio=statistics.median(t / base for t, base in zip(own, first, strict=True)),
+            rounds=len(own),
+        )
+        for name, own in times.items()
+    }
+
+
+def _rounds(calls: Mapping[str, Callable[[], float]], budget_s: float) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + budget_s
+    for index in range(_MAX_ROUNDS):
+        if index >= _MIN_ROUNDS and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            times[name].append(call())
+    return times
+
+
+def _call(network: nn.Module, example: Tensor) -> Callable[[], float]:
+    """A function that runs the network once and returns the seconds it took."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        network(example)
+        if example.is_cuda:
+            torch.cuda.synchronize(example.device)
+        return time.perf_counter() - start
+
+    return timed
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

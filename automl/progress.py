@@ -1,0 +1,108 @@
+"""How a search shows where it is: a bar on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+
+class Progress(Protocol):
+    """Shows how many trials are done and the best so far; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def update(self, done: int, best: str) -> None:
+        """Shows that ``done`` trials are finished and describes the best of them."""
+
+
+def progress(total: int, title: str, stream: TextIO | None = None) -> Progress:
+    """The form that suits where the output goes.
+
+    Args:
+        total: Trials planned.
+        title: What is running.
+        stream: Where to show it, standard error by default (so that pipes get results only).
+    """
+    stream = sys.stderr if stream is None else stream
+    return Bar(total, title, stream) if stream.isatty() else Lines(total, title, stream)
+
+
+class Bar:
+    """A rich progress bar."""
+
+    def __init__(self, total: int, title: str, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[best]}"),
+            console=Console(file=stream),
+        )
+        self._task = self._bar.add_task(title, total=total, best="")
+
+    def __enter__(self) -> Self:
+        """Starts drawing."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()
+
+    def update(self, done: int, best: str) -> None:
+        """See :class:`Progress`."""
+        self._bar.update(self._task, completed=done, best=best)
+
+
+class Lines:
+    """One line at the start, at most one every few seconds, one at the end."""
+
+    def __init__(self, total: int, title: str, stream: TextIO, every_s: float = 5.0) -> None:
+        self._total, self._title, self._stream, self._every_s = total, title, stream, every_s
+        self._done, self._best = 0, ""
+        self._shown_done, self._shown_at = -1, float("-inf")
+
+    def __enter__(self) -> Self:
+        """Says what starts."""
+        self._show()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Shows the last state, if it has not been shown yet."""
+        if self._done != self._shown_done:
+            self._show()
+
+    def update(self, done: int, best: str) -> None:
+        """See :class:`Progress`."""
+        self._done, self._best = done, best
+        if time.monotonic() - self._shown_at >= self._every_s:
+            self._show()
+
+    def _show(self) -> None:
+        best = f"  {self._best}" if self._best else ""
+        print(f"{self._title} {self._done}/{self._total}{best}", file=self._stream, flush=True)
+        self._shown_done, self._shown_at = self._done, time.monotonic()

@@ -1,0 +1,193 @@
+"""The run folder: everything a run leaves behind, each file whole or not there.
+
+| file | what |
+|---|---|
+| config.yaml | the resolved settings; two runs are the same run if these are equal |
+| environment.json | versions, processor and threads when the run was started |
+| trials.jsonl, trials.parquet | the journal, and the same as a table once the run is done |
+| plan.json | the dense network's layers, groups and prunable units |
+| policy.json, policy_uniform.json | what was found, and pruning alike within the same budget |
+| model.safetensors, rebuild.json | the pruned network's tensors, and how to build its modules |
+| result.json | the final table |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from automl.paths import atomic_write
+from automl.types import InputError
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+JOURNAL = "trials.jsonl"
+TRIALS = "trials.parquet"
+PLAN = "plan.json"
+POLICY = "policy.json"
+POLICY_UNIFORM = "policy_uniform.json"
+WEIGHTS = "model.safetensors"
+REBUILD = "rebuild.json"
+RESULT = "result.json"
+
+REBUILD_SCHEMA = "prunepilot/rebuild"
+REBUILD_VERSION = 1
+
+#: Settings that say where and how loudly a run goes, not what it computes.
+_NOT_IDENTITY = frozenset({"run_dir"})
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Path of one of the files above."""
+        return self.path / name
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.file(CONFIG).is_file()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run reached its result."""
+        return self.file(RESULT).is_file()
+
+    def check_free_for(self, config: Mapping[str, Any]) -> None:
+        """Refuses a folder that holds something else than this very run.
+
+        Args:
+            config: The resolved settings of the run that wants the folder.
+
+        Raises:
+            InputError: The path is a file, a folder with other content, or another run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"run_dir {self.path} is a file; choose another run_dir")
+        if self.is_run:
+            self._check_same(config)
+        elif self.path.is_dir() and any(child.name != _LOCK for child in self.path.iterdir()):
+            raise InputError(
+                f"run_dir {self.path} holds files that are no run; choose another run_dir"
+            )
+
+    def start(self, config: Mapping[str, Any], environment: Callable[[], Mapping[str, Any]]) -> None:
+        """Writes what identifies the run, unless the folder has it already.
+
+        Args:
+            config: The resolved settings.
+            environment: Called for a new run only.
+
+        Raises:
+            InputError: As :meth:`check_free_for`.
+        """
+        self.check_free_for(config)
+        if not self.is_run:
+            self.write_json(ENVIRONMENT, environment())
+            atomic_write(self.file(CONFIG), to_yaml(config))  # last: it makes this folder a run
+
+    def config(self) -> dict[str, Any]:
+        """The settings the run was started with; ``run_dir`` is where the folder is now.
+
+        Raises:
+            InputError: The folder holds no run, or its config.yaml cannot be read.
+        """
+        if not self.is_run:
+            raise InputError(f"{self.path} holds no run (there is no {CONFIG} in it)")
+        try:
+            config = from_yaml(self.file(CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{self.file(CONFIG)}: {error}") from error
+        return {**config, "run_dir": str(self.path)}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from writing here; creates the folder.
+
+        The system drops the lock with the process, so a killed run never blocks the next.
+
+        Raises:
+            InputError: Another process holds it, or the folder cannot be created.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.file(_LOCK), timeout=0)
+            held.acquire()
+        except Timeout:
+            raise InputError(f"{self.path} is in use by another process; wait for it") from None
+        except OSError as error:
+            raise InputError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            held.release()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes one of the JSON files, whole or not at all."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        atomic_write(self.file(name), text + "\n")
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        there, here = (_flat(settings) for settings in (self.config(), config))
+        differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if not differing:
+            return
+        key = differing[0]
+        raise InputError(
+            f"run_dir {self.path} holds another run ({key}: {there.get(key)} there,"
+            f" {here.get(key)} here); choose another run_dir, or go on with that one by"
+            f" 'prunepilot resume {self.path}'"
+        )
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Plain settings as YAML, in their own order."""
+    import yaml
+
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """What :func:`to_yaml` wrote.
+
+    Raises:
+        ValueError: The text is no YAML mapping.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError("not YAML") from error
+    if not isinstance(config, dict):
+        raise ValueError("not a mapping of settings")
+    return config
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, without what does not identify a run."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in _NOT_IDENTITY:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,47 @@
+import os
+import stat
+
+import pytest
+
+from automl.paths import atomic_write, conf_dir, lut_dir
+
+
+def test_data_directories_exist_in_a_checkout():
+    assert (conf_dir() / "config.yaml").is_file()
+    assert lut_dir().name == "lut"
+
+
+def test_atomic_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "a.txt"
+    atomic_write(path, "long old content")
+    atomic_write(path, "née")
+    assert path.read_bytes() == "née".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_gives_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        atomic_write(tmp_path / "a", b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    atomic_write(path, b"old")
+
+    def full_disk(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_directory_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic_write(tmp_path / "absent" / "a", b"x")
