@@ -1,0 +1,1 @@
+"""Training after pruning: fine-tuning and re-estimated normalisation statistics."""
