@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -106,7 +106,7 @@ class ModulePatch:
 class LayerPlan:
     """A layer with what its cost depends on.
 
-    MACs of one example are ``coefficient * prod(length of axis for axis in factors)``.
+    MACs of a batch of ``IndexPlan.batch`` examples are ``coefficient * prod(lengths of factors)``.
 
     Attributes:
         spec: The dense layer.
@@ -161,6 +161,8 @@ class IndexPlan:
         fixed_params: Parameters in tensors that never change.
         module_form: Whether the user's own module classes compute the same when slim.
         dynamic_batch: Whether the graph form takes any batch size.
+        batch: Batch size at which the MACs' coefficients and lengths were counted.
+        constants: Small tensors the program reads that the model does not own.
     """
 
     targets: tuple[Target, ...]
@@ -175,6 +177,8 @@ class IndexPlan:
     fixed_params: int
     module_form: bool = True
     dynamic_batch: bool = True
+    batch: int = 1
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     # ---- names
 
@@ -253,7 +257,7 @@ class IndexPlan:
 
     def layer_macs(self, kept: Kept) -> IntArray:
         """MACs of each layer for one example; batched: (..., targets) gives (..., layers)."""
-        return _products(self.lengths(kept), self._mac_terms)
+        return _products(self.lengths(kept), self._mac_terms) // self.batch
 
     def tensor_sizes(self, kept: Kept) -> IntArray:
         """Elements of each entry of ``tensors``; batched: (..., targets) gives (..., tensors)."""
@@ -348,6 +352,8 @@ class IndexPlan:
             "fixed_params": self.fixed_params,
             "module_form": self.module_form,
             "dynamic_batch": self.dynamic_batch,
+            "batch": self.batch,
+            "constants": dict(self.constants),
         }
         return json.dumps(document, separators=(",", ":"))
 
@@ -389,6 +395,8 @@ class IndexPlan:
             fixed_params=document["fixed_params"],
             module_form=document["module_form"],
             dynamic_batch=document["dynamic_batch"],
+            batch=document["batch"],
+            constants=document["constants"],
         )
 
 
@@ -397,8 +405,7 @@ class _Terms:
     """Products ``coefficient * prod(lengths[factors])``, padded to one rectangle."""
 
     coefficients: IntArray  # (terms,)
-    factors: IntArray  # (terms, most factors), padded with the number of axes
-    needs_one: int
+    factors: IntArray  # (terms, most factors), padded with -1
 
     @classmethod
     def of(cls, terms: Sequence[tuple[int, tuple[int, ...]]]) -> _Terms:
@@ -406,7 +413,7 @@ class _Terms:
         table = np.full((len(terms), most), -1, dtype=np.int64)
         for row, (_, factors) in enumerate(terms):
             table[row, : len(factors)] = factors
-        return cls(np.array([c for c, _ in terms], dtype=np.int64), table, most)
+        return cls(np.array([c for c, _ in terms], dtype=np.int64), table)
 
 
 def _products(lengths: IntArray, terms: _Terms) -> IntArray:

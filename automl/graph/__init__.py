@@ -1,0 +1,1 @@
+"""Tracing: from a module to an IndexPlan, and from a plan back to slim networks."""

@@ -1,0 +1,226 @@
+"""From a module and example inputs to an operator graph, by ``torch.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_unflatten
+
+from automl.types import InputError
+
+#: Batch size at which symbolic shapes are read; 2, because export treats 0 and 1 as special.
+BATCH = 2
+
+
+class Deadline:
+    """A time limit for the analysis, checked between steps and, where possible, inside them."""
+
+    def __init__(self, seconds: float) -> None:
+        """Starts the clock."""
+        if seconds <= 0:
+            raise InputError(f"deadline_s must be > 0, got {seconds}")
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises InputError once the time is over."""
+        if time.monotonic() > self._end:
+            raise InputError(
+                f"tracing took longer than {self.seconds:g} s; give it more (deadline_s) or "
+                "smaller example inputs"
+            )
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Also interrupts code that never checks (POSIX, main thread; elsewhere a plain check)."""
+        if threading.current_thread() is not threading.main_thread() or not hasattr(
+            signal, "setitimer"
+        ):
+            yield
+            self.check()
+            return
+
+        def over(signum: int, frame: Any) -> None:
+            self.check()
+
+        before = signal.signal(signal.SIGALRM, over)
+        left = max(self._end - time.monotonic(), 1e-3)
+        signal.setitimer(signal.ITIMER_REAL, left + 1e-3)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """An exported network.
+
+    Attributes:
+        graph: Operators at ATen level, not decomposed.
+        tensors: Placeholder name -> (dotted name or None, tensor) for parameters, buffers and
+            lifted constants.
+        inputs: Placeholders that are the user's inputs.
+        output: What the network returns, nodes in the places of tensors.
+        dynamic_batch: Whether the graph takes any batch size.
+    """
+
+    graph: Graph
+    tensors: dict[str, tuple[str | None, Tensor]]
+    inputs: tuple[str, ...]
+    output: Any
+    dynamic_batch: bool
+
+
+def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline) -> Exported:
+    """Exports ``model`` in eval mode, with a symbolic batch size where the model allows one.
+
+    Raises:
+        InputError: If the forward fails on the example inputs or cannot be exported.
+    """
+    check_forward(model, example_inputs)
+    inputs = _batched(example_inputs)
+    with deadline.interrupting(), _quiet():
+        program, error = None, None
+        for dynamic in (True, False):
+            try:
+                program = torch.export.export(
+                    model, inputs, dynamic_shapes=_dynamic(inputs) if dynamic else None
+                )
+                break
+            except InputError:
+                raise
+            except Exception as failure:
+                error = failure
+    if program is None:
+        raise InputError(
+            f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}"
+        ) from error
+    return _collect(program)
+
+
+def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """Runs the model once.
+
+    Raises:
+        InputError: If it fails; the message is the first line of the model's own error.
+    """
+    try:
+        with torch.no_grad():
+            model(*example_inputs)
+    except Exception as error:
+        shapes = ", ".join(
+            str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+            for x in example_inputs
+        )
+        raise InputError(
+            f"the forward of {type(model).__name__} fails on the example inputs ({shapes}): "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _batched(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same inputs with a batch of :data:`BATCH`, where the first dimension is a batch."""
+    sizes = {x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim() > 0}
+    if len(sizes) != 1:
+        return inputs
+
+    def resize(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            return x
+        return x[:1].expand(BATCH, *x.shape[1:]).contiguous()
+
+    return tuple(resize(x) for x in inputs)
+
+
+def _dynamic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    auto = torch.export.Dim.AUTO
+    return tuple({0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs)
+
+
+def _collect(program: torch.export.ExportedProgram) -> Exported:
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = dict(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
+    tensors: dict[str, tuple[str | None, Tensor]] = {}
+    inputs = []
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in names:
+            name = names[node.name]
+            source = program.state_dict if name in program.state_dict else program.constants
+            tensors[node.name] = (name, source[name])
+        elif node.name in constants:
+            tensors[node.name] = (None, program.constants[constants[node.name]])
+        else:
+            inputs.append(node.name)
+    dynamic = any(
+        isinstance(node.meta.get("val"), Tensor)
+        and node.name in inputs
+        and node.meta["val"].dim() > 0
+        and not isinstance(node.meta["val"].shape[0], int)
+        for node in program.graph.nodes
+    )
+    return Exported(program.graph, tensors, tuple(inputs), _structure(program), dynamic)
+
+
+def _structure(program: torch.export.ExportedProgram) -> Any:
+    """The returned structure; mappings of any class become plain dicts."""
+    leaves = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
+    spec = program.call_spec.out_spec
+    structure = leaves if spec is None else tree_unflatten(leaves, spec)
+    return dict(structure) if isinstance(structure, Mapping) else structure
+
+
+def concrete(value: Any) -> Any:
+    """``value`` with nodes and symbolic sizes replaced by their size at a batch of BATCH."""
+    if isinstance(value, Node):
+        return concrete(value.meta["val"])
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))
+    if isinstance(value, (list, tuple)):
+        return type(value)(concrete(item) for item in value)
+    return value
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of a tensor-valued node at a batch of :data:`BATCH`."""
+    return tuple(concrete(tuple(node.meta["val"].shape)))
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module whose forward made the node, '' for the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]) if paths else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

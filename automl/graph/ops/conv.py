@@ -1,0 +1,96 @@
+"""Convolutions, transposed ones too: plain, grouped, depthwise, with channel multiplier."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from automl.graph.ops.step import Labels, Layer, Length, Step, handles
+
+
+@handles("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv(step: Step) -> Labels:
+    """Ties input channels to the weight's input dimension; the output is the other's."""
+    name = step.weight("weight")
+    if name is None:
+        return step.give_up("a convolution whose weight is computed")
+    shape, groups = step.shape("weight"), int(step.value("groups"))
+    transposed = step.name.startswith("conv_transpose")
+    zero, one = (step.parameters.vector(name, shape, dim) for dim in (0, 1))
+    if len(step.shape("input")) != len(shape):
+        return step.give_up("a convolution without a batch dimension")
+    data = step.columns(step.labels("input"), 1)
+    if transposed:
+        written = _transposed(step, data, zero, one, groups)
+    else:
+        written = _forward(step, data, zero, one, groups)
+    if step.args.get("bias") is not None:
+        step.space.tie(step.labels("bias"), written, step.where)
+    _record(step, name, data, written, one if not transposed else zero)
+    return step.output_like(written, 1)
+
+
+def _forward(step: Step, data: Tensor, zero: Tensor, one: Tensor, groups: int) -> Tensor:
+    space, where, channels = step.space, step.where, len(data)
+    if groups == 1:
+        space.tie(data, one, where)
+        return zero
+    if channels == groups:  # depthwise: each input channel owns its outputs
+        step.rewrite(("groups",), data, 0)
+        space.freeze(one, where, "single input channel of a depthwise filter")
+        space.tie(data.view(groups, 1), zero.view(groups, -1), where)
+        return zero
+    # Whole rectangles: the same places are cut from every group, on both sides.
+    space.tie(data.view(groups, -1), one.view(1, -1), where)
+    outputs = zero.view(groups, -1)
+    space.tie(outputs, outputs[:1], where)
+    return zero
+
+
+def _transposed(step: Step, data: Tensor, zero: Tensor, one: Tensor, groups: int) -> Tensor:
+    space, where = step.space, step.where
+    space.tie(data, zero, where)
+    if groups == 1:
+        return one
+    if len(data) == groups:
+        step.rewrite(("groups",), data, 0)
+        written = zero.view(groups, 1).expand(groups, len(one)).reshape(-1)
+        space.freeze(one, where, "outputs of a depthwise filter's channel")
+        return written
+    inputs = zero.view(groups, -1)
+    space.tie(inputs, inputs[:1], where)
+    return one.view(1, -1).expand(groups, len(one)).reshape(-1)
+
+
+def _record(
+    step: Step, weight: str, data: Tensor, written: Tensor, contracted: Tensor
+) -> None:
+    shape, into, out = step.shape("weight"), step.shape("input"), step.out_shape
+    transposed = step.name.startswith("conv_transpose")
+    kernel = tuple(shape[2:])
+    grid = into[2:] if transposed else out[2:]
+    batch = out[0]
+    macs = batch * math.prod(grid) * math.prod(shape)
+    other = 1 if transposed else 0
+    rows = step.parameters.vectors[weight][other]
+    step.record.layers.append(
+        Layer(
+            name=weight.rpartition(".")[0] or weight,
+            kind="conv",
+            node=step.node,
+            weight=weight,
+            bias=step.tensor_name("bias"),
+            reads=Length(data, 0),
+            writes=Length(written, 0),
+            factors=(Length(rows, 0), Length(contracted, 0)),
+            macs=macs,
+            geometry={
+                "kernel_size": kernel,
+                "stride": tuple(step.value("stride")),
+                "groups": int(step.value("groups")),
+                "in_map": into[2:],
+                "out_map": out[2:],
+            },
+        )
+    )

@@ -1,0 +1,164 @@
+"""Operators that only move data: they are replayed on the labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automl.graph.export import concrete
+from automl.graph.labels import Pin, Split, compact, varies, varying_dims
+from automl.graph.ops.step import Labels, Step, handles
+
+
+def _replay(step: Step, labels: Tensor) -> Any:
+    arguments = {k: concrete(v) for k, v in step.args.items() if k != "self"}
+    return step.node.target(labels, **arguments)  # type: ignore[operator]
+
+
+@handles(
+    "permute", "transpose", "t", "unsqueeze", "squeeze", "flatten", "movedim", "swapaxes",
+    "repeat", "flip", "numpy_T", "repeat_interleave", "ravel",
+)  # fmt: skip
+def move(step: Step) -> Labels:
+    """No integer argument depends on how many channels there are."""
+    labels: Tensor = _replay(step, step.labels("self"))
+    return labels
+
+
+@handles("view", "reshape", "_unsafe_view", "view_as", "reshape_as")
+def view(step: Step) -> Labels:
+    """Sizes of dimensions that hold channels follow them."""
+    before = step.labels("self")
+    after = before.reshape(step.out_shape)
+    _note_split(step, before, after)
+    sizes = step.args.get("size", step.args.get("shape"))
+    if isinstance(sizes, (list, tuple)):
+        for dim, size in enumerate(sizes):
+            if size != -1:
+                step.rewrite(("size" if "size" in step.args else "shape", dim), after, dim)
+    return after
+
+
+@handles("unflatten")
+def unflatten(step: Step) -> Labels:
+    """Splits one dimension."""
+    before = step.labels("self")
+    after = before.reshape(step.out_shape)
+    _note_split(step, before, after)
+    start = int(step.value("dim")) % before.dim()
+    for place, size in enumerate(step.args["sizes"]):
+        if size != -1:
+            step.rewrite(("sizes", place), after, start + place)
+    return after
+
+
+def _note_split(step: Step, before: Tensor, after: Tensor) -> None:
+    dims = varying_dims(compact(after))
+    if len(dims) > max(1, len(varying_dims(before))):
+        step.space.splits.append(Split(after, tuple(dims)))
+
+
+@handles("expand", "expand_as", "broadcast_to")
+def expand(step: Step) -> Labels:
+    """Sizes of dimensions that hold channels follow them."""
+    labels = step.labels("self").expand(step.out_shape)
+    sizes = step.args.get("size")
+    if isinstance(sizes, (list, tuple)):
+        for dim, size in enumerate(sizes):
+            if size != -1:
+                step.rewrite(("size", dim), labels, dim)
+    return labels
+
+
+@handles("select")
+def select(step: Step) -> Labels:
+    """Takes one position; a dimension addressed by number must stay whole."""
+    labels, dim = step.labels("self"), int(step.value("dim"))
+    _pin(step, labels, dim, "a single position of it is selected")
+    taken: Tensor = _replay(step, labels)
+    return taken
+
+
+@handles("unbind")
+def unbind(step: Step) -> Labels:
+    """Takes a dimension apart; it must stay whole."""
+    labels = step.labels("self")
+    _pin(step, labels, int(step.value("dim")), "it is unbound")
+    return list(_replay(step, labels))
+
+
+@handles("roll")
+def roll(step: Step) -> Labels:
+    """Shifts; along channels the shift would change its meaning."""
+    labels = step.labels("self")
+    dims = step.value("dims") or list(range(labels.dim()))
+    moved = [d for d in dims if varies(labels, d)]
+    for dim in moved:
+        _pin(step, labels, dim, "it is rolled")
+    rolled: Tensor = _replay(step, labels) if moved else labels
+    return rolled
+
+
+@handles("slice", "narrow")
+def slice_(step: Step) -> Labels:
+    """Start and end follow the channels before them."""
+    labels, dim = step.labels("self"), int(step.value("dim")) % len(step.shape("self"))
+    size = labels.shape[dim]
+    taken: Tensor = _replay(step, labels)
+    if not varies(labels, dim):
+        return taken
+    if step.name == "narrow" or step.value("step") != 1:
+        _pin(step, labels, dim, "it is sliced with a stride")
+        return taken
+    start, end = step.value("start") or 0, step.value("end")
+    start = max(0, start + size) if start < 0 else min(start, size)
+    end = size if end is None else (end + size if end < 0 else min(end, size))
+    if start > 0:
+        step.rewrite(("start",), labels.narrow(dim, 0, start), dim)
+    if end < size:
+        step.rewrite(("end",), labels.narrow(dim, 0, end), dim)
+    return taken
+
+
+@handles("pixel_shuffle", "channel_shuffle")
+def shuffle(step: Step) -> Labels:
+    """The channels of one output pixel block, or of one place in all groups, go together."""
+    labels = step.labels("self")
+    channels = step.columns(labels, 1)
+    if step.name == "pixel_shuffle":
+        block = int(step.value("upscale_factor")) ** 2
+        grid, tied = channels.view(-1, block), 1
+    else:
+        grid, tied = channels.view(int(step.value("groups")), -1), 0
+    grid = step.space.merge(grid, [tied], step.where)
+    merged = grid.reshape(-1).view(1, -1, *[1] * (labels.dim() - 2)).expand(labels.shape)
+    moved: Tensor = _replay(step, merged)
+    return moved
+
+
+def _pin(step: Step, labels: Tensor, dim: int, reason: str) -> None:
+    if varies(labels, dim):
+        step.space.pins.append(Pin(labels, dim % labels.dim(), step.where, reason))
+
+
+@handles(
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_nearest1d",
+    "upsample_bicubic2d", "upsample_trilinear3d", "upsample_nearest3d", "upsample_linear1d",
+)  # fmt: skip
+def pool(step: Step) -> Labels:
+    """Works inside each channel; space is mixed, channels are not."""
+    labels = step.labels("self" if "self" in step.args else "input")
+    if labels.dim() < 3:
+        return step.give_up("pooling without a channel dimension")
+    channels = step.columns(labels, 1)
+    value = step.node.meta["val"]
+    if isinstance(value, torch.Tensor):
+        return step.output_like(channels, 1)
+    shapes = [concrete(tuple(part.shape)) for part in value]
+    return [
+        channels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape) for shape in shapes
+    ]

@@ -1,0 +1,302 @@
+"""The exported graph as plain instructions, with layers lifted back to modules.
+
+Exported graphs call operators on bare parameters and freeze batch norm and dropout in the mode
+they were exported in. Lifting turns those calls into calls of real modules under the user's own
+names, so that the graph form trains, saves and loads like the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from automl.graph.export import Exported, module_path
+from automl.graph.ops.step import Rewrite, bound_arguments, operator_name
+from automl.plan import Instruction
+
+#: What an integer argument becomes: (rewrite) -> JSON value.
+Resolver = Callable[[Rewrite], Any]
+
+_BATCH_NAME = "batch_size"
+_DROPPED = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size",
+            "sym_constrain_range", "_assert_async")  # fmt: skip
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PLAIN_FORWARDS = {
+    cls.forward
+    for cls in (
+        *_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding,
+        nn.PReLU, nn.BatchNorm1d,
+    )
+}  # fmt: skip
+_LIFTED_OPERATORS = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "linear", "layer_norm", "group_norm", "embedding", "prelu",
+}  # fmt: skip
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A call of a module that replaces an operator."""
+
+    path: str
+    data: Node
+
+
+def owner_of(node: Node, exported: Exported, model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Path and module whose ``weight`` (or running mean) the operator reads."""
+    arguments = bound_arguments(node)
+    for key in ("weight", "running_mean"):
+        source = arguments.get(key)
+        if isinstance(source, Node) and source.name in exported.tensors:
+            dotted = exported.tensors[source.name][0]
+            if dotted is not None and dotted.rpartition(".")[2] == key:
+                path = dotted.rpartition(".")[0]
+                return path, model.get_submodule(path)
+    return None
+
+
+def lift(node: Node, exported: Exported, model: nn.Module) -> Lifted | None:
+    """The module call an operator stands for, None if there is none."""
+    name = operator_name(node)
+    arguments = bound_arguments(node)
+    if name in ("dropout", "feature_dropout", "alpha_dropout"):
+        path = module_path(node)
+        if isinstance(arguments["input"], Node) and _is_dropout(model, path):
+            return Lifted(path, arguments["input"])
+        return None
+    owner = owner_of(node, exported, model)
+    if owner is None:
+        return None
+    path, module = owner
+    if name == "batch_norm":
+        known = isinstance(module, nn.modules.batchnorm._BatchNorm) or _quacks_like_batchnorm(module)
+        return Lifted(path, arguments["input"]) if known else None
+    if name not in _LIFTED_OPERATORS or type(module).forward not in _PLAIN_FORWARDS:
+        return None
+    if name.startswith("conv") and not _same_convolution(module, arguments):
+        return None
+    if not _same_tensors(path, module, arguments, exported):
+        return None
+    data = arguments["indices" if name == "embedding" else "self" if name == "prelu" else "input"]
+    return Lifted(path, data)
+
+
+def _is_dropout(model: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(path), _DROPOUTS)
+    except AttributeError:
+        return False
+
+
+def _quacks_like_batchnorm(module: nn.Module) -> bool:
+    fields = ("running_mean", "running_var", "eps", "momentum")
+    return all(hasattr(module, field) for field in fields)
+
+
+def _same_convolution(module: nn.Module, arguments: dict[str, Any]) -> bool:
+    """Whether the module, called by itself, would do what the operator does."""
+
+    def same(key: str) -> bool:
+        here, there = arguments.get(key), getattr(module, key)
+        if not isinstance(here, (list, tuple)):
+            return bool(here == there)
+        expected = [there] * len(here) if isinstance(there, int) else list(there)
+        return list(here) == expected or (len(here) == 1 and set(expected) == set(here))
+
+    return all(same(key) for key in ("stride", "padding", "dilation", "groups"))
+
+
+def _same_tensors(
+    path: str, module: nn.Module, arguments: dict[str, Any], exported: Exported
+) -> bool:
+    for key in ("weight", "bias"):
+        node = arguments.get(key)
+        given = exported.tensors.get(node.name, (None,))[0] if isinstance(node, Node) else None
+        has = getattr(module, key, None) is not None
+        if has != (given is not None) or (has and given != f"{path}.{key}"):
+            return False
+    return True
+
+
+class ProgramWriter:
+    """Writes a graph as instructions, asking ``resolve`` what integer arguments follow."""
+
+    def __init__(
+        self,
+        exported: Exported,
+        model: nn.Module,
+        rewrites: list[Rewrite],
+        resolve: Resolver,
+    ) -> None:
+        """Groups the rewrites by node."""
+        self._exported, self._model, self._resolve = exported, model, resolve
+        self._rewrites: dict[Node, list[Rewrite]] = {}
+        for rewrite in rewrites:
+            self._rewrites.setdefault(rewrite.node, []).append(rewrite)
+        self.constants: dict[str, Tensor] = {}
+        self._attributes: dict[str, str] = {}
+        self._uses_batch = False
+
+    def write(self) -> tuple[Instruction, ...]:
+        """All instructions in order."""
+        body: list[Instruction] = []
+        for node in self._exported.graph.nodes:
+            instruction = self._instruction(node)
+            if instruction is not None:
+                body.append(instruction)
+        return _without_dead_code(self._with_attributes(body))
+
+    def _with_attributes(self, body: list[Instruction]) -> list[Instruction]:
+        inputs = [i for i in body if i.op == "placeholder"]
+        rest = [i for i in body if i.op != "placeholder"]
+        head = [Instruction(n, "get_attr", t, (), {}) for t, n in self._attributes.items()]
+        if self._uses_batch:
+            arguments = ({"ref": inputs[0].name}, 0)
+            size = Instruction(_BATCH_NAME, "call_function", "aten.sym_size.int", arguments, {})
+            head.append(size)
+        return [*inputs, *head, *rest]
+
+    def _instruction(self, node: Node) -> Instruction | None:
+        if node.op == "placeholder":
+            is_input = node.name in self._exported.inputs
+            return Instruction(node.name, "placeholder", node.name, (), {}) if is_input else None
+        if node.op == "output":
+            return Instruction("output", "output", "output", (self._structure(self._exported.output),), {})
+        if node.op != "call_function" or operator_name(node) in _DROPPED:
+            return None
+        lifted = lift(node, self._exported, self._model)
+        if lifted is not None:
+            return Instruction(
+                node.name, "call_module", lifted.path, (self._encode(lifted.data),), {}
+            )
+        return self._call(node)
+
+    def _call(self, node: Node) -> Instruction:
+        name = operator_name(node)
+        target = target_name(node.target)
+        args = [self._encode(a) for a in node.args]
+        kwargs = {k: self._encode(v) for k, v in node.kwargs.items()}
+        if name == "scaled_dot_product_attention" and bound_arguments(node).get("scale") is None:
+            kwargs["scale"] = float(node.args[0].meta["val"].shape[-1]) ** -0.5  # type: ignore[union-attr]
+        resolved = [(r, self._resolve(r)) for r in self._rewrites.get(node, [])]
+        resolved = [(r, value) for r, value in resolved if value is not None]
+        if resolved and name in ("split", "chunk", "tensor_split", "split_with_sizes"):
+            return self._split(node, resolved)
+        names = [a.name for a in getattr(node.target, "_schema").arguments] if resolved else []
+        for rewrite, value in resolved:
+            self._uses_batch |= "batch" in value
+            place = names.index(str(rewrite.path[0]))
+            holder: Any = args if place < len(args) else kwargs
+            key: Any = place if place < len(args) else rewrite.path[0]
+            if len(rewrite.path) == 2:
+                holder, key = holder[key], rewrite.path[1]
+            holder[key] = value
+        return Instruction(node.name, "call_function", target, tuple(args), kwargs)
+
+    def _split(self, node: Node, resolved: list[tuple[Rewrite, Any]]) -> Instruction:
+        arguments = bound_arguments(node)
+        dim = arguments["dim"] % len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        sizes: list[Any] = [int(part.shape[dim]) for part in node.meta["val"]]
+        for rewrite, value in resolved:
+            sizes[int(rewrite.path[1])] = value
+        target = "aten.split_with_sizes.default"
+        source = self._encode(node.args[0])
+        return Instruction(node.name, "call_function", target, (source, sizes, dim), {})
+
+    def _encode(self, value: Any) -> Any:
+        if isinstance(value, Node):
+            if value.name in self._exported.tensors:
+                return {"ref": self._attribute(value)}
+            return {"ref": value.name}
+        if isinstance(value, (list, tuple)):
+            return [self._encode(item) for item in value]
+        if isinstance(value, torch.device):
+            return {"device": True}
+        if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
+            return {"torch": str(value).removeprefix("torch.")}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"an argument of type {type(value).__name__} cannot be written down")
+
+    def _structure(self, value: Any) -> Any:
+        """What the network returns: as :meth:`_encode`, but tuples and dicts stay themselves."""
+        if isinstance(value, dict):
+            return {"dict": {str(key): self._structure(item) for key, item in value.items()}}
+        if isinstance(value, tuple):
+            return {"tuple": [self._structure(item) for item in value]}
+        if isinstance(value, list):
+            return [self._structure(item) for item in value]
+        return self._encode(value)
+
+    def _attribute(self, node: Node) -> str:
+        dotted, tensor = self._exported.tensors[node.name]
+        if dotted is None:
+            dotted = f"_constants.{node.name}"
+            self.constants[dotted] = tensor
+        return self._attributes.setdefault(dotted, f"attr_{node.name}")
+
+
+def target_name(target: Any) -> str:
+    """A name :func:`find_target` can resolve."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return f"{target.__module__}:{target.__qualname__}"
+
+
+def find_target(name: str) -> Callable[..., Any]:
+    """The operator a name stands for; only torch operators and Python's ``operator``, ``math``.
+
+    Raises:
+        ValueError: If the name is anything else.
+    """
+    if ":" in name:
+        import importlib
+
+        module, _, attribute = name.partition(":")
+        if module not in ("_operator", "operator", "math", "torch"):
+            raise ValueError(f"operator {name!r} is not allowed in a plan")
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise ValueError(f"operator {name!r} is not a torch operator")
+    return found
+
+
+def _without_dead_code(program: list[Instruction]) -> tuple[Instruction, ...]:
+    used: set[str] = set()
+    kept: list[Instruction] = []
+    for instruction in reversed(program):
+        if (
+            instruction.op in ("placeholder", "output")
+            or instruction.name in used
+            or _mutates(instruction)
+        ):
+            used.update(_references([instruction.args, instruction.kwargs]))
+            kept.append(instruction)
+    return tuple(reversed(kept))
+
+
+def _mutates(instruction: Instruction) -> bool:
+    if instruction.op != "call_function" or ":" in instruction.target:
+        return False
+    return bool(find_target(instruction.target)._schema.is_mutable)  # type: ignore[attr-defined]
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        if "ref" in value:
+            return {value["ref"]}
+        extra = {_BATCH_NAME} if "batch" in value else set()
+        return extra.union(*(_references(item) for item in value.values()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*(_references(item) for item in value))
+    return set()

@@ -1,0 +1,159 @@
+"""Walks the exported graph once and lets every operator's handler pass the labels on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from automl.graph.export import Deadline, Exported, concrete, module_path
+from automl.graph.labels import Atoms, LabelSpace, always, squeeze_free, varies
+from automl.graph.ops import HANDLERS, Labels, Step
+from automl.graph.ops.pointwise import is_pointwise, pointwise
+from automl.graph.ops.step import Parameters, Record, operator_name, settle
+
+#: Operators that multiply and accumulate but whose MACs no handler counts.
+_UNCOUNTED = ("lstm", "gru", "rnn", "einsum", "baddbmm", "addbmm", "bilinear", "convolution")
+
+
+@dataclass(frozen=True, eq=False)
+class Propagated:
+    """Labels of everything, and what they come to.
+
+    Attributes:
+        state: Labels of every node's result.
+        parameters: Labels of parameters and buffers.
+        record: Layers and integer arguments that follow labels.
+        atoms: What every label lives by.
+        unknown: (where, operator) of operators no handler knows.
+    """
+
+    state: dict[Node, Labels]
+    parameters: Parameters
+    record: Record
+    atoms: Atoms
+    unknown: tuple[tuple[str, str], ...]
+
+
+def propagate(exported: Exported, excluded: frozenset[str], deadline: Deadline) -> Propagated:
+    """Labels every tensor of the graph and resolves which channels belong together.
+
+    Args:
+        exported: The graph.
+        excluded: Names of layers whose output channels stay.
+        deadline: Raises when the analysis takes too long.
+    """
+    space, record = LabelSpace(), Record()
+    parameters = Parameters(space)
+    state: dict[Node, Labels] = {}
+    unknown: list[tuple[str, str]] = []
+    for node in exported.graph.nodes:
+        deadline.check()
+        if node.op == "output":
+            _freeze_outputs(node, state, space)
+        elif node.op == "call_function" and _is_tensorial(node):
+            step = Step(node, exported, space, parameters, state, record)
+            state[node] = settle(_handle(step, node, state, unknown))
+    for layer in record.layers:
+        if layer.name in excluded:
+            space.freeze(layer.writes.labels, layer.name, "excluded by pattern")
+    _finish(space)
+    return Propagated(state, parameters, record, space.resolve(), tuple(unknown))
+
+
+def _is_tensorial(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (Tensor, list, tuple))
+
+
+def _handle(
+    step: Step, node: Node, state: dict[Node, Labels], unknown: list[tuple[str, str]]
+) -> Labels:
+    name = operator_name(node)
+    if name == "getitem":
+        return _getitem(node, state)
+    handler = HANDLERS.get(name) or HANDLERS.get(name.removesuffix("_"))
+    if handler is not None:
+        return handler(step)
+    if is_pointwise(node.target):
+        return pointwise(step)
+    if any(_is_labelled(state.get(n)) for n in node.all_input_nodes) or name in _UNCOUNTED:
+        unknown.append((module_path(node) or node.name, str(node.target)))
+    return step.give_up(f"read by the unknown operator {node.target}")
+
+
+def _getitem(node: Node, state: dict[Node, Labels]) -> Labels:
+    source, position = node.args[0], node.args[1]
+    labels = state.get(source) if isinstance(source, Node) else None
+    if isinstance(labels, list):
+        return labels[concrete(position)]
+    return always(concrete(tuple(node.meta["val"].shape)))
+
+
+def _is_labelled(labels: Labels | None) -> bool:
+    if labels is None:
+        return False
+    parts = [labels] if isinstance(labels, Tensor) else labels
+    return any(bool((squeeze_free(part) >= 0).any()) for part in parts)
+
+
+def _freeze_outputs(node: Node, state: dict[Node, Labels], space: LabelSpace) -> None:
+    for source in node.all_input_nodes:
+        labels = state.get(source)
+        for part in [labels] if isinstance(labels, Tensor) else labels or []:
+            space.freeze(part, "output", "written to the network's output")
+
+
+def _finish(space: LabelSpace) -> None:
+    """Keeps split channels rectangular and dimensions addressed by number whole."""
+    atoms = space.resolve() if space.splits else None
+    for split in space.splits:
+        assert atoms is not None  # noqa: S101 - for the type checker
+        _keep_rectangular(space, atoms, split.labels, split.dims)
+    if not space.pins:
+        return
+    atoms = space.resolve()
+    for pin in space.pins:
+        first, second = atoms.along(pin.labels, pin.dim)
+        if (first >= 0).any() or (second >= 0).any():
+            space.freeze(pin.labels, pin.where, pin.reason)
+
+
+def _keep_rectangular(
+    space: LabelSpace, atoms: Atoms, labels: Tensor, dims: tuple[int, ...]
+) -> None:
+    """A dimension split in several may only lose whole slices of each.
+
+    Heads and places within heads may both go; otherwise only the innermost dimension that still
+    varies is pruned and the outer ones are tied.
+    """
+    factors = space.factors_of(labels)
+    if factors is not None:
+        for part in factors:
+            _tie_shared(space, atoms, part, factors, dims)
+        return
+    classes = torch.from_numpy(atoms.component[labels.clamp_min(0).numpy()])
+    still = [dim for dim in dims if varies(classes, dim)]
+    space.merge(labels, still[:-1], "a view that splits channels")
+
+
+def _tie_shared(
+    space: LabelSpace,
+    atoms: Atoms,
+    part: Tensor,
+    factors: tuple[Tensor, Tensor],
+    dims: tuple[int, ...],
+) -> None:
+    """Ties a factor along the dimensions that are not its own."""
+    rows, columns = (torch.from_numpy(atoms.component[f.clamp_min(0).numpy()]) for f in factors)
+    own_rows = [d for d in dims if varies(rows, d) and not varies(columns, d)]
+    own_columns = [d for d in dims if varies(columns, d) and not varies(rows, d)]
+    own = (own_rows if part is factors[0] else own_columns)[-1:] or list(dims[-1:])
+    space.merge(part, [d for d in dims if d not in own], "a view that splits channels")
+
+
+def named_results(state: dict[Node, Labels]) -> dict[str, Any]:
+    """Labels by node name, for debugging and tests."""
+    return {node.name: labels for node, labels in state.items()}

@@ -1,0 +1,155 @@
+"""Writes a ``torch.fx.GraphModule`` from a plan's program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from automl.graph.program import find_target
+from automl.plan import IndexPlan, Instruction
+
+
+def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64]) -> GraphModule:
+    """The network of ``plan`` with the sizes of ``kept`` and the tensors of ``model``.
+
+    Args:
+        model: Module tree with the slim tensors under the dense network's names; its leaf modules
+            are shared, not copied.
+        plan: The plan.
+        kept: Kept counts, shape (targets,).
+    """
+    root = _Root(model, plan)
+    lengths = plan.lengths(kept)
+    graph = Graph()
+    results: dict[str, Node] = {}
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    decoder = _Decoder(graph, results, lengths, device)
+    for instruction in plan.program:
+        root.add(instruction)
+        results[instruction.name] = _emit(graph, instruction, decoder)
+    graph.lint()
+    module = GraphModule(root.tree, graph, class_name=type(model).__name__)
+    module.train(model.training)
+    return module
+
+
+def _emit(graph: Graph, instruction: Instruction, decoder: _Decoder) -> Node:
+    args = tuple(decoder(arg) for arg in instruction.args)
+    kwargs = {key: decoder(value) for key, value in instruction.kwargs.items()}
+    if instruction.op == "placeholder":
+        return graph.placeholder(instruction.target)
+    if instruction.op == "get_attr":
+        return graph.get_attr(instruction.target)
+    if instruction.op == "call_module":
+        return graph.call_module(instruction.target, args)
+    if instruction.op == "output":
+        return graph.output(args[0])
+    target = find_target(instruction.target)
+    return graph.create_node("call_function", target, args, kwargs, name=instruction.name)
+
+
+class _Decoder:
+    """JSON arguments back to Python ones."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        results: dict[str, Node],
+        lengths: NDArray[np.int64],
+        device: torch.device,
+    ) -> None:
+        self._graph, self._results, self._lengths, self._device = graph, results, lengths, device
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "ref" in value:
+            return self._results[value["ref"]]
+        if "axis" in value:
+            return int(self._lengths[value["axis"]])
+        if "batch" in value:
+            import operator
+
+            times = int(self._lengths[value["batch"]]) // int(value["per"])
+            return self._graph.call_function(operator.mul, (self._results["batch_size"], times))
+        if "dict" in value:
+            return {key: self(item) for key, item in value["dict"].items()}
+        if "tuple" in value:
+            return tuple(self(item) for item in value["tuple"])
+        if "torch" in value:
+            return getattr(torch, value["torch"])
+        return self._device
+
+
+class _Root:
+    """A module tree that holds exactly what the program uses, under the user's names."""
+
+    def __init__(self, model: nn.Module, plan: IndexPlan) -> None:
+        self.tree = nn.Module()
+        self._model, self._plan = model, plan
+
+    def add(self, instruction: Instruction) -> None:
+        if instruction.op == "call_module":
+            module = self._model.get_submodule(instruction.target)
+            parent, leaf = self._parent(instruction.target)
+            if leaf not in parent._modules:
+                parent.add_module(leaf, _trainable_form(module))
+        elif instruction.op == "get_attr":
+            self._add_tensor(instruction.target)
+
+    def _add_tensor(self, path: str) -> None:
+        parent, leaf = self._parent(path)
+        if path in self._plan.constants:
+            tensor = read_constant(self._plan.constants[path])
+            device = next((t.device for t in self._model.parameters()), torch.device("cpu"))
+            parent.register_buffer(leaf, tensor.to(device), persistent=False)
+            return
+        owner = self._model.get_submodule(path.rpartition(".")[0])
+        tensor = getattr(owner, leaf)
+        if isinstance(tensor, nn.Parameter):
+            parent.register_parameter(leaf, tensor)
+        else:
+            persistent = leaf not in owner._non_persistent_buffers_set
+            parent.register_buffer(leaf, tensor, persistent=persistent)
+
+    def _parent(self, path: str) -> tuple[nn.Module, str]:
+        *parents, leaf = path.split(".")
+        module = self.tree
+        for name in parents:
+            if name not in module._modules:
+                module.add_module(name, nn.Module())
+            child = module._modules[name]
+            assert child is not None  # noqa: S101 - for the type checker
+            module = child
+        return module, leaf
+
+
+def _trainable_form(module: nn.Module) -> nn.Module:
+    """Normalisation layers with a forward of their own are called as plain ones."""
+    if type(module).forward is nn.BatchNorm1d.forward or not hasattr(module, "running_mean"):
+        return module
+    plain = nn.BatchNorm2d(
+        module.num_features,  # type: ignore[arg-type]
+        eps=module.eps,  # type: ignore[arg-type]
+        momentum=module.momentum,  # type: ignore[arg-type]
+        affine=False,
+        track_running_stats=False,
+    )
+    plain._check_input_dim = lambda input: None  # type: ignore[method-assign,assignment]
+    plain.affine, plain.track_running_stats = module.weight is not None, True
+    plain._parameters = dict(module._parameters)
+    plain._buffers = dict(module._buffers)
+    return plain
+
+
+def read_constant(document: dict[str, Any]) -> Tensor:
+    """Undoes :func:`automl.graph.build.write_constant`."""
+    dtype = getattr(torch, document["dtype"])
+    return torch.tensor(document["values"], dtype=dtype).reshape(document["shape"])

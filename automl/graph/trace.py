@@ -1,0 +1,155 @@
+"""``automl.trace``: what a network is made of and what of it can be pruned."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automl.graph.build import PlanBuilder
+from automl.graph.export import Deadline, export
+from automl.graph.materialise import Materialiser
+from automl.graph.propagate import Propagated, propagate
+from automl.plan import IndexPlan
+from automl.types import Frozen, InputError, LayerSpec, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A traced network.
+
+    Attributes:
+        plan: The network's structure as plain data.
+        model: The dense model, in eval mode.
+        example_inputs: What it was traced with.
+        seconds: How long the analysis took.
+    """
+
+    plan: IndexPlan
+    model: nn.Module
+    example_inputs: tuple[Any, ...]
+    seconds: float
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """Layers in execution order."""
+        return self.plan.layers
+
+    @property
+    def groups(self) -> tuple[Target, ...]:
+        """Groups of units that are pruned together, the decision targets."""
+        return self.plan.targets
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The same as :attr:`groups`."""
+        return self.plan.targets
+
+    @property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """What cannot be pruned, with the reasons."""
+        return self.plan.frozen
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one example."""
+        return int(self.plan.macs(self.plan.dense))
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters."""
+        return int(self.plan.params(self.plan.dense))
+
+    @cached_property
+    def materialise(self) -> Materialiser:
+        """Makes slim networks: ``trace.materialise(kept_units)``."""
+        return Materialiser(self.model, self.plan)
+
+    def summary(self) -> str:
+        """Layers, groups, frozen parts with their reasons, MACs: what ``prunepilot trace`` shows."""
+        from automl.graph.summary import summarise
+
+        return summarise(self)
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any],
+    exclude: Sequence[str] = (),
+    deadline_s: float = 60.0,
+) -> Trace:
+    """Analyses a network once, so that it can be pruned and counted without tracing again.
+
+    Args:
+        model: The network; it is put in eval mode, its weights are not touched.
+        example_inputs: A tensor or the positional arguments of ``forward``. The first dimension
+            is taken for the batch.
+        exclude: Shell patterns of layer names whose output channels must stay.
+        deadline_s: Seconds the analysis may take.
+
+    Raises:
+        InputError: If the forward fails, the network cannot be exported, a pattern matches no
+            layer, or the deadline passes.
+    """
+    started = time.perf_counter()
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    deadline = Deadline(deadline_s)
+    model.eval()
+    exported = export(model, inputs, deadline)
+    found = propagate(exported, frozenset(), deadline)
+    if exclude:
+        excluded = _matching(found, exclude)
+        found = propagate(exported, excluded, deadline)
+    plan = PlanBuilder(model, exported, found).build(exported.dynamic_batch)
+    plan = replace(plan, module_form=_module_form_agrees(model, plan, inputs))
+    for where, operator in dict.fromkeys(found.unknown):
+        warnings.warn(
+            f"{where}: operator {operator} is not known; what it reads is not pruned and its "
+            "MACs are not counted",
+            stacklevel=2,
+        )
+    return Trace(plan, model, inputs, time.perf_counter() - started)
+
+
+def _matching(found: Propagated, patterns: Sequence[str]) -> frozenset[str]:
+    names = [layer.name for layer in found.record.layers]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"exclude pattern {pattern!r} matches no layer; see `prunepilot trace`")
+    return frozenset(n for p in patterns for n in fnmatch.filter(names, p))
+
+
+def _module_form_agrees(model: nn.Module, plan: IndexPlan, inputs: tuple[Any, ...]) -> bool:
+    """Whether the user's classes and the graph agree when everything that may be is pruned.
+
+    Modules can hold references that a shallow clone does not know (a list of layers, a bound
+    method); then only the graph form is right.
+    """
+    materialise = Materialiser(model, plan)
+    half = [
+        range(t.units if t.index in plan.graph_targets else (t.units + 1) // 2)
+        for t in plan.targets
+    ]
+    try:
+        with torch.no_grad():
+            expected = _flat(materialise.graph_form(half)(*inputs))
+            found = _flat(materialise.module_form(half)(*inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    return len(expected) == len(found) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
