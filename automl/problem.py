@@ -1,0 +1,395 @@
+"""The problem a search solves: prune a network within a budget so that it scores best.
+
+Everything that trials have in common is here and nowhere in the strategies: budgets, the journal
+and its cache, failures, repeatable random numbers, progress. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from automl.budget import Budget
+from automl.fitting import Bools, Constraints, Schedule, Space, climb, fit
+from automl.hashing import digest
+from automl.journal import Journal, Row
+from automl.policy import Policy
+from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
+
+Status = Literal["ok", "failed"]
+
+
+class Plan(Protocol):
+    """The part of ``automl.plan.IndexPlan`` that a problem needs."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What can be pruned, in network order."""
+
+
+class Pruner(Protocol):
+    """Turns kept counts into networks; ``automl.pruning.pruner.Pruner``."""
+
+    #: Identifies criterion, reconstruction and calibration; part of the journal's key.
+    fingerprint: str
+    #: ``weights_hash`` of the dense network.
+    model_hash: str
+
+    def policy(self, kept: Kept) -> Policy:
+        """Chooses which units to keep."""
+
+    def prune(self, policy: Policy) -> Any:
+        """The slim, repaired network."""
+
+
+class SearchStopped(RuntimeError):
+    """Several trials in a row failed: the fault is not in the policies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One policy and what became of it.
+
+    Attributes:
+        index: Position among the distinct policies that the problem was asked for, from 0;
+            -1 for the dense network.
+        policy: What was tried.
+        measurement: What was measured; None where the trial failed.
+        status: ``ok`` or ``failed``.
+        error: Why it failed, one line.
+        seconds: How long pruning and scoring took; like ``time``, not part of equality.
+        time: When it was done, UTC, in ISO 8601.
+        cached: Whether it was answered without scoring; not part of equality.
+    """
+
+    index: int
+    policy: Policy
+    measurement: Measurement | None
+    status: Status
+    error: str | None
+    seconds: float = field(compare=False)
+    time: str = field(compare=False, default="")
+    cached: bool = field(compare=False, default=False)
+
+    @property
+    def score(self) -> float:
+        """The score; minus infinity where the trial failed."""
+        return -math.inf if self.measurement is None else self.measurement.score
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial with the highest score, the earliest of equals.
+
+    Raises:
+        SearchStopped: No trial succeeded.
+    """
+    succeeded = [trial for trial in trials if trial.status == "ok"]
+    if not succeeded:
+        reason = f": {trials[-1].error}" if trials else ""
+        raise SearchStopped(f"no trial succeeded{reason}")
+    return max(succeeded, key=lambda trial: trial.score)
+
+
+class Problem:
+    """Evaluates policies of one network under one budget; the only way to a trial.
+
+    A policy is scored once: asked again, in this process or from the journal of an earlier one,
+    its trial is answered at once. Strategies that are deterministic in their seed therefore
+    resume by running again.
+
+    Attributes:
+        targets: What can be pruned, in network order.
+        space: How many units each target may keep.
+        budget: The budget as given.
+        limits: The budget in absolute values, by resource.
+        dense_costs: Costs of the dense network, by resource.
+        model_hash: ``weights_hash`` of the dense network.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        pruner: Pruner,
+        scorer: Scorer,
+        budget: Budget | Mapping[str, Any],
+        cost_models: Mapping[Resource, CostModel],
+        *,
+        rounding: int = 8,
+        min_keep: float = 0.0,
+        journal: Journal | None = None,
+        on_trial: Callable[[Trial], None] | None = None,
+        max_failures: int = 3,
+    ) -> None:
+        """Checks that the budget can be met; scores nothing yet.
+
+        Args:
+            plan: Structure of the dense network.
+            pruner: Makes slim networks.
+            scorer: Scores them on held-out data.
+            budget: What they may cost (see ``Budget.parse``).
+            cost_models: What they do cost; all are reported, those in the budget limit.
+            rounding: Kept counts are multiples of this (see ``automl.fitting.step_for``).
+            min_keep: Least fraction of its units that every target keeps.
+            journal: Where trials are written and looked up; None keeps them in memory.
+            on_trial: Called after every new trial, those answered by the journal included.
+            max_failures: So many failed trials in a row stop the search.
+
+        Raises:
+            InputError: There is nothing to prune, or the budget is malformed or out of reach.
+            ValueError: ``max_failures`` is below 1.
+        """
+        if max_failures < 1:
+            raise ValueError(f"Problem.max_failures must be >= 1, got {max_failures}")
+        self.targets = tuple(plan.targets)
+        self.space = Space.of(self.targets, rounding, min_keep)
+        self.budget = Budget.parse(budget)
+        self.model_hash = pruner.model_hash
+        self._pruner, self._scorer = pruner, scorer
+        self._cost_models = dict(cost_models)
+        self.dense_costs = self.costs(self.space.units)
+        self.limits = self.budget.resolve(self.dense_costs)
+        self._constraints = Constraints(self._cost_models, self.limits)
+        self._constraints.require_reachable(self.space)
+        self._journal = journal
+        self._on_trial = on_trial
+        self._max_failures = max_failures
+        self._failures_in_a_row = 0
+        self._trials: dict[str, Trial] = {}
+        self._rows = _known_rows(journal, max_failures)
+
+    # ---- arithmetic
+
+    @property
+    def grids(self) -> tuple[Kept, ...]:
+        """The counts that each target may keep, ascending."""
+        return self.space.grids()
+
+    def costs(self, kept: Kept) -> dict[str, float]:
+        """All costs of one network by resource; kept counts of shape (targets,)."""
+        return {str(name): float(model(kept)) for name, model in self._cost_models.items()}
+
+    def within(self, kept: Kept) -> Bools:
+        """Whether the budget is met; batched, (..., targets) gives (...)."""
+        return self._constraints(kept)
+
+    def cost(self, policy: Policy) -> dict[str, float]:
+        """All costs of a policy by resource.
+
+        Raises:
+            InputError: The policy is of another network.
+        """
+        return self.costs(policy.kept(self.targets))
+
+    def fit(self, desired: ArrayLike) -> Kept:
+        """The largest kept counts within the budget towards a wish (see ``fitting.fit``)."""
+        return fit(desired, self.space, self._constraints)
+
+    def climb(self, when: Schedule) -> Kept:
+        """The largest kept counts within the budget in an order (see ``fitting.climb``)."""
+        return climb(when, self.space, self._constraints)
+
+    def policy(self, kept: Kept) -> Policy:
+        """The policy that keeps these counts, with the units that the pruner's criterion picks."""
+        return self._pruner.policy(kept)
+
+    # ---- trials
+
+    @cached_property
+    def dense(self) -> Measurement:
+        """The dense network's measurement, by the same road as every trial.
+
+        Raises:
+            InputError: It cannot be scored, so no pruned network can.
+        """
+        policy = self.policy(self.space.units.copy())
+        trial = self._measured(self._key(policy), policy, -1)
+        if trial.measurement is None:
+            raise InputError(f"the dense network cannot be scored: {trial.error}")
+        return trial.measurement
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All distinct policies that were asked for, in order."""
+        return tuple(self._trials.values())
+
+    def evaluate(self, policy: Policy, *, allow_over_budget: bool = False) -> Trial:
+        """Prunes and scores a policy, unless that was done before.
+
+        Args:
+            policy: What to try.
+            allow_over_budget: Accept a policy that breaks the budget, to learn from it.
+
+        Returns:
+            The trial, failed if pruning or scoring raised or the score is not a finite number.
+
+        Raises:
+            InputError: The policy is of another network or other weights.
+            ValueError: The policy is over budget.
+            SearchStopped: Too many trials in a row failed.
+        """
+        self._check(policy, allow_over_budget)
+        key = self._key(policy)
+        if key in self._trials:
+            return replace(self._trials[key], cached=True)
+        trial = self._measured(key, policy, len(self._trials))
+        self._trials[key] = trial
+        self._account(trial)
+        return trial
+
+    def evaluate_many(
+        self, policies: Sequence[Policy], *, allow_over_budget: bool = False
+    ) -> list[Trial]:
+        """Evaluates policies that do not depend on each other's results; see ``evaluate``.
+
+        All are checked before the first is scored.
+        """
+        for policy in policies:
+            self._check(policy, allow_over_budget)
+        return [self.evaluate(p, allow_over_budget=allow_over_budget) for p in policies]
+
+    def _check(self, policy: Policy, allow_over_budget: bool) -> None:
+        policy.check(self.targets, self.model_hash)
+        kept = policy.kept(self.targets)
+        if allow_over_budget or self.within(kept):
+            return
+        costs = self.costs(kept)
+        over = [f"{name} {costs[name]:,.6g} of {most:,.6g}" for name, most in self.limits.items()]
+        raise ValueError(f"Problem.evaluate: policy must be within budget, got {', '.join(over)}")
+
+    def _key(self, policy: Policy) -> str:
+        parts = (self.model_hash, self._pruner.fingerprint, self._scorer.fingerprint, policy.key)
+        return digest(*parts)
+
+    def _measured(self, key: str, policy: Policy, index: int) -> Trial:
+        """The trial of a policy: from the dense measurement, the journal, or by scoring it."""
+        trial = self._replayed(key, policy, index)
+        if trial is None:
+            trial = self._run(key, policy, index)
+            # A dense network that cannot be scored ends the search at once; journalled, it would
+            # do so even after the cause is gone.
+            if trial.status == "ok" or index >= 0:
+                self._write(key, trial)
+        return trial
+
+    def _replayed(self, key: str, policy: Policy, index: int) -> Trial | None:
+        row = self._rows.get(key)
+        if row is None:
+            return None
+        measurement = None
+        if row["status"] == "ok":
+            measurement = Measurement(row["score"], row["metrics"], self.cost(policy))
+        rest = (row["status"], row["error"], row["seconds"], row["time"])
+        return Trial(index, policy, measurement, *rest, cached=True)
+
+    def _run(self, key: str, policy: Policy, index: int) -> Trial:
+        started = time.perf_counter()
+        measurement, error = None, None
+        try:
+            with _own_random_numbers(key):
+                score, metrics = self._scorer(self._pruner.prune(policy))
+            measurement = _measurement(score, metrics, self.cost(policy))
+        except Exception as raised:
+            error = _one_line(raised)
+        seconds = round(time.perf_counter() - started, 6)
+        finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+        status: Status = "failed" if measurement is None else "ok"
+        return Trial(index, policy, measurement, status, error, seconds, finished)
+
+    def _write(self, key: str, trial: Trial) -> None:
+        row = {"key": key, **trial_row(trial)}
+        if self._journal is not None:
+            self._journal.append(row)
+        self._rows[key] = row
+
+    def _account(self, trial: Trial) -> None:
+        self._failures_in_a_row = 0 if trial.status == "ok" else self._failures_in_a_row + 1
+        if self._on_trial is not None:
+            self._on_trial(trial)
+        if self._failures_in_a_row >= self._max_failures:
+            raise SearchStopped(
+                f"{self._failures_in_a_row} trials in a row failed, the last with {trial.error}; "
+                "mend that, then resume"
+            )
+
+
+def trial_row(trial: Trial) -> Row:
+    """A trial as plain data, for journals and tables."""
+    found = trial.measurement
+    return {
+        "index": trial.index,
+        "status": trial.status,
+        "score": None if found is None else found.score,
+        "metrics": None if found is None else dict(found.metrics),
+        "costs": None if found is None else dict(found.costs),
+        "seconds": trial.seconds,
+        "time": trial.time,
+        "kept": [decision.kept for decision in trial.policy.decisions],
+        "policy": trial.policy.key,
+        "error": trial.error,
+    }
+
+
+def _known_rows(journal: Journal | None, max_failures: int) -> dict[str, Row]:
+    """What the journal answers, by key.
+
+    The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
+    and answered from the journal they would stop this run at the same place.
+    """
+    rows = [] if journal is None else list(journal)
+    last_ok = max((i for i, row in enumerate(rows) if row["status"] == "ok"), default=-1)
+    if len(rows) - 1 - last_ok >= max_failures:
+        rows = rows[: last_ok + 1]
+    return {row["key"]: row for row in rows}
+
+
+def _measurement(score: Any, metrics: Mapping[str, Any], costs: Mapping[str, float]) -> Measurement:
+    number = float(score)
+    if not math.isfinite(number):
+        raise ValueError(f"the score is {number}")
+    return Measurement(number, {str(name): float(v) for name, v in metrics.items()}, costs)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _own_random_numbers(key: str) -> Iterator[None]:
+    """Seeds the global generators from ``key`` for the block and puts them back afterwards.
+
+    So a trial depends on its policy alone, not on the trials before it, and a strategy that draws
+    from the same generators goes on alike whether its trials are scored or answered.
+    """
+    seed = int(key[:8], 16)
+    python, legacy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        with ExitStack() as stack:
+            _seed_torch(seed, stack)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def _seed_torch(seed: int, stack: ExitStack) -> None:
+    torch = sys.modules.get("torch")
+    if torch is None:  # nothing in this process draws from it
+        return
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()
+    devices = range(torch.cuda.device_count()) if started else []
+    stack.enter_context(torch.random.fork_rng(devices=devices))
+    torch.manual_seed(seed)
