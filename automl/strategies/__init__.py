@@ -1,0 +1,41 @@
+"""Strategies: searches for the policy that scores best, one per file.
+
+The registry is conf/strategy: one YAML per strategy with its class as ``_target_``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from automl.budget import did_you_mean
+from automl.paths import conf_dir
+from automl.types import InputError, Strategy
+
+
+def names() -> list[str]:
+    """The strategies that conf/strategy knows, in alphabetical order."""
+    return sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
+
+
+def load(name: str, **settings: Any) -> Strategy:
+    """The strategy that conf/strategy calls ``name``.
+
+    Args:
+        name: Name of the YAML file.
+        settings: Replace those in the file.
+
+    Raises:
+        InputError: There is no such strategy, or it does not take these settings.
+    """
+    if name not in names():
+        raise InputError(f"no strategy is called {name!r}; {did_you_mean(name, names())}")
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(conf_dir() / "strategy" / f"{name}.yaml")
+    for setting in settings:
+        if setting not in config:
+            hint = did_you_mean(setting, [str(key) for key in config if key != "_target_"])
+            raise InputError(f"strategy {name!r} has no setting {setting!r}; {hint}")
+    strategy: Strategy = instantiate(config, **settings)
+    return strategy
