@@ -1,0 +1,184 @@
+"""From a name to a network: dotted paths, torchvision and timm."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from automl.types import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A network from a factory, and what the factory knows of its input.
+
+    Attributes:
+        model: The network.
+        name: Short name, for tables and folders.
+        input_shape: (channels, height, width), or None where the factory does not say.
+        mean: Per channel mean its weights expect of images in [0, 1], or None.
+        std: Per channel standard deviation likewise, or None.
+    """
+
+    model: nn.Module
+    name: str
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def build(factory: str, kwargs: Mapping[str, Any]) -> Built:
+    """Builds the network that ``factory`` names.
+
+    Args:
+        factory: ``torchvision:NAME``, ``timm:NAME`` or a dotted path (``pkg.mod.func`` or
+            ``pkg.mod:func``; modules in the current folder are found too).
+        kwargs: Passed to the factory.
+
+    Raises:
+        InputError: Unknown name (with the nearest), unimportable module, refused arguments, or a
+            factory that does not return a module.
+    """
+    source, _, name = factory.partition(":")
+    if source == "torchvision":
+        return _from_torchvision(name, kwargs)
+    if source == "timm":
+        return _from_timm(name, kwargs)
+    function = _import_dotted(factory)
+    if not callable(function):
+        raise InputError(f"model.factory {factory} must be callable, got {type(function).__name__}")
+    return Built(_call(factory, function, kwargs), _short_name(factory))
+
+
+def _from_torchvision(name: str, kwargs: Mapping[str, Any]) -> Built:
+    models = _import_vision("torchvision").models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    kwargs = dict(kwargs)
+    if name in ("googlenet", "inception_v3") and kwargs.get("weights") is None:
+        # Left unset it warns of a default that will change; said, it stays as it is.
+        kwargs.setdefault("init_weights", True)
+    model = _call(f"torchvision:{name}", models.get_model_builder(name), kwargs)
+    side = 299 if name == "inception_v3" else 224
+    return Built(model, name, (3, side, side))
+
+
+def _from_timm(name: str, kwargs: Mapping[str, Any]) -> Built:
+    timm = _import_vision("timm")
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise _unknown("timm", name, timm.list_models())
+
+    def create(**arguments: Any) -> Any:
+        try:
+            return timm.create_model(name, **arguments)
+        except RuntimeError as error:  # how timm refuses the tag behind a name's dot
+            raise ValueError(str(error)) from error
+
+    model = _call(f"timm:{name}", create, kwargs)
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    shape, mean, std = (config.get(key) for key in ("input_size", "mean", "std"))
+    return Built(
+        model,
+        architecture,
+        tuple(shape) if shape else None,
+        tuple(mean) if mean else None,
+        tuple(std) if std else None,
+    )
+
+
+def _import_vision(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in (package, "torchvision"):
+            raise InputError(
+                f"model.factory={package}:NAME needs {error.name}: pip install {error.name}"
+            ) from error
+        raise
+    except RuntimeError as error:
+        # A torchvision built for another torch cannot register its operators.
+        if "torchvision::" not in str(error):
+            raise
+        raise InputError(
+            f"{package} does not load because torchvision and torch do not match "
+            f"({str(error).splitlines()[0]}): install a matching pair from one index, "
+            "pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def _import_dotted(factory: str) -> Any:
+    module_path, _, attribute = (
+        factory.partition(":") if ":" in factory else factory.rpartition(".")
+    )
+    if not module_path or not attribute:
+        raise InputError(
+            "model.factory must be torchvision:NAME, timm:NAME or a dotted path such as "
+            f"package.module.function, got '{factory}'"
+        )
+    module = _import_module(module_path, factory)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        near = _nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+        raise InputError(f"model.factory: {module_path} has no '{attribute}'{near}") from None
+
+
+def _import_module(module_path: str, factory: str) -> ModuleType:
+    # Console scripts, unlike `python -m`, do not look in the current folder.
+    top = module_path.partition(".")[0]
+    here = Path.cwd()
+    if str(here) not in sys.path and ((here / top).is_dir() or (here / f"{top}.py").is_file()):
+        sys.path.append(str(here))
+        importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_path
+        if not f"{module_path}.".startswith(f"{missing}."):
+            hint = f"{module_path} needs {missing}, which is not installed"
+        else:
+            hint = f"there is no module {missing}; check the spelling or install its package"
+        raise InputError(f"model.factory {factory} cannot be imported: {hint}") from error
+    except (TypeError, ValueError) as error:
+        # import_module's own complaints about names such as "..x".
+        raise InputError(f"model.factory {factory} cannot be imported: {error}") from error
+
+
+def _call(factory: str, function: Any, kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        inspect.signature(function).bind(**kwargs)
+        model = function(**kwargs)
+    except (TypeError, ValueError, KeyError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"model.factory {factory} does not take model.kwargs {dict(kwargs)}: {first}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model.factory {factory} must return a torch.nn.Module, got {type(model).__name__}"
+        )
+    return model
+
+
+def _short_name(factory: str) -> str:
+    return factory.replace(":", ".").rpartition(".")[2]
+
+
+def _unknown(source: str, name: str, known: Iterable[str]) -> InputError:
+    return InputError(f"{source} has no model '{name}'{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"; the nearest is '{near[0]}'" if near else ""

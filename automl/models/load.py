@@ -1,0 +1,114 @@
+"""One call from a name in a config to a network that is ready to be traced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automl.models.checkpoint import load_checkpoint, resolve_checkpoint
+from automl.models.factory import build
+from automl.types import InputError
+
+#: Examples in ``example_inputs``; two, so that tracing tells the batch from a size that is 1.
+EXAMPLE_BATCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network and all that is needed to load it again.
+
+    Attributes:
+        model: The network, in eval mode, on the CPU.
+        example_inputs: What its forward takes: one float32 tensor of shape (2, *input_shape).
+        name: Short name, for tables and folders.
+        factory: What built it (see :func:`load_model`).
+        kwargs: Arguments of the factory.
+        checkpoint: Path of the weights, None where they are as the factory made them.
+        input_shape: (channels, height, width) of one example.
+        mean: Per channel mean its weights expect of images in [0, 1]; None where only the data
+            set knows.
+        std: Per channel standard deviation likewise.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[Tensor, ...]
+    name: str
+    factory: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    input_shape: tuple[int, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def load_model(
+    factory: str,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    input_shape: Sequence[int] | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Builds a network and loads its weights.
+
+    Args:
+        factory: ``torchvision:NAME``, ``timm:NAME`` or a dotted path to a function or class
+            (``automl.models.cifar.resnet20``, ``mypackage.nets:small``).
+        kwargs: Arguments of the factory.
+        checkpoint: Weights to load (see :func:`~automl.models.checkpoint.load_checkpoint`;
+            ``package:`` and ``data:`` paths are resolved); None leaves the factory's.
+        input_shape: (channels, height, width) of one example; torchvision and timm know theirs.
+        seed: Of the initial weights and the example inputs; the caller's random state is kept.
+
+    Raises:
+        InputError: Anything of the above that does not name, fit or load; one line says what.
+    """
+    if not isinstance(factory, str) or not factory:
+        raise InputError(
+            "model.factory must be torchvision:NAME, timm:NAME or a dotted path, for example "
+            f"model.factory=torchvision:resnet18, got {factory!r}"
+        )
+    kwargs = dict(kwargs or {})
+    path = resolve_checkpoint(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = build(factory, kwargs)
+        shape = _input_shape(factory, input_shape, built.input_shape)
+        example = torch.randn(EXAMPLE_BATCH, *shape)
+    if path is not None:
+        load_checkpoint(built.model, path)
+    return LoadedModel(
+        model=built.model.eval(),
+        example_inputs=(example,),
+        name=built.name,
+        factory=factory,
+        kwargs=kwargs,
+        checkpoint=None if path is None else str(path),
+        input_shape=shape,
+        mean=built.mean,
+        std=built.std,
+    )
+
+
+def _input_shape(
+    factory: str, given: Sequence[int] | None, known: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    if given is None:
+        if known is None:
+            raise InputError(
+                f"model.input_shape must be given for {factory}, as [channels, height, width], "
+                "for example model.input_shape=[3,32,32]"
+            )
+        return known
+    shape = tuple(given)
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise InputError(
+            "model.input_shape must be positive whole numbers [channels, height, width], "
+            f"got {list(given)}"
+        )
+    return shape
