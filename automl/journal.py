@@ -87,7 +87,7 @@ class Journal:
         """The last row written under ``key``."""
         return self._by_key.get(key)
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Mapping[str, Any], /) -> None:
         """Writes a row and returns once it is on the disk.
 
         Args:

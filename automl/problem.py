@@ -7,24 +7,21 @@ and its cache, failures, repeatable random numbers, progress. Nothing here impor
 from __future__ import annotations
 
 import math
-import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from automl.budget import Budget
 from automl.fitting import Bools, Constraints, Schedule, Space, climb, fit
 from automl.hashing import digest
-from automl.journal import Journal, Row
+from automl.journal import Row
 from automl.policy import Policy
+from automl.seeding import own_random_numbers
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
 
 Status = Literal["ok", "failed"]
@@ -41,16 +38,29 @@ class Plan(Protocol):
 class Pruner(Protocol):
     """Turns kept counts into networks; ``automl.pruning.pruner.Pruner``."""
 
-    #: Identifies criterion, reconstruction and calibration; part of the journal's key.
-    fingerprint: str
-    #: ``weights_hash`` of the dense network.
-    model_hash: str
+    @property
+    def fingerprint(self) -> str:
+        """Identifies criterion, reconstruction and calibration; part of the journal's key."""
+
+    @property
+    def model_hash(self) -> str:
+        """``weights_hash`` of the dense network."""
 
     def policy(self, kept: Kept) -> Policy:
         """Chooses which units to keep."""
 
     def prune(self, policy: Policy) -> Any:
         """The slim, repaired network."""
+
+
+class TrialLog(Protocol):
+    """Where finished trials are written; ``automl.journal.Journal``, or a list to forget them."""
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows in the order written."""
+
+    def append(self, row: Row, /) -> None:
+        """Writes a row."""
 
 
 class SearchStopped(RuntimeError):
@@ -127,7 +137,7 @@ class Problem:
         *,
         rounding: int = 8,
         min_keep: float = 0.0,
-        journal: Journal | None = None,
+        journal: TrialLog | None = None,
         on_trial: Callable[[Trial], None] | None = None,
         max_failures: int = 3,
     ) -> None:
@@ -296,7 +306,7 @@ class Problem:
         started = time.perf_counter()
         measurement, error = None, None
         try:
-            with _own_random_numbers(key):
+            with own_random_numbers(key):
                 score, metrics = self._scorer(self._pruner.prune(policy))
             measurement = _measurement(score, metrics, self.cost(policy))
         except Exception as raised:
@@ -340,7 +350,7 @@ def trial_row(trial: Trial) -> Row:
     }
 
 
-def _known_rows(journal: Journal | None, max_failures: int) -> dict[str, Row]:
+def _known_rows(journal: TrialLog | None, max_failures: int) -> dict[str, Row]:
     """What the journal answers, by key.
 
     The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
@@ -363,33 +373,3 @@ def _measurement(score: Any, metrics: Mapping[str, Any], costs: Mapping[str, flo
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@contextmanager
-def _own_random_numbers(key: str) -> Iterator[None]:
-    """Seeds the global generators from ``key`` for the block and puts them back afterwards.
-
-    So a trial depends on its policy alone, not on the trials before it, and a strategy that draws
-    from the same generators goes on alike whether its trials are scored or answered.
-    """
-    seed = int(key[:8], 16)
-    python, legacy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        with ExitStack() as stack:
-            _seed_torch(seed, stack)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-
-
-def _seed_torch(seed: int, stack: ExitStack) -> None:
-    torch = sys.modules.get("torch")
-    if torch is None:  # nothing in this process draws from it
-        return
-    started = torch.cuda.is_available() and torch.cuda.is_initialized()
-    devices = range(torch.cuda.device_count()) if started else []
-    stack.enter_context(torch.random.fork_rng(devices=devices))
-    torch.manual_seed(seed)
