@@ -1,0 +1,336 @@
+"""``automl.Searcher``: from a model and a way to score it to a pruned network, in five lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from automl.budget import Budget
+from automl.cost import standard_costs
+from automl.environment import environment
+from automl.graph.trace import trace
+from automl.journal import Journal, Row, frame
+from automl.paths import atomic_write
+from automl.policy import Policy
+from automl.problem import Problem, Trial, TrialLog, best, trial_row
+from automl.pruning.pruner import Pruner
+from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
+from automl.scoring import UserScorer
+from automl.seeding import own_random_numbers
+from automl.strategies import load
+from automl.types import (
+    CostModel,
+    InputError,
+    Measurement,
+    Resource,
+    Scorer,
+    SearchResult,
+    Strategy,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
+Finetune = Callable[[nn.Module], nn.Module | None]
+
+#: What ``SearchRun.export`` can write.
+FORMATS = ("safetensors",)
+
+
+class Searcher:
+    """Searches how much to prune from every layer of a network.
+
+    Example:
+        >>> searcher = Searcher(model, example_inputs, evaluate, budget={"macs": 0.5})
+        >>> run = searcher.search(trials=200, seed=0)
+        >>> run.compare("uniform")
+        >>> small = run.apply()
+
+    Attributes:
+        trace: The network's structure.
+        pruner: Makes slim networks.
+        scorer: Scores them.
+        budget: What they may cost.
+        strategy: Chooses which to try.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | Sequence[Any],
+        evaluate: Evaluate | Scorer,
+        *,
+        budget: Budget | Mapping[str, Any],
+        strategy: str | Strategy = "random",
+        run_dir: str | os.PathLike[str] | None = None,
+        finetune: Finetune | None = None,
+        calibration: Tensor | None = None,
+        criterion: str = "l1",
+        rounding: int = 8,
+        min_keep: float = 0.0,
+        exclude: Sequence[str] = (),
+        score_key: str | None = None,
+        costs: Mapping[Resource, CostModel] | None = None,
+        max_failures: int = 3,
+        on_trial: Callable[[Trial], None] | None = None,
+    ) -> None:
+        """Traces the network and checks everything that can be checked without scoring.
+
+        Args:
+            model: The dense network; it is put in eval mode, its weights are not touched.
+            example_inputs: A tensor or the arguments of ``forward``, first dimension the batch.
+            evaluate: ``evaluate(model) -> float | {name: float}`` on held-out data, higher is
+                better; or a scorer, such as ``automl.scoring.ClassifierScorer``.
+            budget: What the result may cost, such as ``{"macs": 0.5}`` (see ``Budget.parse``).
+            strategy: A name from conf/strategy, or an object that searches.
+            run_dir: Where trials, policy and tables are written, and from where a search that
+                was cut goes on; None keeps them in memory.
+            finetune: ``finetune(model)`` trains the final network in place, or returns it.
+            calibration: Unlabelled training inputs, shape (images, ...), on which layers that
+                read pruned channels are fitted anew; None leaves them as they are.
+            criterion: Which units go first: ``l1`` or ``l2``.
+            rounding: Kept counts are multiples of this where targets are large enough.
+            min_keep: Least fraction of its units that every target keeps.
+            exclude: Shell patterns of layers to leave alone.
+            score_key: The score among what ``evaluate`` returns; by default ``"score"``.
+            costs: More cost models, for resources besides macs, params and size_bytes.
+            max_failures: So many failed trials in a row stop the search.
+            on_trial: Called after every trial, for progress.
+
+        Raises:
+            InputError: The network cannot be traced, the budget cannot be met, or an argument is
+                malformed.
+        """
+        self.trace = trace(model, example_inputs, exclude=tuple(exclude))
+        self.pruner = Pruner(self.trace, criterion=criterion, calibration=calibration)
+        self.scorer = _scorer(evaluate, score_key)
+        self.budget = Budget.parse(budget)
+        self.strategy = load(strategy) if isinstance(strategy, str) else strategy
+        self._costs = {**standard_costs(self.trace.plan), **(costs or {})}
+        self._settings: dict[str, Any] = {"rounding": rounding, "min_keep": min_keep}
+        self._max_failures = max_failures
+        self._exclude = tuple(exclude)
+        self._finetune = finetune
+        self._on_trial = on_trial
+        self._folder = None if run_dir is None else RunFolder(Path(run_dir))
+        self._log: list[Row] = []
+        self._make_problem(None)
+
+    def search(self, trials: int = 200, seed: int = 0) -> SearchRun:
+        """Searches, or goes on with the search that the run folder holds.
+
+        Args:
+            trials: How many policies to try at most.
+            seed: Of the strategy.
+
+        Returns:
+            What was found; in the run folder, the policy and the table of trials are written.
+
+        Raises:
+            InputError: The dense network cannot be scored, an argument is out of range, or the
+                run folder holds another search or is in use.
+            SearchStopped: Too many trials in a row failed.
+        """
+        for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be an integer >= {least}, got {value!r}")
+        if self._folder is None:
+            problem = self._make_problem(self._log, self._on_trial)
+            return self._run(problem, trials, seed)
+        with self._folder.lock():
+            self._folder.start(self._identity(seed), environment)
+            with Journal(self._folder.file(JOURNAL)) as journal:
+                run = self._run(self._make_problem(journal, self._on_trial), trials, seed)
+                journal.write_parquet(self._folder.file(TRIALS))
+            run.policy.save(self._folder.file(POLICY))
+        return run
+
+    def _run(self, problem: Problem, trials: int, seed: int) -> SearchRun:
+        dense = problem.dense  # first: where it cannot be scored, nothing can
+        result = self.strategy.search(problem, trials, seed)
+        return SearchRun(self, result, dense, trials, seed)
+
+    @contextmanager
+    def problem(self) -> Iterator[Problem]:
+        """The problem, with everything scored so far; holds the run folder's lock."""
+        if self._folder is None:
+            yield self._make_problem(self._log)
+            return
+        with Journal(self._folder.file(JOURNAL)) as journal:
+            yield self._make_problem(journal)
+
+    def finished(self, policy: Policy) -> nn.Module:
+        """The network of a policy: pruned, repaired and, where asked for, fine-tuned."""
+        network = self.pruner.prune(policy)
+        if self._finetune is None:
+            return network
+        with own_random_numbers(policy.key):
+            tuned = self._finetune(network)
+        return network if tuned is None else tuned
+
+    def _make_problem(
+        self, log: TrialLog | None, on_trial: Callable[[Trial], None] | None = None
+    ) -> Problem:
+        return Problem(
+            self.trace.plan,
+            self.pruner,
+            self.scorer,
+            self.budget,
+            self._costs,
+            journal=log,
+            on_trial=on_trial,
+            max_failures=self._max_failures,
+            **self._settings,
+        )
+
+    def _identity(self, seed: int) -> dict[str, Any]:
+        """What makes two searches the same one, as plain data."""
+        return {
+            "started_by": "automl.Searcher",
+            "model": self.pruner.model_hash,
+            "pruner": self.pruner.fingerprint,
+            "scorer": self.scorer.fingerprint,
+            "budget": self.budget.to_dict(),
+            "strategy": _describe(self.strategy),
+            "exclude": list(self._exclude),
+            **self._settings,
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class SearchRun:
+    """What a search found.
+
+    Attributes:
+        searcher: What searched.
+        result: What the strategy returned.
+        dense: The dense network's measurement.
+        asked: How many trials were asked for.
+        seed: Of the strategy.
+    """
+
+    searcher: Searcher
+    result: SearchResult
+    dense: Measurement
+    asked: int
+    seed: int
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that was chosen."""
+        policy: Policy = self.result.policy
+        return policy
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Every trial in order: score, metrics, costs, kept counts, seconds, errors."""
+        return frame(trial_row(trial) for trial in self.result.trials)
+
+    def compare(self, *strategies: str | Strategy) -> pd.DataFrame:
+        """The dense network, what other strategies find with as many trials, and what was found.
+
+        Args:
+            strategies: Names from conf/strategy, or strategies; ``"uniform"`` if none is given.
+
+        Returns:
+            One row each, by name: score, metrics and costs, all before fine-tuning.
+        """
+        rows = {"dense": self.dense}
+        with self.searcher.problem() as problem:
+            for strategy in strategies or ("uniform",):
+                other = load(strategy) if isinstance(strategy, str) else strategy
+                name = strategy if isinstance(strategy, str) else type(strategy).__name__
+                found = other.search(problem, self.asked, self.seed)
+                rows[name] = _measured(problem, found.policy)
+            rows["found"] = _measured(problem, self.policy)
+        fields = ({"score": m.score, "metrics": m.metrics, "costs": m.costs} for m in rows.values())
+        return frame(fields).set_axis(list(rows), axis="index")
+
+    def apply(self) -> nn.Module:
+        """The pruned network: slim, repaired and, where the searcher was told how, fine-tuned.
+
+        It is made once; further calls return the same module.
+        """
+        return self._network
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return self.searcher.finished(self.policy)
+
+    def export(self, path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[Path]:
+        """Writes the pruned network (see ``apply``) with its policy and plan.
+
+        Args:
+            path: Directory, created where it does not exist.
+            formats: Names from ``FORMATS``. ``safetensors`` is the slim network's state.
+
+        Returns:
+            The files written.
+
+        Raises:
+            InputError: A format is unknown, or the directory cannot be written or holds files
+                of these names.
+        """
+        formats = [formats] if isinstance(formats, str) else list(formats)
+        for name in formats:
+            if name not in FORMATS:
+                raise InputError(
+                    f"cannot export as {name!r}; known formats are {', '.join(FORMATS)}"
+                )
+        folder = Path(path)
+        files = [folder / name for name in (POLICY, PLAN, WEIGHTS)]
+        for file in files:
+            if file.exists():
+                raise InputError(f"{str(file)!r} exists; choose another folder to export to")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.policy.save(files[0])
+            atomic_write(files[1], self.searcher.trace.plan.to_json())
+            _save_weights(self.apply(), files[2])
+        except OSError as error:
+            raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
+        return files
+
+
+def _scorer(evaluate: Evaluate | Scorer, score_key: str | None) -> Scorer:
+    if hasattr(evaluate, "fingerprint"):
+        return cast(Scorer, evaluate)
+    return UserScorer(evaluate, score_key)
+
+
+def _describe(strategy: Strategy) -> dict[str, Any]:
+    """Class and settings, as plain data."""
+    kind = type(strategy)
+    settings = {
+        name: value
+        for name, value in vars(strategy).items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+    }
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings}
+
+
+def _measured(problem: Problem, policy: Policy) -> Measurement:
+    trial = best([problem.evaluate(policy)])
+    assert trial.measurement is not None  # best() returns no failed trial
+    return trial.measurement
+
+
+def _save_weights(network: nn.Module, path: Path) -> None:
+    """Writes the network's state as safetensors, whole or not at all."""
+    from safetensors.torch import save_model
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_model(network, str(partial))  # it knows how to store shared tensors once
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,296 @@
+import json
+import math
+import warnings
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_model
+from torch import nn
+
+from automl.graph.trace import trace
+from automl.hashing import weights_hash
+from automl.plan import IndexPlan
+from automl.policy import Policy
+from automl.problem import SearchStopped
+from automl.searcher import Searcher
+from automl.strategies.random import Random
+from automl.types import InputError
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(x + self.conv2(torch.relu(self.bn(self.conv1(x)))))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    stem, down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)]
+    return nn.Sequential(stem, Block(8), down, Block(16), *head).eval()
+
+
+IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    OUTPUTS = network()(IMAGES)
+
+
+class Evaluate:
+    """Minus the squared distance to the dense outputs; counts calls, fails when told to."""
+
+    def __init__(self, faults=None) -> None:
+        self.calls = 0
+        self.faults = faults or {}
+
+    def __call__(self, model) -> float:
+        self.calls += 1
+        fault = self.faults.get(self.calls - 1)
+        if isinstance(fault, BaseException):
+            raise fault
+        if fault is not None:
+            return fault
+        with torch.no_grad():
+            return -float((model(IMAGES) - OUTPUTS).square().mean())
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """The network is always the same, and tracing is what would take most of the time here."""
+
+    def traced(model, example_inputs, exclude=()):
+        same = weights_hash(model) == weights_hash(network())
+        return _trace(exclude) if same else trace(model, example_inputs)
+
+    monkeypatch.setattr("automl.searcher.trace", traced)
+
+
+@cache
+def _trace(exclude):
+    return trace(network(), IMAGES[:2], exclude=exclude)
+
+
+def searcher(evaluate=None, **settings) -> Searcher:
+    settings = {"budget": {"macs": 0.5}, **settings}
+    return Searcher(network(), IMAGES[:2], evaluate or Evaluate(), **settings)
+
+
+def test_a_search_finds_a_policy_within_the_budget_that_beats_or_equals_uniform():
+    run = searcher(calibration=IMAGES).search(trials=30, seed=0)
+    table = run.compare("uniform")
+    assert table.index.tolist() == ["dense", "uniform", "found"]
+    assert np.all(table.macs[["uniform", "found"]] <= 0.5 * table.macs["dense"])
+    assert table.score["dense"] == 0 and table.score["found"] >= table.score["uniform"]
+    assert len(run.trials) <= 30 and run.trials.score.max() == table.score["found"]
+    assert run.dense.score == 0
+    assert {"score", "macs", "params", "kept", "seconds", "status"} <= set(run.trials.columns)
+
+
+def test_the_network_applied_costs_what_the_policy_says():
+    run = searcher(rounding=1).search(trials=3, seed=1)
+    small = run.apply()
+    retraced = trace(small, IMAGES[:2])
+    found = run.compare().loc["found"]
+    assert (retraced.macs, retraced.params) == (found.macs, found.params)
+    assert small is run.apply() and small(IMAGES).shape == OUTPUTS.shape
+
+
+def test_the_dense_network_is_left_as_it_was():
+    model = network()
+    with torch.no_grad():
+        model[-1].bias.fill_(1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Searcher(model, IMAGES[:2], Evaluate(), budget={"macs": 0.5}, calibration=IMAGES).search(3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_second_search_of_the_same_searcher_answers_from_the_first():
+    evaluate = Evaluate()
+    one = searcher(evaluate)
+    first = one.search(trials=6, seed=0)
+    scored = evaluate.calls
+    again = one.search(trials=6, seed=0)
+    assert again.policy == first.policy and evaluate.calls == scored
+
+
+def test_a_run_folder_holds_journal_table_policy_and_settings(tmp_path):
+    run = searcher(run_dir=tmp_path / "run").search(trials=4, seed=0)
+    names = {path.name for path in (tmp_path / "run").iterdir() if not path.name.endswith(".lock")}
+    assert names == {
+        "config.yaml", "environment.json", "policy.json", "trials.jsonl", "trials.parquet"
+    }  # fmt: skip
+    assert Policy.load(tmp_path / "run" / "policy.json") == run.policy
+    table = pd.read_parquet(tmp_path / "run" / "trials.parquet")
+    assert table["index"].tolist() == [-1, *run.trials["index"]]
+
+
+@pytest.mark.parametrize("cut_after", [1, 4])
+def test_a_search_that_is_cut_goes_on_to_the_same_bytes(tmp_path, cut_after):
+    searcher(run_dir=tmp_path / "whole").search(trials=8, seed=0)
+    cut = Evaluate(faults={cut_after: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        searcher(cut, run_dir=tmp_path / "cut").search(trials=8, seed=0)
+    rest = Evaluate()
+    searcher(rest, run_dir=tmp_path / "cut").search(trials=8, seed=0)
+    expected, found = ((tmp_path / name / "policy.json").read_bytes() for name in ("whole", "cut"))
+    assert found == expected
+    assert cut.calls - 1 + rest.calls == 9  # the dense network and eight trials
+
+
+def test_a_finished_search_can_be_extended(tmp_path):
+    searcher(run_dir=tmp_path).search(trials=4, seed=0)
+    evaluate = Evaluate()
+    run = searcher(evaluate, run_dir=tmp_path).search(trials=6, seed=0)
+    assert len(run.trials) == 6 and evaluate.calls == 2
+    assert run.trials.score.tolist() == searcher().search(trials=6, seed=0).trials.score.tolist()
+
+
+def test_comparing_goes_through_the_run_folder_too(tmp_path):
+    run = searcher(run_dir=tmp_path).search(trials=3, seed=0)
+    evaluate = Evaluate()
+    first = run.compare("uniform", Random(spread=0.5))
+    again = searcher(evaluate, run_dir=tmp_path).search(trials=3, seed=0).compare("uniform")
+    assert first.index.tolist() == ["dense", "uniform", "Random", "found"]
+    assert again.loc["uniform"].equals(first.loc["uniform"]) and evaluate.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": {"macs": 0.4}}, "budget.macs.fraction: 0.5 there, 0.4 here"),
+        ({"strategy": "uniform"}, "strategy.class"),
+        ({"strategy": Random(spread=2.0)}, "strategy.spread: 1.0 there, 2.0 here"),
+        ({"criterion": "l2"}, "pruner: "),
+        ({"rounding": 4}, "rounding: 8 there, 4 here"),
+        ({"exclude": ["0"]}, "exclude"),
+    ],
+)
+def test_a_folder_of_another_search_is_refused_and_left_alone(tmp_path, changed, message):
+    searcher(run_dir=tmp_path).search(trials=2, seed=0)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=f"holds another run .*{message}"):
+        searcher(run_dir=tmp_path, **changed).search(trials=2, seed=0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_be_scored_is_bad_input_and_leaves_no_trial():
+    for fault in (math.nan, RuntimeError("no data")):
+        with pytest.raises(InputError, match=r"the dense network cannot be scored: .*Error"):
+            searcher(Evaluate(faults={0: fault})).search(trials=3)
+
+
+def test_failing_trials_are_in_the_table_and_three_in_a_row_stop(tmp_path):
+    run = searcher(Evaluate(faults={2: math.nan})).search(trials=4, seed=0)
+    assert run.trials.status.tolist() == ["ok", "failed", "ok", "ok"]
+    faults = dict.fromkeys(range(1, 9), math.nan)
+    with pytest.raises(SearchStopped, match="3 trials in a row failed"):
+        searcher(Evaluate(faults=faults), run_dir=tmp_path).search(trials=8)
+    assert len(searcher(run_dir=tmp_path).search(trials=8).trials) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": {"macs": 0.001}}, "macs .* is below the least reachable"),
+        ({"budget": {"mcas": 0.5}}, "did you mean 'macs'"),
+        ({"strategy": "randon"}, "did you mean 'random'"),
+        ({"exclude": ["nothing*"]}, "matches no layer"),
+        ({"rounding": 0}, "rounding must be >= 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_scored(settings, message):
+    evaluate = Evaluate()
+    with pytest.raises(InputError, match=message):
+        searcher(evaluate, **settings)
+    assert evaluate.calls == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"trials": 0}, {"trials": 1.5}, {"seed": -1}, {"seed": True}]
+)
+def test_bad_trials_and_seeds_are_refused(arguments):
+    with pytest.raises(InputError, match=f"{next(iter(arguments))} must be an integer >= "):
+        searcher().search(**arguments)
+
+
+def test_metrics_of_a_mapping_are_columns_and_the_score_is_named():
+    def evaluate(model):
+        return {"top1": 0.5, "cost": float(sum(p.numel() for p in model.parameters()))}
+
+    run = searcher(evaluate, score_key="cost").search(trials=5)
+    assert run.trials.top1.tolist() == [0.5] * 5
+    assert run.trials.score.tolist() == run.trials.cost.tolist() == run.trials.params.tolist()
+
+
+def test_several_budgets_hold_at_once():
+    run = searcher(budget={"macs": 0.8, "params": 0.4}).search(trials=5)
+    dense, found = (run.compare().loc[name] for name in ("dense", "found"))
+    assert found.macs <= 0.8 * dense.macs and found.params <= 0.4 * dense.params
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_the_final_network_is_fine_tuned_once_in_place_or_not(returns):
+    tuned = []
+
+    def finetune(model):
+        with torch.no_grad():
+            model[-1].bias.fill_(torch.rand(()).item())
+        tuned.append(model)
+        return nn.Sequential(model) if returns else None
+
+    torch.manual_seed(5)
+    run = searcher(finetune=finetune).search(trials=2)
+    assert tuned == []
+    small = run.apply()
+    assert run.apply() is small and len(tuned) == 1
+    assert isinstance(small[0], nn.Sequential) == returns
+    torch.manual_seed(6)
+    searcher(finetune=finetune).search(trials=2).apply()
+    assert torch.equal(tuned[0][-1].bias, tuned[1][-1].bias)  # its random numbers are its own
+
+
+def test_an_export_can_be_loaded_into_the_plan_of_the_dense_network(tmp_path):
+    run = searcher(calibration=IMAGES).search(trials=3)
+    files = run.export(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in files)
+    policy = Policy.load(tmp_path / "out" / "policy.json")
+    plan = IndexPlan.from_json((tmp_path / "out" / "plan.json").read_text())
+    policy.check(plan.targets)
+    again = searcher().pruner.prune(policy)
+    load_model(again, tmp_path / "out" / "model.safetensors")
+    assert torch.equal(again(IMAGES), run.apply()(IMAGES))
+
+
+def test_an_export_writes_over_nothing_and_names_what_it_knows(tmp_path):
+    run = searcher().search(trials=2)
+    with pytest.raises(
+        InputError, match="cannot export as 'tflite'; known formats are safetensors"
+    ):
+        run.export(tmp_path / "out", formats=["safetensors", "tflite"])
+    assert not (tmp_path / "out").exists()
+    run.export(tmp_path / "out", formats="safetensors")
+    with pytest.raises(InputError, match=r"policy.json' exists; choose another folder"):
+        run.export(tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"):
+        run.export(tmp_path / "file")
+
+
+def test_trials_are_reported_as_they_finish():
+    seen = []
+    run = searcher(on_trial=seen.append).search(trials=4)
+    assert [trial.index for trial in seen] == run.trials["index"].tolist() == [0, 1, 2, 3]
+
+
+def test_nothing_in_a_search_warns_and_policies_are_plain_json():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = searcher(calibration=IMAGES).search(trials=2)
+    assert json.loads(run.policy.to_json())["model_hash"] == run.searcher.pruner.model_hash
