@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from automl.graph.rebuild import build_graph_module
 from automl.plan import IndexPlan
-from automl.types import InputError
+from automl.types import InputError, Kept
 
 #: Which units of each target stay, ascending; one sequence per target.
 KeptUnits = Sequence[Sequence[int]]
@@ -74,8 +74,15 @@ class Materialiser:
         Raises:
             InputError: If a target would be empty or an index is out of range.
         """
-        kept = self._counts(kept_units)
-        module = self._clone(kept_units)
+        return self.finish(self._clone(kept_units), self._counts(kept_units))
+
+    def finish(self, module: nn.Module, kept: Kept) -> nn.Module:
+        """The form a slim network has to have: ``module`` itself or a graph module on it.
+
+        Args:
+            module: A slim network from :meth:`module_form`.
+            kept: Its kept counts, shape (targets,).
+        """
         if self._plan.needs_graph_form(kept):
             return build_graph_module(module, self._plan, kept)
         return module
@@ -88,9 +95,10 @@ class Materialiser:
 
     def module_form(self, kept_units: KeptUnits) -> nn.Module:
         """The slim network in the user's own classes, whether or not that is right."""
+        self._counts(kept_units)
         return self._clone(kept_units)
 
-    def _counts(self, kept_units: KeptUnits) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _counts(self, kept_units: KeptUnits) -> Kept:
         targets = self._plan.targets
         if len(kept_units) != len(targets):
             raise InputError(f"expected units for {len(targets)} targets, got {len(kept_units)}")

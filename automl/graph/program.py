@@ -278,25 +278,25 @@ def _without_dead_code(program: list[Instruction]) -> tuple[Instruction, ...]:
         if (
             instruction.op in ("placeholder", "output")
             or instruction.name in used
-            or _mutates(instruction)
+            or mutates(instruction)
         ):
-            used.update(_references([instruction.args, instruction.kwargs]))
+            used.update(references([instruction.args, instruction.kwargs]))
             kept.append(instruction)
     return tuple(reversed(kept))
 
 
-def _mutates(instruction: Instruction) -> bool:
+def mutates(instruction: Instruction) -> bool:
     if instruction.op != "call_function" or ":" in instruction.target:
         return False
     return bool(find_target(instruction.target)._schema.is_mutable)  # type: ignore[attr-defined]
 
 
-def _references(value: Any) -> set[str]:
+def references(value: Any) -> set[str]:
     if isinstance(value, dict):
         if "ref" in value:
             return {value["ref"]}
         extra = {_BATCH_NAME} if "batch" in value else set()
-        return extra.union(*(_references(item) for item in value.values()))
+        return extra.union(*(references(item) for item in value.values()))
     if isinstance(value, (list, tuple)):
-        return set().union(*(_references(item) for item in value))
+        return set().union(*(references(item) for item in value))
     return set()

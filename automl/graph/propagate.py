@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -132,28 +130,18 @@ def _keep_rectangular(
     factors = space.factors_of(labels)
     if factors is not None:
         for part in factors:
-            _tie_shared(space, atoms, part, factors, dims)
+            _tie_shared(space, atoms, part, dims)
         return
     classes = torch.from_numpy(atoms.component[labels.clamp_min(0).numpy()])
     still = [dim for dim in dims if varies(classes, dim)]
     space.merge(labels, still[:-1], "a view that splits channels")
 
 
-def _tie_shared(
-    space: LabelSpace,
-    atoms: Atoms,
-    part: Tensor,
-    factors: tuple[Tensor, Tensor],
-    dims: tuple[int, ...],
-) -> None:
-    """Ties a factor along the dimensions that are not its own."""
-    rows, columns = (torch.from_numpy(atoms.component[f.clamp_min(0).numpy()]) for f in factors)
-    own_rows = [d for d in dims if varies(rows, d) and not varies(columns, d)]
-    own_columns = [d for d in dims if varies(columns, d) and not varies(rows, d)]
-    own = (own_rows if part is factors[0] else own_columns)[-1:] or list(dims[-1:])
-    space.merge(part, [d for d in dims if d not in own], "a view that splits channels")
+def _tie_shared(space: LabelSpace, atoms: Atoms, part: Tensor, dims: tuple[int, ...]) -> None:
+    """A factor keeps the innermost dimension it varies along and is tied along the others.
 
-
-def named_results(state: dict[Node, Labels]) -> dict[str, Any]:
-    """Labels by node name, for debugging and tests."""
-    return {node.name: labels for node, labels in state.items()}
+    Of a fused projection (3, heads, places) that leaves one choice of heads and one of places.
+    """
+    classes = torch.from_numpy(atoms.component[part.clamp_min(0).numpy()])
+    own = [dim for dim in dims if varies(classes, dim)][-1:]
+    space.merge(part, [dim for dim in dims if dim not in own], "a view that splits channels")

@@ -100,7 +100,7 @@ class _Root:
             module = self._model.get_submodule(instruction.target)
             parent, leaf = self._parent(instruction.target)
             if leaf not in parent._modules:
-                parent.add_module(leaf, _trainable_form(module))
+                parent.add_module(leaf, trainable_form(module))
         elif instruction.op == "get_attr":
             self._add_tensor(instruction.target)
 
@@ -131,7 +131,7 @@ class _Root:
         return module, leaf
 
 
-def _trainable_form(module: nn.Module) -> nn.Module:
+def trainable_form(module: nn.Module) -> nn.Module:
     """Normalisation layers with a forward of their own are called as plain ones."""
     if type(module).forward is nn.BatchNorm1d.forward or not hasattr(module, "running_mean"):
         return module

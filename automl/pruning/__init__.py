@@ -1,0 +1,1 @@
+"""Pruning: which units go, and how what is left is repaired."""

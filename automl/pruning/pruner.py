@@ -1,0 +1,182 @@
+"""The pruner: from kept counts to a policy, and from a policy to a repaired slim network."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl.graph.materialise import KeptUnits, Materialiser
+from automl.graph.trace import Trace
+from automl.hashing import digest, weights_hash
+from automl.policy import Policy
+from automl.pruning.criteria import Criterion, Scores
+from automl.pruning.reconstruct import Reconstruction, Repairer
+from automl.types import InputError, Kept
+
+
+class Pruner:
+    """Prunes one dense network, as often as asked.
+
+    Args:
+        trace: The traced network.
+        criterion: Importance of units; ``"l1"``, ``"l2"`` or a :class:`Criterion`.
+        calibration: Unlabelled training inputs, normalised as the network expects, shape
+            (images, ...); None leaves the layers that read pruned channels as they are.
+        reconstruct: Settings of the least-squares repair; None turns it off. Ignored without
+            ``calibration``.
+        batchnorm_recalibration: Re-estimate batch-norm statistics on ``calibration`` at the end.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        *,
+        criterion: str | Criterion = "l1",
+        calibration: Tensor | None = None,
+        reconstruct: Reconstruction | None = Reconstruction(),  # noqa: B008 - frozen
+        batchnorm_recalibration: bool = False,
+    ) -> None:
+        """Takes the network as it is now; its weights must not change afterwards."""
+        self.trace = trace
+        self.plan = trace.plan
+        self.criterion = _criterion(criterion)
+        self._calibration = calibration
+        self._reconstruct = reconstruct if calibration is not None else None
+        self._recalibrate = batchnorm_recalibration and calibration is not None
+
+    # ---- who is kept
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Importance of every unit of every target, higher is better."""
+        return self.criterion(self.trace.model, self.plan)
+
+    @cached_property
+    def order(self) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """Units of every target, most important first; ties by position."""
+        return [np.argsort(-scores, kind="stable") for scores in self.scores]
+
+    def kept_units(self, kept: Kept) -> list[tuple[int, ...]]:
+        """The units that stay: the most important ones, ascending, for every target."""
+        return [
+            tuple(np.sort(order[:count]).tolist())
+            for order, count in zip(self.order, kept, strict=True)
+        ]
+
+    def policy(self, kept: Kept) -> Policy:
+        """The policy that keeps the most important ``kept`` units of every target."""
+        units = self.kept_units(kept)
+        indices = [
+            None if len(u) == t.units else u for u, t in zip(units, self.plan.targets, strict=True)
+        ]
+        return Policy.from_kept(
+            self.plan.targets, kept, indices=indices, model_hash=self.model_hash
+        )
+
+    # ---- the network
+
+    @cached_property
+    def materialise(self) -> Materialiser:
+        """Makes slim networks without repair."""
+        return self.trace.materialise
+
+    def prune(self, policy: Policy) -> nn.Module:
+        """The slim network, repaired, in eval mode; the dense one is not touched.
+
+        Raises:
+            InputError: If the policy is of another network.
+        """
+        policy.check(self.plan.targets)
+        units = self._units_of(policy)
+        slim = self.materialise.module_form(units)
+        kept = policy.kept(self.plan.targets)
+        if self._reconstruct is not None and (kept < self.plan.dense).any():
+            self._repairer(slim, kept, units)
+        if self._recalibrate:
+            self._recalibrate_batchnorm(slim, kept)
+        return self.materialise.finish(slim, kept)
+
+    def _units_of(self, policy: Policy) -> KeptUnits:
+        decisions = {decision.target: decision for decision in policy.decisions}
+        chosen = self.kept_units(policy.kept(self.plan.targets))
+        return [
+            chosen[t.index] if decisions[t.name].indices is None else decisions[t.name].indices
+            for t in self.plan.targets
+        ]
+
+    @cached_property
+    def _repairer(self) -> Repairer:
+        assert self._reconstruct is not None and self._calibration is not None  # noqa: S101
+        return Repairer(self.trace.model, self.plan, self._calibration, self._reconstruct)
+
+    def _recalibrate_batchnorm(self, slim: nn.Module, kept: Kept) -> None:
+        from automl.training.batchnorm import recalibrate_batchnorm
+
+        assert self._calibration is not None  # noqa: S101
+        network = self.materialise.finish(slim, kept)
+        recalibrate_batchnorm(network, self._calibration.split(256))
+
+    # ---- identity
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Hash of the dense weights."""
+        return weights_hash(self.trace.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies everything besides the policy that decides what :meth:`prune` returns."""
+        calibration = None
+        if self._calibration is not None and (self._reconstruct or self._recalibrate):
+            calibration = digest(self._calibration)
+        settings = None if self._reconstruct is None else self._reconstruct.settings()
+        return digest(self.criterion.name, settings, self._recalibrate, calibration)
+
+
+def _criterion(criterion: str | Criterion) -> Criterion:
+    if not isinstance(criterion, str):
+        return criterion
+    from automl.pruning.criteria.magnitude import Magnitude
+
+    if criterion not in ("l1", "l2"):
+        raise InputError(f"criterion must be l1, l2 or a Criterion, got {criterion!r}")
+    return Magnitude(criterion)  # type: ignore[arg-type]
+
+
+def policy_from_ratios(pruner: Pruner, ratios: float | dict[str, float], rounding: int) -> Policy:
+    """A policy that removes the given fraction of every target, or of the named ones.
+
+    Args:
+        pruner: The pruner.
+        ratios: Fraction REMOVED in [0, 1), of all targets or by group or layer name.
+        rounding: Kept counts are multiples of this where a target is large enough.
+
+    Raises:
+        InputError: For ratios out of range and unknown names.
+    """
+    from automl.fitting import round_ratio
+
+    targets = pruner.plan.targets
+    asked = np.zeros(len(targets))
+    if isinstance(ratios, dict):
+        for name, ratio in ratios.items():
+            asked[pruner.plan.target_index(name)] = _checked(ratio, name)
+    else:
+        asked[:] = _checked(ratios, "ratio")
+    kept = np.array(
+        [
+            round_ratio(ratio, target.units, rounding if target.kind != "head" else 1)
+            for ratio, target in zip(asked, targets, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    return pruner.policy(kept)
+
+
+def _checked(ratio: float, name: str) -> float:
+    if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 <= ratio < 1:
+        raise InputError(f"pruning ratio of {name!r} must be in [0, 1), got {ratio!r}")
+    return float(ratio)

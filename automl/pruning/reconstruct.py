@@ -1,0 +1,385 @@
+"""Least-squares repair of the layers that read pruned channels.
+
+After channels are removed, the weights of a layer that read them are refitted so that its output
+on calibration data is again what the dense network's was. One pass over the network in execution
+order: every layer is fitted on the inputs it really gets, from layers repaired before it.
+
+Where a layer's output is added to a shortcut, the fitted target is not the dense output but what
+makes the pruned sum equal the dense sum, so that error that has built up along the shortcut is
+repaid in every block (drift correction).
+
+For a layer with inputs U (samples x features), weights W and target Y, all centred,
+
+    W + argmin_D |U (W + D)^T - Y|^2 + ridge * mean(diag(U^T U)) * |D|^2,
+
+solved by Cholesky in float64; the intercept goes to the layer's bias or, where it has none, to the
+running mean of the batch norm behind it. Convolutions are fitted on random output positions.
+
+Source: the regression is that of He et al., "Channel Pruning for Accelerating Very Deep Neural
+Networks" (arXiv 1707.06168), section 3.1, as used by AMC (arXiv 1802.03494, section 3.4).
+Deviations: inputs come from the pruned network instead of the dense one; the shortcut correction
+is theirs (section 3.3) generalised to any sum; a ridge that pulls to the old weights instead of
+none; intercepts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl.graph.interpret import ProgramRun, consumers
+from automl.graph.materialise import KeptUnits
+from automl.graph.program import references
+from automl.plan import IndexPlan, Instruction, LayerPlan
+from automl.pruning.regression import Fit, solve
+from automl.types import Kept
+
+_PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Settings of the repair.
+
+    Attributes:
+        points: Output positions sampled per calibration image and layer.
+        ridge: Pull towards the old weights, as a fraction of the inputs' mean power.
+        scope: ``readers`` refits the layers that read pruned channels; ``downstream`` also those
+            whose inputs have merely drifted.
+        shortcut: Whether targets are corrected for drift along shortcuts.
+        seed: Which positions are sampled.
+    """
+
+    points: int = 10
+    ridge: float = 1e-4
+    scope: Literal["readers", "downstream"] = "readers"
+    shortcut: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.points < 1:
+            raise ValueError(f"Reconstruction.points must be >= 1, got {self.points}")
+        if not self.ridge > 0:
+            raise ValueError(f"Reconstruction.ridge must be > 0, got {self.ridge}")
+        if self.scope not in ("readers", "downstream"):
+            raise ValueError(
+                f"Reconstruction.scope must be 'readers' or 'downstream', got {self.scope!r}"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What the journal's key needs."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """A layer that can be refitted, and what its output runs into.
+
+    Attributes:
+        layer: The layer.
+        call: The instruction that calls it.
+        norm: Batch norm right behind it, by path.
+        sum_name: Instruction that adds a shortcut, None if there is none.
+        shortcut: Name of the other operand.
+    """
+
+    layer: LayerPlan
+    call: Instruction
+    norm: str | None
+    sum_name: str | None
+    shortcut: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """What the dense network has at the sampled positions of a site, shape (samples, channels)."""
+
+    output: Tensor
+    total: Tensor | None
+
+
+class Repairer:
+    """Refits slim networks of one dense network; what the policy cannot change is done once.
+
+    Args:
+        model: The dense network.
+        plan: Its plan.
+        calibration: Inputs, shape (images, ...).
+        settings: How to refit.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: IndexPlan, calibration: Tensor, settings: Reconstruction
+    ) -> None:
+        """Runs the dense network once and remembers its outputs at the sampled positions."""
+        self._plan, self._settings, self._inputs = plan, settings, calibration
+        self._sites = {site.call.name: site for site in find_sites(model, plan)}
+        self._targets: dict[str, _Targets] = {}
+        self._positions: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            self._observe(model)
+
+    def __call__(self, slim: nn.Module, kept: Kept, units: KeptUnits) -> None:
+        """Refits ``slim`` in place.
+
+        Args:
+            slim: Slim network in module form, eval mode.
+            kept: Its kept counts, shape (targets,).
+            units: The kept units of every target.
+        """
+        changed = self._plan.lengths(kept) != self._plan.lengths(self._plan.dense)
+        masks = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
+        drifted = False
+
+        def before(run: ProgramRun, call: Instruction) -> None:
+            nonlocal drifted
+            site = self._sites.get(call.name)
+            if site is None:
+                return
+            axis = site.layer.in_axis
+            reads_pruned = axis is not None and bool(changed[axis])
+            if reads_pruned or (drifted and self._settings.scope == "downstream"):
+                self._refit(run, slim, site, masks)
+            drifted |= reads_pruned
+
+        with torch.no_grad():
+            ProgramRun(slim, self._plan, kept, [self._inputs], before).run()
+
+    # ---- the dense network, once
+
+    def _observe(self, model: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(self._settings.seed)
+        wanted = frozenset(
+            name
+            for site in self._sites.values()
+            for name in (site.call.name, site.sum_name)
+            if name is not None
+        )
+        run = _Collector(model, self._plan, self._inputs, wanted)
+        for name, value in run.values():
+            for site in self._sites.values():
+                if site.call.name == name:
+                    positions = _sample(value, self._settings.points, generator)
+                    self._positions[name] = positions
+                    self._targets[name] = _Targets(_gather(value, positions), None)
+                elif site.sum_name == name and self._settings.shortcut:
+                    positions = self._positions[site.call.name]
+                    output = self._targets[site.call.name].output
+                    total = _gather(value, positions)
+                    self._targets[site.call.name] = _Targets(output, total)
+
+    # ---- one layer
+
+    def _refit(
+        self, run: ProgramRun, slim: nn.Module, site: _Site, masks: list[np.ndarray[Any, Any]]
+    ) -> None:
+        layer = slim.get_submodule(site.call.target)
+        positions = self._positions[site.call.name]
+        data = run.value(site.call.args[0]["ref"])
+        inputs = _patches(data, layer, positions)
+        wanted = self._wanted(run, slim, site, masks)
+        groups = getattr(layer, "groups", 1)
+        weight = _as_matrices(layer, groups)
+        norm = None if site.norm is None else slim.get_submodule(site.norm)
+        centred = getattr(layer, "bias", None) is not None or norm is not None
+        fit = solve(inputs, _by_group(wanted, groups), weight, self._settings.ridge, centred)
+        _write(layer, norm, fit)
+
+    def _wanted(
+        self, run: ProgramRun, slim: nn.Module, site: _Site, masks: list[np.ndarray[Any, Any]]
+    ) -> Tensor:
+        """Target of the layer's own output, shape (samples, kept output channels)."""
+        targets = self._targets[site.call.name]
+        axis = site.layer.out_axis
+        keep = slice(None) if axis is None else torch.from_numpy(np.flatnonzero(masks[axis]))
+        if targets.total is not None and site.shortcut is not None:
+            shortcut = self._early(run, site)
+            if shortcut is not None:
+                positions = self._positions[site.call.name]
+                drifted = targets.total[:, keep] - _gather(shortcut, positions)
+                return _through_norm_backwards(drifted, slim, site)
+        return targets.output[:, keep]
+
+    def _early(self, run: ProgramRun, site: _Site) -> Tensor | None:
+        """The pruned network's shortcut, computed ahead where it does not need this layer."""
+        assert site.shortcut is not None  # noqa: S101
+        if site.call.name in _ancestors(self._plan, site.shortcut):
+            return None
+        value = run.value(site.shortcut)
+        return value if isinstance(value, Tensor) else None
+
+
+class _Collector:
+    """Runs the dense network and yields wanted values in the order they are made."""
+
+    def __init__(
+        self, model: nn.Module, plan: IndexPlan, inputs: Tensor, wanted: frozenset[str]
+    ) -> None:
+        self._run = ProgramRun(model, plan, plan.dense, [inputs], keep=wanted)
+        self._plan, self._wanted = plan, wanted
+
+    def values(self) -> Any:
+        for instruction in self._plan.program:
+            if instruction.op == "output":
+                return
+            value = self._run.value(instruction.name)
+            if instruction.name in self._wanted:
+                yield instruction.name, value
+                self._run.forget(instruction.name)
+
+
+# ---- what can be refitted
+
+
+def find_sites(model: nn.Module, plan: IndexPlan) -> list[_Site]:
+    """The convolutions and linear layers of a program that are called as modules, once each."""
+    calls: dict[str, list[Instruction]] = {}
+    for instruction in plan.program:
+        if instruction.op == "call_module":
+            calls.setdefault(instruction.target, []).append(instruction)
+    users = consumers(plan)
+    steps = {i.name: i for i in plan.program}
+    sites = []
+    for layer in plan.layers_plan:
+        found = calls.get(layer.spec.name, [])
+        if len(found) != 1 or layer.spec.kind not in ("conv", "linear"):
+            continue
+        module = model.get_submodule(layer.spec.name)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(
+            getattr(module, "padding", 0), str
+        ):
+            sites.append(_site(model, layer, found[0], users, steps))
+    return sites
+
+
+def _site(
+    model: nn.Module,
+    layer: LayerPlan,
+    call: Instruction,
+    users: dict[str, list[Instruction]],
+    steps: dict[str, Instruction],
+) -> _Site:
+    last, norm = call, None
+    while len(users[last.name]) == 1:
+        user = users[last.name][0]
+        if norm is None and _is_batchnorm(model, user):
+            last, norm = user, user.target
+        elif user.target in _PASSING or _is_dropout(model, user):
+            last = user
+        elif user.target in ("aten.add.Tensor", "aten.add_.Tensor") and not user.kwargs:
+            other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
+            if len(other) == 1:
+                return _Site(layer, call, norm, user.name, other[0])
+            break
+        else:
+            break
+    # A norm that is only passed on the way to a sum matters there; alone it takes the intercept.
+    return _Site(layer, call, norm, None, None)
+
+
+def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
+    return step.op == "call_module" and hasattr(model.get_submodule(step.target), "running_var")
+
+
+def _is_dropout(model: nn.Module, step: Instruction) -> bool:
+    return step.op == "call_module" and "Dropout" in type(model.get_submodule(step.target)).__name__
+
+
+def _ancestors(plan: IndexPlan, name: str) -> set[str]:
+    """Everything a value depends on, itself included."""
+    steps = {i.name: i for i in plan.program}
+    found, queue = set(), [name]
+    while queue:
+        current = queue.pop()
+        if current in found:
+            continue
+        found.add(current)
+        queue += references([steps[current].args, steps[current].kwargs])
+    return found
+
+
+# ---- sampling
+
+
+def _sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
+    """Random positions (samples, 1 + spatial dims): image first; channels are left out."""
+    spatial = value.shape[2:] if value.dim() > 3 else value.shape[1:-1]
+    count = min(points, int(np.prod(spatial, dtype=np.int64)))
+    images = torch.arange(value.shape[0]).repeat_interleave(count)
+    columns = [images]
+    columns += [torch.randint(size, (len(images),), generator=generator) for size in spatial]
+    return torch.stack(columns, dim=1).to(value.device)
+
+
+def _gather(value: Tensor, positions: Tensor) -> Tensor:
+    """Values at positions, shape (samples, channels)."""
+    index = tuple(positions.unbind(1))
+    if value.dim() > 3:
+        return value[(index[0], slice(None), *index[1:])]
+    return value[index]
+
+
+def _patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
+    """Inputs of the sampled outputs, shape (groups, samples, features of a group)."""
+    if isinstance(layer, nn.Linear):
+        return _gather(data, positions)[None]
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)  # noqa: S101
+    rows, columns = layer.kernel_size
+    pad = (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])
+    padded = nn.functional.pad(data, pad) if any(pad) else data
+    image, y, x = positions.unbind(1)
+    ys = (y * layer.stride[0])[:, None, None] + _offsets(rows, layer.dilation[0], y)[None, :, None]
+    xs = (x * layer.stride[1])[:, None, None] + _offsets(columns, layer.dilation[1], x)[None, None]
+    taken = padded[image[:, None, None], :, ys, xs]  # (samples, rows, columns, channels)
+    samples, channels = len(taken), taken.shape[-1]
+    grouped = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
+    return grouped.permute(2, 0, 3, 1).reshape(layer.groups, samples, -1)
+
+
+def _offsets(size: int, dilation: int, like: Tensor) -> Tensor:
+    return torch.arange(size, device=like.device) * dilation
+
+
+def _as_matrices(layer: nn.Module, groups: int) -> Tensor:
+    """Weights as (groups, features of a group, outputs of a group), in the order of patches."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)  # noqa: S101
+    return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+
+def _by_group(wanted: Tensor, groups: int) -> Tensor:
+    """(samples, channels) to (groups, samples, channels of a group)."""
+    return wanted.reshape(len(wanted), groups, -1).transpose(0, 1)
+
+
+# ---- through batch norm, and writing back
+
+
+def _through_norm_backwards(total: Tensor, slim: nn.Module, site: _Site) -> Tensor:
+    """What the layer must put out for its batch norm to put out ``total``."""
+    if site.norm is None:
+        return total
+    norm: Any = slim.get_submodule(site.norm)
+    deviation = torch.sqrt(norm.running_var + norm.eps)
+    if norm.weight is None:
+        return total * deviation + norm.running_mean
+    # A scale near zero cannot be inverted; there the channel is its shift whatever comes in.
+    scale = norm.weight
+    safe = torch.where(scale.abs() < 1e-6, torch.full_like(scale, 1e-6), scale)
+    return (total - norm.bias) / safe * deviation + norm.running_mean
+
+
+def _write(layer: nn.Module, norm: Any, fit: Fit) -> None:
+    weight: Any = layer.weight
+    weight.copy_(fit.weight.transpose(1, 2).reshape(weight.shape))
+    intercept = fit.intercept.reshape(-1).to(weight.dtype)
+    bias: Any = getattr(layer, "bias", None)
+    if bias is not None:
+        bias.copy_(intercept)
+    elif norm is not None:
+        norm.running_mean.sub_(intercept)
