@@ -1,0 +1,55 @@
+"""``automl.prune``: one call from a network and ratios to a really smaller network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from automl.graph.trace import trace
+from automl.policy import Policy
+from automl.pruning.criteria import Criterion
+from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.reconstruct import Reconstruction
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any],
+    ratios: float | Mapping[str, float] | Policy,
+    *,
+    criterion: str | Criterion = "l2",
+    calibration: Tensor | None = None,
+    rounding: int = 1,
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    """Removes channels for real; the dense network is left as it was.
+
+    Args:
+        model: The dense network.
+        example_inputs: A tensor or the positional arguments of ``forward``.
+        ratios: The fraction to REMOVE, in [0, 1): one for every group of coupled channels, or by
+            name of a group or layer (others stay dense), or a policy.
+        criterion: Which units go first.
+        calibration: Unlabelled inputs, shape (images, ...); the layers that read pruned channels
+            are refitted on them by least squares. None: no repair.
+        rounding: Kept counts are multiples of this where a group is large enough.
+        exclude: Shell patterns of layer names whose channels must stay.
+
+    Returns:
+        The slim network in eval mode, in the model's own classes where possible, else a
+        ``torch.fx.GraphModule`` with the same parameter names.
+
+    Raises:
+        InputError: If a ratio is out of range, a name is unknown, the policy is of another network
+            or the network cannot be traced.
+    """
+    traced = trace(model, example_inputs, exclude=exclude)
+    pruner = Pruner(
+        traced, criterion=criterion, calibration=calibration, reconstruct=Reconstruction()
+    )
+    if isinstance(ratios, Policy):
+        return pruner.prune(ratios)
+    given = dict(ratios) if isinstance(ratios, Mapping) else ratios
+    return pruner.prune(policy_from_ratios(pruner, given, rounding))
