@@ -11,14 +11,16 @@ from typing import Protocol, Self, TextIO
 class Progress(Protocol):
     """Shows how many trials are done and the best so far; a context manager."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        """Starts showing."""
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        """Leaves the last state in view."""
 
     def update(self, done: int, best: str) -> None:
         """Shows that ``done`` trials are finished and describes the best of them."""
@@ -40,6 +42,7 @@ class Bar:
     """A rich progress bar."""
 
     def __init__(self, total: int, title: str, stream: TextIO) -> None:
+        """See :func:`progress`."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
@@ -77,6 +80,7 @@ class Lines:
     """One line at the start, at most one every few seconds, one at the end."""
 
     def __init__(self, total: int, title: str, stream: TextIO, every_s: float = 5.0) -> None:
+        """See :func:`progress`; ``every_s`` seconds at least lie between two lines."""
         self._total, self._title, self._stream, self._every_s = total, title, stream, every_s
         self._done, self._best = 0, ""
         self._shown_done, self._shown_at = -1, float("-inf")

@@ -14,14 +14,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from automl.paths import atomic_write
 from automl.types import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -85,7 +89,9 @@ class RunFolder:
                 f"run_dir {self.path} holds files that are no run; choose another run_dir"
             )
 
-    def start(self, config: Mapping[str, Any], environment: Callable[[], Mapping[str, Any]]) -> None:
+    def start(
+        self, config: Mapping[str, Any], environment: Callable[[], Mapping[str, Any]]
+    ) -> None:
         """Writes what identifies the run, unless the folder has it already.
 
         Args:
@@ -160,7 +166,8 @@ def to_yaml(config: Mapping[str, Any]) -> str:
     """Plain settings as YAML, in their own order."""
     import yaml
 
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def from_yaml(text: str) -> dict[str, Any]:
@@ -191,3 +198,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def load_pruned(run_dir: str | os.PathLike[str]) -> nn.Module:
+    """The pruned network of a run (see :func:`automl.model_folder.load_pruned`)."""
+    from automl.model_folder import load_pruned as load  # here, because it imports torch
+
+    return load(run_dir)

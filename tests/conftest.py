@@ -29,8 +29,9 @@ def _make_torchvision_importable() -> None:
     except RuntimeError:
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
+        schema = "(Tensor a, Tensor b, float c) -> Tensor"
         for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+            torch.library.define(f"torchvision::{operator}", schema)
 
 
 _make_torchvision_importable()

@@ -45,18 +45,25 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         known = _hydra(choices)
         for override in parsed:
             _check_key(override, known)
-        return _plain(_hydra(texts))
+        return _plain(_hydra([*texts, *_data_of_model(choices, known)]))
 
 
 def _rewrite(text: str) -> list[str]:
     key, equals, value = text.partition("=")
     if not equals and not key.startswith("~"):
-        raise InputError(f"cannot read {text!r}: settings are written KEY=VALUE, as budget.macs=0.5")
+        raise InputError(f"cannot read {text!r}: settings are KEY=VALUE, as budget.macs=0.5")
     if key == "model" and value not in groups()["model"] and any(mark in value for mark in ".:"):
         return [f"model={_CUSTOM}", f"model.factory='{value}'"]
     if ".kwargs." in key and not key.startswith(("+", "~")):
         return [f"++{text}"]
     return [text]
+
+
+def _data_of_model(choices: list[str], known: DictConfig) -> list[str]:
+    """The data set that the model goes with, unless one was chosen."""
+    chosen = any(choice.startswith("data=") for choice in choices)
+    data = known.model.get("data")
+    return [] if chosen or data is None else [f"data={data}"]
 
 
 def _parse(text: str) -> Override:

@@ -7,6 +7,7 @@ says what it is. config.yaml holds the defaults and, in its comments, what each 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -44,12 +45,19 @@ def describe() -> str:
     """All groups with their options, then config.yaml as it stands: what --help shows."""
     text = (conf_dir() / f"{ROOT}.yaml").read_text(encoding="utf-8")
     chosen = _defaults(text)
-    lines = ["groups (group=option, then group.key=value; * is the default):"]
+    lines = [
+        "groups (group=option, then group.key=value; * is the default; model also takes",
+        "torchvision:NAME, timm:NAME and my.package.factory):",
+    ]
     for group, options in groups().items():
         lines.append(f"  {group}")
         for option, about in options.items():
             mark = "*" if chosen.get(group) == option else " "
             lines.append(f"    {mark} {option:<16} {about}".rstrip())
+        if group in chosen:
+            keys = f"keys: {', '.join(_keys(group, chosen[group]))}"
+            indent = " " * 6
+            lines += textwrap.wrap(keys, 100, initial_indent=indent, subsequent_indent=indent)
     lines += ["", "other keys, with their defaults:"]
     lines += [f"  {line}".rstrip() for line in _after_defaults(text).splitlines()]
     return "\n".join(lines).replace("%", "%%")  # argparse expands % in epilogs
@@ -71,6 +79,11 @@ def _defaults(text: str) -> dict[str, str]:
     return {
         key: option for entry in entries if isinstance(entry, dict) for key, option in entry.items()
     }
+
+
+def _keys(group: str, option: str) -> list[str]:
+    text = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")
+    return [f"{group}.{key}" for key in yaml.safe_load(text) or {} if key != "_target_"]
 
 
 def _after_defaults(text: str) -> str:

@@ -1,0 +1,235 @@
+"""From the plain configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from automl.data import DataSplits, load_data, split_for
+from automl.device import resolve_device, resolve_dtype
+from automl.graph.trace import Trace, trace
+from automl.models import LoadedModel, load_model
+from automl.pruning.pruner import Pruner
+from automl.scoring import ClassifierScorer
+from automl.types import InputError, Strategy
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """The dense network with all that belongs to it, each made when it is first asked for.
+
+    Attributes:
+        config: The resolved configuration.
+    """
+
+    config: Config
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return resolve_device(self.config["device"])
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What networks compute in."""
+        return resolve_dtype(self.config["dtype"], self.device)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether networks and images lie channels last."""
+        return self.device.type == "cuda" and len(self.loaded.input_shape) == 3
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The dense network, on the device."""
+        settings = self.config["model"]
+        loaded = load_model(
+            settings["factory"],
+            kwargs=settings.get("kwargs"),
+            checkpoint=settings.get("checkpoint"),
+            input_shape=settings.get("input_shape"),
+            seed=whole(self.config, "seed", 0),
+        )
+        loaded.model.to(self.device)
+        return loaded
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The dense network's structure."""
+        inputs = tuple(tensor.to(self.device) for tensor in self.loaded.example_inputs)
+        exclude, deadline_s = self.config["exclude"], number(self.config, "trace_deadline_s", 0)
+        if not isinstance(exclude, list) or not all(isinstance(name, str) for name in exclude):
+            raise InputError(f"exclude must be a list of patterns, as [fc,layer1.*], got {exclude}")
+        return trace(self.loaded.model, inputs, exclude=exclude, deadline_s=deadline_s)
+
+    @cached_property
+    def data(self) -> DataSplits:
+        """Training, validation and test images that fit the network."""
+        settings = dict(self.config["data"])
+        settings["split"] = split_for(settings["split"], self.config["model"].get("trained_on"))
+        data = load_data(settings.pop("name"), **settings)
+        found, wanted = tuple(data.train.images.shape[1:]), self.loaded.input_shape
+        if found != wanted:
+            raise InputError(
+                f"data {data.name} has images of shape {found}, model {self.loaded.name} takes "
+                f"{wanted}; choose another data=, or set model.input_shape or data.size"
+            )
+        return data
+
+    @property
+    def normalisation(self) -> dict[str, Any]:
+        """The mean and std that the weights expect, else those of the data."""
+        own, data = self.loaded, self.data
+        return {
+            "mean": data.mean if own.mean is None else own.mean,
+            "std": data.std if own.std is None else own.std,
+        }
+
+    @cached_property
+    def pruner(self) -> Pruner:
+        """Makes slim networks."""
+        repair = self.config["repair"]
+        settings = repair["reconstruction"]
+        return Pruner(
+            self.trace,
+            criterion=instantiate(self.config["criterion"], "criterion"),
+            calibration=self._calibration() if self.prunes_with_data else None,
+            reconstruct=None if settings is None else instantiate(settings, "repair"),
+            batchnorm_recalibration=flag(repair, "repair.batchnorm_recalibration"),
+        )
+
+    @property
+    def prunes_with_data(self) -> bool:
+        """Whether networks are repaired on training images."""
+        repair = self.config["repair"]
+        return repair["reconstruction"] is not None or bool(repair["batchnorm_recalibration"])
+
+    def _calibration(self) -> torch.Tensor:
+        """Normalised training images, shape (n, channels, height, width)."""
+        count = whole(self.config["repair"], "repair.calibration_images", 1)
+        images = self.data.calibration(count)
+        batches = images.batches(len(images), self.device, **self.normalisation)
+        return next(iter(batches))[0]
+
+    @cached_property
+    def scorer(self) -> ClassifierScorer:
+        """Scores on the validation images, by the metric that trials are ranked by."""
+        return self._scorer("validation", self.config["scoring"]["score"])
+
+    @cached_property
+    def tuning_scorer(self) -> ClassifierScorer:
+        """Top-1 on the validation images, for fine-tuning.
+
+        That learns from labels and moves away from the dense network's outputs, which ``kl``
+        would take for damage.
+        """
+        return self._scorer("validation", "top1")
+
+    @cached_property
+    def test_scorer(self) -> ClassifierScorer:
+        """Top-1 on the test images; for final networks alone, once each."""
+        return self._scorer("test", "top1")
+
+    def _scorer(self, part: str, score: Any) -> ClassifierScorer:
+        images = getattr(self.data, part)
+        size = self.config["scoring"]["batch_size"]
+        if size is not None:
+            size = whole(self.config["scoring"], "scoring.batch_size", 1)
+        return ClassifierScorer(
+            images.images,
+            images.labels,
+            score=score,
+            dense=self.loaded.model if part == "validation" else None,
+            batch_size=size,
+            device=self.device,
+            dtype=self.dtype,
+            channels_last=self.channels_last,
+            **self.normalisation,
+        )
+
+    def strategy(self) -> Strategy:
+        """The search strategy."""
+        strategy: Strategy = instantiate(self.config["strategy"], "strategy")
+        return strategy
+
+    def lay_out(self, network: nn.Module) -> nn.Module:
+        """The network in the memory format that this device likes best."""
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+
+def instantiate(section: Config, name: str) -> Any:
+    """Makes what a section's ``_target_`` names, with its other keys as arguments.
+
+    Raises:
+        InputError: An argument is refused; programmers' messages are passed on as one line.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as hydra_instantiate
+
+    try:
+        return hydra_instantiate(dict(section), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        if isinstance(cause, ValueError | TypeError | ImportError) or cause is None:
+            text = str(cause or error).strip().split("\n", 1)[0]
+            raise InputError(f"{name}: {text}") from error
+        raise
+
+
+def whole(section: Config, name: str, least: int) -> int:
+    """A whole number from the configuration; ``name`` is its full key.
+
+    Raises:
+        InputError: It is none, or below ``least``.
+    """
+    value = section[name.rpartition(".")[2]]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
+    return value
+
+
+def number(section: Config, name: str, least: float) -> float:
+    """A finite number from the configuration; ``name`` is its full key.
+
+    Raises:
+        InputError: It is none, or below ``least``.
+    """
+    value = section[name.rpartition(".")[2]]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value < math.inf:
+        raise InputError(f"{name} must be a number >= {least:g}, got {value!r}")
+    return float(value)
+
+
+def flag(section: Config, name: str) -> bool:
+    """A yes or no from the configuration; ``name`` is its full key.
+
+    Raises:
+        InputError: It is neither.
+    """
+    value = section[name.rpartition(".")[2]]
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def set_threads(config: Config) -> None:
+    """Limits torch to the CPU threads asked for.
+
+    Raises:
+        InputError: ``threads`` is neither null nor a whole number >= 1.
+    """
+    if config["threads"] is not None:
+        torch.set_num_threads(whole(config, "threads", 1))

@@ -1,0 +1,164 @@
+"""One search from its settings to its result, in a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from automl.commands.build import Bench, instantiate, set_threads, whole
+from automl.commands.finishing import Finals, finish
+from automl.commands.table import Row, print_table
+from automl.cost import standard_costs
+from automl.environment import environment
+from automl.journal import Journal
+from automl.problem import Problem, Trial
+from automl.progress import Progress, progress
+from automl.runs import JOURNAL, RESULT, TRIALS, RunFolder
+from automl.scoring import ScoreError
+from automl.strategies.uniform import Uniform
+from automl.training.config import FinetuneConfig
+from automl.types import InputError, Strategy
+
+
+@dataclass(frozen=True, eq=False)
+class SearchRun:
+    """A search and where it is written.
+
+    Attributes:
+        config: The resolved configuration.
+        bench: The network, data, pruner and scorers.
+        folder: Where it is written.
+    """
+
+    config: Mapping[str, Any]
+    bench: Bench
+    folder: RunFolder
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> SearchRun:
+        """Checks what can be checked without loading anything.
+
+        Raises:
+            InputError: A setting is off, or the folder holds something else.
+        """
+        whole(config, "trials", 1)
+        whole(config, "seed", 0)
+        whole(config, "max_failures", 1)
+        set_threads(config)
+        folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
+        folder.check_free_for(config)
+        return cls(config, Bench(config), folder)
+
+    def execute(self) -> int:
+        """Searches, fine-tunes, measures and writes everything; returns the exit code."""
+        if self.folder.is_done:
+            self._show()
+            return 0
+        strategy, tuning = self.bench.strategy(), self._tuning()
+        self._prove()
+        with self.folder.lock():
+            self.folder.start(self.config, environment)
+            print(f"run folder: {self.folder.path}", flush=True)
+            with Journal(self.folder.file(JOURNAL)) as journal:
+                finals = self._search(strategy, journal)
+                journal.write_parquet(self.folder.file(TRIALS))
+            finish(self.bench, self.folder, finals, tuning)
+        self._show()
+        return 0
+
+    def _prove(self) -> None:
+        """Lets all bad input show before anything is written.
+
+        Raises:
+            InputError: The budget is out of reach, or the dense network cannot be scored.
+        """
+        self._problem()
+        try:
+            self.bench.scorer.prepare()
+        except ScoreError as error:
+            raise InputError(f"the dense network cannot be scored: {error}") from error
+
+    def _search(self, strategy: Strategy, journal: Journal) -> Finals:
+        trials, seed = self.config["trials"], self.config["seed"]
+        with progress(trials, "trials") as shown:
+            watch = _Watch(shown, self.config["scoring"]["score"])
+            problem = self._problem(journal, watch)
+            dense = problem.dense
+            # First, so that the bar can be read against it; a strategy that asks for the same
+            # policy gets this trial.
+            (uniform,) = Uniform().search(problem, 1, seed).trials
+            watch.start(problem.dense_costs, counting_from=len(problem.trials))
+            result = strategy.search(problem, trials, seed)
+        found = problem.evaluate(result.policy)  # known already: this only looks it up
+        return Finals(problem, dense, uniform, found)
+
+    def _problem(self, journal: Journal | None = None, watch: _Watch | None = None) -> Problem:
+        bench, granularity = self.bench, self.config["granularity"]
+        return Problem(
+            bench.trace.plan,
+            bench.pruner,
+            bench.scorer,
+            self.config["budget"],
+            standard_costs(bench.trace.plan),
+            rounding=whole(granularity, "granularity.rounding", 1),
+            min_keep=granularity["min_keep"],
+            journal=journal,
+            on_trial=watch,
+            max_failures=self.config["max_failures"],
+        )
+
+    def _tuning(self) -> FinetuneConfig:
+        tuning: FinetuneConfig = instantiate(self.config["finetune"], "finetune")
+        if tuning.epochs and self.config["dtype"] == "float16":
+            raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
+        return tuning
+
+    def _show(self) -> None:
+        """Prints the result that the folder holds."""
+        result = json.loads(self.folder.file(RESULT).read_text(encoding="utf-8"))
+        print_table([Row(**row) for row in result["rows"]], result)
+        print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
+
+
+class _Watch:
+    """Keeps the progress display at the number of trials and the best of them."""
+
+    def __init__(self, shown: Progress, score: str) -> None:
+        self._shown, self._score = shown, score
+        self._best: Trial | None = None
+        self._dense: Mapping[Any, float] = {}
+        self._skip = 0
+
+    def start(self, dense_costs: Mapping[Any, float], counting_from: int) -> None:
+        self._dense, self._skip = dense_costs, counting_from
+
+    def __call__(self, trial: Trial) -> None:
+        if self._best is None or trial.score > self._best.score:
+            self._best = trial
+        self._shown.update(max(trial.index + 1 - self._skip, 0), self._text(self._best))
+
+    def _text(self, trial: Trial) -> str:
+        found = trial.measurement
+        if found is None:
+            return f"failed: {trial.error}"
+        names = dict.fromkeys([self._score, "top1"])
+        scores = [f"{name} {found.metrics[name]:.4f}" for name in names if name in found.metrics]
+        shares = [
+            f"{name} {100 * found.costs[name] / self._dense[name]:.1f} %"
+            for name in ("macs", "params")
+            if self._dense.get(name)
+        ]
+        return f"best: {', '.join([*scores, *shares])}"
+
+
+def _new_run_dir(config: Mapping[str, Any]) -> str:
+    """A folder below runs/ that is not there yet, named after what runs and when."""
+    settings = config["model"]
+    model = str(settings["factory"] if settings["name"] == "custom" else settings["name"])
+    strategy = str(config["strategy"]["_target_"]).rpartition(".")[2].lower()
+    name = model.replace(":", ".").rpartition(".")[2]
+    return f"runs/{name}-{strategy}-{datetime.now():%Y%m%d-%H%M%S}"

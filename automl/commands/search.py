@@ -1,0 +1,55 @@
+"""``prunepilot search``: finds a policy within the budget and shows what was gained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from automl.commands.options import add_override_arguments
+
+SUMMARY = "find how much to prune from every layer, within a budget"
+EXAMPLE = (
+    "prunepilot search model=digits data=digits strategy=random budget.macs=0.5 trials=60"
+    " run_dir=runs/a"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options."""
+    add_override_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs a new search, or shows its settings."""
+    from automl.commands.compose import compose
+    from automl.runs import to_yaml
+
+    config = compose(args.overrides)
+    if args.cfg:
+        print(to_yaml(config), end="")
+        return 0
+    return execute(config)
+
+
+def execute(config: Mapping[str, Any]) -> int:
+    """Runs a search to its end, from wherever its folder stands.
+
+    Returns:
+        0, 1 where trials failed, 130 where the person interrupted it.
+    """
+    from automl.commands.running import SearchRun
+    from automl.problem import SearchStopped
+
+    run = SearchRun.of(config)
+    try:
+        return run.execute()
+    except KeyboardInterrupt:
+        kept = run.folder.is_run
+        hint = f"; go on with: prunepilot resume {run.folder.path}" if kept else ""
+        print(f"\nprunepilot: interrupted{hint}", file=sys.stderr)
+        return 130
+    except SearchStopped as error:
+        print(f"prunepilot: failed: {error} (prunepilot resume {run.folder.path})", file=sys.stderr)
+        return 1

@@ -1,0 +1,97 @@
+"""The final table: dense, uniform and found side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_FORMS = {
+    "modules": "the found network keeps the model's own classes",
+    "graph": "the found network is a graph module, because sizes written in forward had to change",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One final network.
+
+    Attributes:
+        name: ``dense``, ``uniform`` or ``found``, with ``, tuned`` after fine-tuning.
+        macs: Multiply-accumulates of one example.
+        params: Trainable parameters.
+        score: Validation score, in the metric that the search ranked by.
+        validation_top1: In [0, 1], None where there are no labels.
+        test_top1: In [0, 1], measured once.
+        latency_ms: Median time of one example on one thread; None where it was not measured.
+        latency_ratio: To the dense network, side by side.
+    """
+
+    name: str
+    macs: int
+    params: int
+    score: float
+    validation_top1: float | None
+    test_top1: float
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+
+
+def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
+    """Prints the rows, dense first, and the sentence a reader needs to understand them.
+
+    Args:
+        rows: The networks, the dense one first.
+        result: What result.json holds beside the rows.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{result['model']} on {result['data']}, {result['budget']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("network")
+    headings = ["MACs", "params", result["score"], "val top-1", "test top-1", "latency", "ratio"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, *_cells(row, rows[0]))
+    # A pipe has no width, for which rich takes 80 columns, too few for these.
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)
+    for line in _notes(result):
+        print(line)
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{result['score']} and val top-1: {result['validation_images']} validation images; "
+        f"test top-1: {result['test_images']} test images, once per network",
+        f"latency: one example on {result['device']}, one thread, medians of side-by-side runs; "
+        "ratio: to dense",
+        f"{result['trials']} trials, {result['failed']} failed; {_FORMS[result['form']]}",
+    ]
+
+
+def _cells(row: Row, dense: Row) -> list[str]:
+    return [
+        f"{_short(row.macs)} ({100 * row.macs / dense.macs:.1f} %)",
+        f"{_short(row.params)} ({100 * row.params / dense.params:.1f} %)",
+        f"{row.score:.4f}",
+        _percent(row.validation_top1),
+        _percent(row.test_top1),
+        "-" if row.latency_ms is None else f"{row.latency_ms:.3g} ms",
+        "-" if row.latency_ratio is None else f"{row.latency_ratio:.2f}",
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _short(count: float) -> str:
+    """Three significant digits with K, M or G."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}"
+    return f"{count:.0f}"

@@ -1,0 +1,211 @@
+"""A pruned network on disk: four files from which it can be built again without tracing.
+
+plan.json (structure of the dense network), policy.json (units kept), rebuild.json (what made the
+dense network) and model.safetensors (tensors of the pruned one). Nothing in them is executed but
+the factory that rebuild.json names, so read folders from people you trust.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from automl.graph.materialise import Materialiser
+from automl.models import LoadedModel, load_model
+from automl.paths import atomic_write
+from automl.plan import IndexPlan
+from automl.policy import Policy
+from automl.runs import (
+    PLAN,
+    POLICY,
+    REBUILD,
+    REBUILD_SCHEMA,
+    REBUILD_VERSION,
+    WEIGHTS,
+)
+from automl.types import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """What rebuild.json holds: how the dense network's modules came to be.
+
+    Attributes:
+        factory: See :func:`automl.models.load_model`.
+        kwargs: Arguments of the factory.
+        input_shape: (channels, height, width) of one example.
+        mean: Per channel, subtracted from images in [0, 1]; None where that is not known.
+        std: Per channel, divided by.
+        form: ``modules`` (the user's own classes) or ``graph`` (a ``torch.fx.GraphModule``).
+    """
+
+    factory: str
+    kwargs: Mapping[str, Any]
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    form: str
+
+    def to_json(self) -> str:
+        """Versioned JSON."""
+        document = {
+            "schema": REBUILD_SCHEMA,
+            "version": REBUILD_VERSION,
+            "factory": self.factory,
+            "kwargs": dict(self.kwargs),
+            "input_shape": list(self.input_shape),
+            "mean": self.mean and list(self.mean),
+            "std": self.std and list(self.std),
+            "form": self.form,
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Rebuild:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: The file is missing, damaged or of another version.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if (document["schema"], document["version"]) != (REBUILD_SCHEMA, REBUILD_VERSION):
+                raise InputError(f"{path} is not {REBUILD_SCHEMA} version {REBUILD_VERSION}")
+            mean, std = document["mean"], document["std"]
+            return cls(
+                factory=document["factory"],
+                kwargs=document["kwargs"],
+                input_shape=tuple(document["input_shape"]),
+                mean=mean and tuple(mean),
+                std=std and tuple(std),
+                form=document["form"],
+            )
+        except FileNotFoundError:
+            raise InputError(f"{path.parent} holds no pruned network (no {path.name})") from None
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} cannot be read: {error!r}") from error
+
+
+def save_pruned(
+    folder: str | os.PathLike[str],
+    network: nn.Module,
+    *,
+    dense: LoadedModel,
+    plan: IndexPlan,
+    policy: Policy,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> None:
+    """Writes the four files.
+
+    Args:
+        folder: An existing directory.
+        network: The pruned network, as ``plan`` and ``policy`` make it; weights may have been
+            trained since.
+        dense: What the network was pruned from.
+        plan: Its structure.
+        policy: What was kept, with indices.
+        mean: Normalisation of the images, kept for whoever runs the network.
+        std: Likewise.
+    """
+    folder = Path(folder)
+    form = "graph" if plan.needs_graph_form(policy.kept(plan.targets)) else "modules"
+    rebuild = Rebuild(dense.factory, dense.kwargs, dense.input_shape, mean, std, form)
+    atomic_write(folder / PLAN, plan.to_json())
+    policy.save(folder / POLICY)
+    atomic_write(folder / WEIGHTS, safetensors.torch.save(_unique(network)))
+    atomic_write(folder / REBUILD, rebuild.to_json())
+
+
+def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
+    """Builds the pruned network of a run folder or of ``prunepilot prune``.
+
+    Args:
+        folder: Where the four files lie.
+
+    Returns:
+        The network in eval mode on the CPU, with the weights that were saved.
+
+    Raises:
+        InputError: A file is missing or damaged, or they do not belong together.
+    """
+    folder = Path(folder)
+    rebuild = Rebuild.load(folder / REBUILD)
+    plan = IndexPlan.from_json(_read(folder / PLAN).decode("utf-8", "replace"))
+    policy = Policy.load(folder / POLICY)
+    dense = load_model(
+        rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
+    ).model
+    network = Materialiser(dense, plan)(kept_units(policy, plan))
+    _fill(network, _tensors(folder / WEIGHTS), folder)
+    return network.eval()
+
+
+def kept_units(policy: Policy, plan: IndexPlan) -> list[tuple[int, ...]]:
+    """Which units of each target stay, in the plan's order.
+
+    Raises:
+        InputError: The policy is of another network, or leaves the choice of units open.
+    """
+    policy.check(plan.targets)
+    decisions = {decision.target: decision for decision in policy.decisions}
+    units = []
+    for target in plan.targets:
+        decision = decisions[target.name]
+        if decision.indices is None and decision.kept < decision.units:
+            raise InputError(f"the policy does not say which units of {target.name!r} stay")
+        units.append(decision.indices or tuple(range(decision.units)))
+    return units
+
+
+def _unique(network: nn.Module) -> dict[str, Tensor]:
+    """The state without second names of shared tensors, which safetensors refuses."""
+    state, seen = {}, set()
+    for name, tensor in network.state_dict().items():
+        key = _memory(tensor)
+        if key not in seen:
+            seen.add(key)
+            state[name] = tensor.detach().contiguous().cpu()
+    return state
+
+
+def _memory(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    # Tensors without elements all lie at address 0; they are told apart by nothing and cost none.
+    return tensor.data_ptr() or id(tensor), tensor.numel(), tuple(tensor.shape)
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    state = network.state_dict()
+    shared = {_memory(state[name]) for name in tensors if name in state}
+    for name, tensor in state.items():
+        if name not in tensors and _memory(tensor) not in shared:
+            raise InputError(f"{folder / WEIGHTS} lacks {name}; it is of another network")
+    try:
+        network.load_state_dict(dict(tensors), strict=False)
+    except RuntimeError as error:
+        line = str(error).strip().split("\n")[-1].strip()
+        raise InputError(f"{folder / WEIGHTS} does not fit the policy: {line}") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(_read(path))
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
