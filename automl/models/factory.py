@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -180,5 +181,11 @@ def _unknown(source: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"; the nearest is '{near[0]}'" if near else ""
+    def likeness(other: str) -> tuple[float, int]:
+        # Of equally like names (resnet21: resnet20, resnet32) the one that begins the same way.
+        ratio = difflib.SequenceMatcher(None, name, other).ratio()
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+        return ratio, len(list(same))
+
+    near = max(known, key=likeness, default=None)
+    return f"; the nearest is '{near}'" if near else ""

@@ -27,7 +27,7 @@ def decode(content: bytes | Path, name: str, size: int | None = None) -> NDArray
         size: Scales the shorter side to this and crops the centre; None keeps the picture.
 
     Returns:
-        (3, height, width), uint8.
+        (3, height, width), uint8, possibly a view of another layout.
 
     Raises:
         InputError: The content is not a whole picture.
@@ -36,7 +36,7 @@ def decode(content: bytes | Path, name: str, size: int | None = None) -> NDArray
 
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as picture:
-            rgb = picture.convert("RGB")
+            rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
             pixels = np.asarray(rgb if size is None else _fit(rgb, size))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         # SyntaxError is what PIL raises on some damaged PNG headers.
@@ -44,7 +44,7 @@ def decode(content: bytes | Path, name: str, size: int | None = None) -> NDArray
         raise InputError(
             f"{name} is not a whole picture ({reason}): fetch it again or remove it"
         ) from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels.transpose(2, 0, 1)
 
 
 def _fit(picture: Image, size: int) -> Image:
