@@ -271,7 +271,7 @@ def test_truncated_batches_are_refused(pickle_root, keep):
 
 @pytest.fixture(scope="module")
 def real(data_root, tmp_path_factory):
-    """A function that loads the real data set, from a cache that only this session uses."""
+    """A function that loads the real data set, from a cache of its own."""
 
     def load(**options):
         with pytest.MonkeyPatch.context() as patch:
