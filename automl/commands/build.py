@@ -58,6 +58,7 @@ class Bench:
             input_shape=settings.get("input_shape"),
             seed=whole(self.config, "seed", 0),
         )
+        _require_finite(loaded)
         loaded.model.to(self.device)
         return loaded
 
@@ -165,6 +166,13 @@ class Bench:
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
+
+
+def _require_finite(loaded: LoadedModel) -> None:
+    for name, tensor in loaded.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            source = loaded.checkpoint or loaded.factory
+            raise InputError(f"{name} of {source} holds NaN or infinite values; load other weights")
 
 
 def instantiate(section: Config, name: str) -> Any:

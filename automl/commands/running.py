@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from automl.budget import Budget
 from automl.commands.build import Bench, instantiate, set_threads, whole
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row, print_table
@@ -49,6 +50,7 @@ class SearchRun:
         whole(config, "seed", 0)
         whole(config, "max_failures", 1)
         set_threads(config)
+        Budget.parse(config["budget"])
         folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
         folder.check_free_for(config)
         return cls(config, Bench(config), folder)
@@ -76,9 +78,10 @@ class SearchRun:
         Raises:
             InputError: The budget is out of reach, or the dense network cannot be scored.
         """
+        scorer = self.bench.scorer  # made first: what it refuses, it refuses before tracing
         self._problem()
         try:
-            self.bench.scorer.prepare()
+            scorer.prepare()
         except ScoreError as error:
             raise InputError(f"the dense network cannot be scored: {error}") from error
 

@@ -1,0 +1,139 @@
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from automl.models.digits import digits_cnn
+
+QUICK = ("threads=1", "device=cpu", "repair=none")
+
+
+def is_one_line(text: str) -> bool:
+    return text.startswith("prunepilot") and text.count("\n") == 1 and text.endswith("\n")
+
+
+def refuses(cli, tmp_path, *arguments, says):
+    """The command ends with 2 and one line, and leaves the folder as it was."""
+    before = sorted(tmp_path.rglob("*"))
+    result = cli(*arguments)
+    assert result.code == 2, result
+    assert is_one_line(result.err), result.err
+    assert says in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serach"], "did you mean 'search'?"),
+        (["search", "--sed=1"], "unrecognized arguments: --sed=1"),
+        (["search", "seed"], "settings are KEY=VALUE"),
+        (["search", "modle=digits"], "no setting named 'modle'; did you mean 'model'?"),
+        (["search", "strategy=randm"], "no strategy named 'randm'; did you mean 'random'?"),
+        (["search", "model=digts"], "no model named 'digts'; did you mean 'digits'?"),
+        (["search", "model=null"], "no model named 'None'"),
+        (["search", "budget.mac=0.5"], "did you mean 'budget.macs'?"),
+        (["search", "strategy.spred=2"], "did you mean 'strategy.spread'?"),
+        (["search", "strategy=random,uniform"], "is a sweep"),
+        (["search", "exclude=["], "cannot read 'exclude=['"),
+        (["search", "trials=0"], "trials must be a whole number >= 1, got 0"),
+        (["search", "trials=many"], "trials must be a whole number >= 1, got 'many'"),
+        (["search", "seed=-1"], "seed must be a whole number >= 0, got -1"),
+        (["search", "threads=0"], "threads must be a whole number >= 1, got 0"),
+        (["search", "device=gpu"], "device must be auto, cpu, cuda"),
+        (["search", "dtype=int8"], "dtype must be float32"),
+        (["search", "strategy.spread=-1"], "Random.spread must be > 0"),
+        (["search", "finetune.lr=0"], "FinetuneConfig.lr must be > 0"),
+        (["search", "budget.macs=0"], "budget.macs must be a positive"),
+        (["search", "budget.macs=half"], "budget.macs must be a number"),
+        (["search", "budget=none"], "budget is empty"),
+        (["search", "budget.macs=1e-9"], "budget"),
+        (["search", "budget.latency_ms=0.5"], "budget.latency_ms cannot be held"),
+        (["search", "budget.macs={fraction:0.5,absolute:9}"], "both absolute and relative"),
+        (["search", "granularity.rounding=0"], "granularity.rounding must be a whole number >= 1"),
+        (["search", "granularity.min_keep=2"], "min_keep must be in [0, 1]"),
+        (["search", "scoring.score=acc"], "score must be one of top1, loss, kl"),
+        (["search", "scoring.batch_size=0"], "scoring.batch_size must be a whole number >= 1"),
+        (["search", "exclude=[nothing*]"], "exclude pattern 'nothing*' matches no layer"),
+        (["search", "exclude=linear"], "exclude must be a list of patterns"),
+        (["search", "trace_deadline_s=soon"], "trace_deadline_s must be a number"),
+        (["search", "model=plain20", "data=digits"], "has images of shape (1, 8, 8)"),
+        (["search", "model=resnet20", "data=digits", "model.checkpoint=null"], "data.split"),
+        (["search", "data=imagefolder", "data.root=absent"], "data.root absent is not a folder"),
+        (["search", "data.split=half"], "data.split must be"),
+        (["search", "model.checkpoint=absent.pt"], "absent.pt"),
+        (["search", "model=no.such.factory"], "there is no module no"),
+        (["search", "model=automl.models.digits.digits_cn"], "digits_cn"),
+        (["search", "model.kwargs.widht=3"], "does not take model.kwargs"),
+        (["resume", "absent"], "absent holds no run"),
+        (["prune", "--out", "slim"], "one of the arguments --ratio --policy is required"),
+        (["prune", "--ratio", "1", "--out", "slim"], "--ratio must be in [0, 1)"),
+        (["prune", "--ratio", "-0.1", "--out", "slim"], "--ratio must be in [0, 1)"),
+        (["prune", "--ratio", "half", "--out", "slim"], "invalid float value: 'half'"),
+        (["prune", "--policy", "absent.json", "--out", "slim"], "cannot read policy"),
+        (["trace", "model.input_shape=[3,8,8]"], "fails on the example inputs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_code_2(cli, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    verb, *rest = arguments
+    quick = QUICK if verb == "search" else ()
+    refuses(cli, tmp_path, verb, *quick, *rest, says=says)
+
+
+def test_a_folder_with_another_run_is_not_touched(cli, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 1\n")
+    refuses(cli, tmp_path, "search", *QUICK, f"run_dir={run}", says="holds another run")
+    assert (run / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_folder_with_other_files_is_not_touched(cli, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refuses(cli, tmp_path, "search", *QUICK, f"run_dir={tmp_path}", says="holds files that are no")
+    refuses(cli, tmp_path, "prune", "--ratio=0.5", "--out", tmp_path, says="is there already")
+
+
+def test_a_run_whose_settings_are_unreadable_is_refused(cli, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: [")
+    refuses(cli, tmp_path, "resume", tmp_path, says="config.yaml: not YAML")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "run"
+    refuses(cli, tmp_path, "search", *QUICK, f"run_dir={inside}", says="cannot be written")
+
+
+def test_a_corrupt_checkpoint_is_refused(cli, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not weights")
+    refuses(cli, tmp_path, "trace", f"model.checkpoint={broken}", says="broken.safetensors")
+
+
+def test_a_network_whose_outputs_are_nan_is_refused(cli, tmp_path):
+    network = digits_cnn()
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    weights = tmp_path / "nan.safetensors"
+    weights.write_bytes(safetensors.torch.save(network.state_dict()))
+    arguments = ("search", *QUICK, f"model.checkpoint={weights}", f"run_dir={tmp_path / 'a'}")
+    refuses(cli, tmp_path, *arguments, says="NaN")
+
+
+def test_a_policy_of_another_network_is_refused(cli, tmp_path):
+    policy = {
+        "schema": "prunepilot/policy",
+        "version": 1,
+        "model_hash": "",
+        "decisions": [
+            {"target": "elsewhere", "granularity": "channel", "ratio": 0.5, "kept": 4, "units": 8,
+             "indices": None}
+        ],
+    }  # fmt: skip
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    arguments = ("prune", "--policy", tmp_path / "policy.json", "--out", tmp_path / "slim")
+    refuses(cli, tmp_path, *arguments, "repair=none", says="target 'elsewhere'")

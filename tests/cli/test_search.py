@@ -1,0 +1,172 @@
+import contextlib
+import io
+import json
+import signal
+
+import pytest
+import torch
+from command import SEARCH, start, wait_for_trials
+
+from automl.cli import main
+from automl.journal import Journal
+from automl.runs import JOURNAL, POLICY, RESULT, load_pruned
+
+ROWS = ["dense", "uniform", "found"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A search that ran to its end without a break; its folder and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*SEARCH, f"run_dir={run}"])
+    assert code == 0, err.getvalue()
+    return run, out.getvalue(), err.getvalue()
+
+
+def scores(run):
+    """Policy and score of every trial, in order: all that may not differ between runs."""
+    return [(row["policy"], row["score"]) for row in Journal.read(run / JOURNAL)]
+
+
+def test_the_folder_holds_all_files(finished):
+    run, _, _ = finished
+    names = {file.name for file in run.iterdir() if not file.name.endswith(".lock")}
+    assert names == {
+        "config.yaml", "environment.json", "trials.jsonl", "trials.parquet", "plan.json",
+        "policy.json", "policy_uniform.json", "model.safetensors", "rebuild.json", "result.json",
+    }  # fmt: skip
+
+
+def test_the_environment_tells_no_paths(finished):
+    run, _, _ = finished
+    assert "/" not in (run / "environment.json").read_text()
+
+
+def test_the_result_is_within_the_budget_and_shown(finished):
+    run, out, _ = finished
+    result = json.loads((run / RESULT).read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == ROWS
+    for name in ("uniform", "found"):
+        assert rows[name]["macs"] <= 0.5 * rows["dense"]["macs"]
+        assert rows[name]["latency_ratio"] > 0
+        assert f" {name} " in out
+    assert result["failed"] == 0
+    assert str(run) in out
+
+
+def test_the_saved_network_scores_as_the_table_says(finished):
+    from automl.data import load_data
+
+    run, _, _ = finished
+    network, data = load_pruned(run), load_data("digits")
+    row = json.loads((run / RESULT).read_text())["rows"][-1]
+    assert sum(p.numel() for p in network.parameters()) == row["params"]
+    (x, y), *_ = data.test.batches(len(data.test), mean=data.mean, std=data.std)
+    with torch.no_grad():
+        top1 = (network(x).argmax(1) == y).double().mean().item()
+    assert top1 == pytest.approx(row["test_top1"], abs=0.003)
+
+
+def test_a_pipe_gets_a_few_plain_lines(finished):
+    _, out, err = finished
+    lines = err.splitlines()
+    assert lines[0] == "trials 0/24"
+    assert lines[-1].startswith("trials 24/24  best: kl ")
+    assert len(lines) < 15
+    assert "\x1b" not in out + err
+
+
+def test_a_finished_run_shows_its_result_again_and_computes_nothing(finished, cli):
+    run, out, _ = finished
+    before = {file.name: file.stat().st_mtime_ns for file in run.iterdir()}
+    again = cli(*SEARCH, f"run_dir={run}")
+    assert again.code == 0
+    assert again.out.splitlines() == out.splitlines()[1:]
+    assert before == {file.name: file.stat().st_mtime_ns for file in run.iterdir()}
+
+
+def test_other_settings_do_not_take_over_a_run(finished, cli):
+    run, _, _ = finished
+    result = cli(*SEARCH, "budget.macs=0.4", f"run_dir={run}")
+    assert result.code == 2
+    assert "budget.macs: 0.5 there, 0.4 here" in result.err
+
+
+def test_killed_in_the_middle_it_resumes_to_the_same_bytes(finished, cli, tmp_path):
+    whole, _, _ = finished
+    run = tmp_path / "cut"
+    process = start(*SEARCH, f"run_dir={run}")
+    wait_for_trials(run / JOURNAL, 6, process)
+    process.kill()
+    process.communicate()
+    done = scores(run)
+    assert 6 <= len(done) < len(scores(whole))
+    assert not (run / POLICY).exists()
+
+    assert cli("resume", run).code == 0
+    assert (run / POLICY).read_bytes() == (whole / POLICY).read_bytes()
+    assert scores(run) == scores(whole)
+    assert scores(run)[: len(done)] == done
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_a_run(finished, cli, tmp_path):
+    whole, _, _ = finished
+    run = tmp_path / "cut"
+    process = start(*SEARCH, f"run_dir={run}")
+    wait_for_trials(run / JOURNAL, 4, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == (
+        f"prunepilot: interrupted; go on with: prunepilot resume {run}"
+    )
+    assert "Traceback" not in err
+
+    assert cli("resume", run).code == 0
+    assert (run / POLICY).read_bytes() == (whole / POLICY).read_bytes()
+
+
+def test_a_run_in_use_is_refused(finished, cli):
+    from automl.runs import RunFolder
+
+    run, _, _ = finished
+    (run / RESULT).rename(run / "hidden")
+    try:
+        with RunFolder(run).lock():
+            result = cli("resume", run)
+    finally:
+        (run / "hidden").rename(run / RESULT)
+    assert result.code == 2
+    assert "in use by another process" in result.err
+
+
+def test_fine_tuned_networks_get_rows_of_their_own(cli, tmp_path):
+    run = tmp_path / "tuned"
+    few = [word for word in SEARCH if not word.startswith(("trials=", "strategy="))]
+    result = cli(
+        *few, "trials=1", "strategy=uniform", "finetune=short", "finetune.epochs=1",
+        f"run_dir={run}",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    rows = json.loads((run / RESULT).read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dense", "found = uniform", "found = uniform, tuned"]
+    assert rows[2]["validation_top1"] >= rows[1]["validation_top1"]
+    assert not list(run.glob("finetune-*"))
+
+
+def test_trials_that_all_fail_end_with_code_1_and_a_folder_to_resume(cli, tmp_path, monkeypatch):
+    from automl.pruning.pruner import Pruner
+
+    def prune(self, policy):
+        if any(decision.kept < decision.units for decision in policy.decisions):
+            raise RuntimeError("out of memory")
+        return self.trace.model
+
+    monkeypatch.setattr(Pruner, "prune", prune)
+    result = cli(*SEARCH, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 1
+    assert "out of memory" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
