@@ -15,20 +15,22 @@ _DRAWS = 100
 class Random:
     """Draws policies at random, all of them just within the budget, no two alike.
 
-    Every target draws a keep fraction uniformly from (0, 1). Then the ODDS keep / (1 - keep) of
-    all targets are multiplied by one common factor, the largest that the budget allows, and
-    rounded. Scaling odds leaves the order of the draws, reaches every mixture of hardly and
-    heavily pruned targets, and favours no network size: policies are neither rejected for being
-    too large nor clipped, both of which would leave mostly small networks (the official AMC code
-    clips, so that its last layers are pruned hardest).
+    Every target draws the ODDS keep / (1 - keep) of its keep fraction from a log-logistic
+    distribution (with exponent 1, that is a keep fraction uniform in (0, 1)). Then the odds of all
+    targets are multiplied by one common factor, the largest that the budget allows, and rounded.
+    This leaves the order of the draws, reaches every mixture of hardly and heavily pruned
+    targets, and favours no network size: policies are neither rejected for being too large nor
+    clipped, both of which would leave mostly small networks (the official AMC code clips, so that
+    its last layers are pruned hardest). The exponent is drawn anew for every policy, so that some
+    are nearly uniform and some extreme.
     """
 
     def __init__(self, spread: float = 1.0) -> None:
         """Sets the variety.
 
         Args:
-            spread: Exponent of the odds drawn, > 0: below 1 policies are nearer to uniform, above
-                1 more extreme.
+            spread: Exponents are uniform in (0, spread]: below 1 policies are nearer to uniform,
+                above 1 more extreme.
 
         Raises:
             ValueError: ``spread`` is not positive and finite.
@@ -55,7 +57,8 @@ class Random:
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> Kept:
         """One random policy's kept counts, shape (targets,)."""
-        log_odds = self.spread * rng.logistic(size=len(problem.targets))
+        exponent = self.spread * (1 - rng.random())
+        log_odds = exponent * rng.logistic(size=len(problem.targets))
 
         def when(target: Ints, fraction: Floats) -> Floats:
             # The logarithm of the common factor that lifts ``target`` to ``fraction``.

@@ -22,7 +22,8 @@ def test_policies_are_distinct_and_as_many_as_asked_for():
 
 
 def test_seeds_differ():
-    policies = [Random().search(toy.problem(), 5, seed).trials[0].policy for seed in range(5)]
+    problem = toy.problem((64, 64, 64, 64))
+    policies = [Random().search(problem, 1, seed).policy for seed in range(5)]
     assert len(set(policies)) == 5
 
 
@@ -38,10 +39,15 @@ def test_every_policy_uses_the_whole_budget_and_all_targets_fare_alike(fraction)
     assert np.ptp(inner) < 6 * keep.std() / np.sqrt(len(keep))
 
 
-def test_the_whole_range_is_reached_at_any_budget():
+def test_hardly_and_heavily_pruned_targets_occur_at_any_budget():
     for fraction in (0.2, 0.5, 0.8):
         keep = draws(fraction)
-        assert keep.min() < 0.1 and keep.max() > 0.95
+        assert keep.min() < fraction / 3 and keep.max() > 0.95
+
+
+def test_policies_reach_from_nearly_uniform_to_extreme():
+    variety = draws(0.5)[:, 1:-1].std(axis=1)
+    assert variety.min() < 0.03 and variety.max() > 0.25
 
 
 def test_spread_is_variety():
