@@ -91,12 +91,12 @@ class SearchRun:
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self._problem(journal, watch)
             dense = problem.dense
-            # First, so that the bar can be read against it; a strategy that asks for the same
-            # policy gets this trial.
-            (uniform,) = Uniform().search(problem, 1, seed).trials
-            watch.start(problem.dense_costs, counting_from=len(problem.trials))
+            watch.dense = problem.dense_costs
             result = strategy.search(problem, trials, seed)
-        found = problem.evaluate(result.policy)  # known already: this only looks it up
+            watch.end(len(result.trials))
+        # Known already, so this only looks it up.
+        found = problem.evaluate(result.policy)
+        (uniform,) = Uniform().search(problem, 1, seed).trials
         return Finals(problem, dense, uniform, found)
 
     def _problem(self, journal: Journal | None = None, watch: _Watch | None = None) -> Problem:
@@ -128,21 +128,30 @@ class SearchRun:
 
 
 class _Watch:
-    """Keeps the progress display at the number of trials and the best of them."""
+    """Keeps the progress display at the number of trials and the best of them.
+
+    Attributes:
+        dense: Costs of the dense network, which others are shown as shares of.
+    """
 
     def __init__(self, shown: Progress, score: str) -> None:
+        self.dense: Mapping[Any, float] = {}
         self._shown, self._score = shown, score
         self._best: Trial | None = None
-        self._dense: Mapping[Any, float] = {}
-        self._skip = 0
-
-    def start(self, dense_costs: Mapping[Any, float], counting_from: int) -> None:
-        self._dense, self._skip = dense_costs, counting_from
+        self._ended = False
 
     def __call__(self, trial: Trial) -> None:
+        if self._ended:
+            return
         if self._best is None or trial.score > self._best.score:
             self._best = trial
-        self._shown.update(max(trial.index + 1 - self._skip, 0), self._text(self._best))
+        self._shown.update(trial.index + 1, self._text(self._best))
+
+    def end(self, trials: int) -> None:
+        """Shows how many trials it was, those that were known before included."""
+        self._ended = True
+        if self._best is not None:
+            self._shown.update(trials, self._text(self._best))
 
     def _text(self, trial: Trial) -> str:
         found = trial.measurement
@@ -151,9 +160,9 @@ class _Watch:
         names = dict.fromkeys([self._score, "top1"])
         scores = [f"{name} {found.metrics[name]:.4f}" for name in names if name in found.metrics]
         shares = [
-            f"{name} {100 * found.costs[name] / self._dense[name]:.1f} %"
+            f"{name} {100 * found.costs[name] / self.dense[name]:.1f} %"
             for name in ("macs", "params")
-            if self._dense.get(name)
+            if self.dense.get(name)
         ]
         return f"best: {', '.join([*scores, *shares])}"
 
