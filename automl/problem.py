@@ -6,6 +6,7 @@ and its cache, failures, repeatable random numbers, progress. Nothing here impor
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from automl.journal import Row
 from automl.policy import Policy
 from automl.seeding import own_random_numbers
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
+
+_log = logging.getLogger(__name__)
 
 Status = Literal["ok", "failed"]
 
@@ -311,6 +314,8 @@ class Problem:
             measurement = _measurement(score, metrics, self.cost(policy))
         except Exception as raised:
             error = _one_line(raised)
+            # The journal holds one line; whoever looks for the cause wants to see where.
+            _log.info("trial %d failed", index, exc_info=True)
         seconds = round(time.perf_counter() - started, 6)
         finished = datetime.now(UTC).isoformat(timespec="milliseconds")
         status: Status = "failed" if measurement is None else "ok"

@@ -170,6 +170,13 @@ def test_a_failing_trial_is_journalled_and_the_search_goes_on(tmp_path, fault, e
         assert len(score.seen) == scored
 
 
+def test_where_a_trial_failed_is_logged(caplog):
+    problem = toy.problem(scorer=scorer(faults={0: RuntimeError("boom")}))
+    with caplog.at_level("INFO", "automl.problem"):
+        problem.evaluate(problem.policy(problem.space.low))
+    assert "trial 0 failed" in caplog.text and "in __call__" in caplog.text
+
+
 def test_three_failures_in_a_row_stop_the_search_and_are_tried_again_on_resume(tmp_path):
     def broken(call):
         return RuntimeError("disk gone") if call >= 2 else None
