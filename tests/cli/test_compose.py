@@ -1,0 +1,45 @@
+import pytest
+
+from automl.commands.compose import compose
+from automl.types import InputError
+
+
+def test_defaults_compose_and_are_plain_and_resolved():
+    config = compose(["seed=5"])
+    assert type(config["model"]) is dict
+    assert config["finetune"]["seed"] == 5
+
+
+def test_foreign_models_are_named_like_groups():
+    for name in ("torchvision:resnet18", "timm:deit_tiny_patch16_224", "my.pkg.factory", "m:f"):
+        model = compose([f"model={name}"])["model"]
+        assert (model["name"], model["factory"]) == ("custom", name)
+
+
+def test_the_data_set_follows_the_model_unless_it_is_chosen():
+    assert compose(["model=resnet20"])["data"]["name"] == "cifar10"
+    assert compose(["model=resnet20", "data=digits"])["data"]["name"] == "digits"
+    assert compose(["model=resnet20", "data.limit=9"])["data"]["limit"] == 9
+
+
+def test_keys_of_kwargs_need_no_plus():
+    config = compose(["model=torchvision:resnet18", "model.kwargs.num_classes=10"])
+    assert config["model"]["kwargs"] == {"num_classes": 10}
+
+
+def test_hydras_plus_and_tilde_work():
+    config = compose(["+strategy.extra=1", "~strategy.spread"])
+    assert config["strategy"]["extra"] == 1
+    assert "spread" not in config["strategy"]
+
+
+def test_later_settings_win_and_order_does_not_matter_for_groups():
+    assert compose(["seed=1", "seed=2"])["seed"] == 2
+    config = compose(["budget.params=0.4", "budget=none"])
+    assert config["budget"]["params"] == 0.4
+    assert config["budget"]["macs"] is None
+
+
+def test_a_missing_value_is_told_by_name():
+    with pytest.raises(InputError, match="seed"):
+        compose(["seed=???"])

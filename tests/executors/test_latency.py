@@ -1,0 +1,44 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from automl.executors.latency import measure_latency
+
+
+class Sleeper(nn.Module):
+    """Takes a known time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.threads = seconds, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.threads = torch.get_num_threads()
+        time.sleep(self.seconds)
+        return x
+
+
+def test_medians_and_ratios_to_the_first():
+    networks = {"slow": Sleeper(0.004), "fast": Sleeper(0.001)}
+    found = measure_latency(networks, torch.zeros(1, 1), budget_s=0.0)
+    assert found["slow"].ratio == 1
+    assert found["slow"].median_ms >= 4
+    # Sleeps may only be longer than asked for, on a busy machine by much.
+    assert 1 <= found["fast"].median_ms
+    assert 0 < found["fast"].ratio < 1
+    assert found["slow"].rounds == found["fast"].rounds == 15
+
+
+def test_threads_are_limited_while_measuring_and_put_back():
+    before = torch.get_num_threads()
+    network = Sleeper(0)
+    measure_latency({"a": network}, torch.zeros(1, 1), budget_s=0, threads=2)
+    assert network.threads == 2
+    assert torch.get_num_threads() == before
+
+
+def test_nothing_to_measure_is_an_error():
+    with pytest.raises(ValueError, match="must hold a network"):
+        measure_latency({}, torch.zeros(1, 1))
