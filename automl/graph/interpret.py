@@ -56,6 +56,8 @@ class ProgramRun:
         self._waiting = consumers(plan)
         self._left = {name: len(users) for name, users in self._waiting.items()}
         self._keep = keep
+        #: Steps whose hook is running: nothing that needs them can be asked for.
+        self.starting: set[str] = set()
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def run(self) -> Any:
@@ -86,7 +88,9 @@ class ProgramRun:
         for need in needs:
             self.value(need)
         if self._before is not None:
+            self.starting.add(instruction.name)
             self._before(self, instruction)
+            self.starting.discard(instruction.name)
         if instruction.name in self._done:  # the hook asked for it
             return
         self._values[instruction.name] = self._call(instruction)

@@ -86,13 +86,15 @@ class _Site:
         norm: Batch norm right behind it, by path.
         sum_name: Instruction that adds a shortcut, None if there is none.
         shortcut: Name of the other operand.
+        shortcut_needs: All steps the other operand depends on.
     """
 
     layer: LayerPlan
     call: Instruction
     norm: str | None
-    sum_name: str | None
-    shortcut: str | None
+    sum_name: str | None = None
+    shortcut: str | None = None
+    shortcut_needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +210,8 @@ class Repairer:
     def _early(self, run: ProgramRun, site: _Site) -> Tensor | None:
         """The pruned network's shortcut, computed ahead where it does not need this layer."""
         assert site.shortcut is not None  # noqa: S101
-        if site.call.name in _ancestors(self._plan, site.shortcut):
+        # Of two refitted branches the first asks for the second, which cannot wait for the first.
+        if site.shortcut_needs & run.starting:
             return None
         value = run.value(site.shortcut)
         return value if isinstance(value, Tensor) else None
@@ -274,12 +277,12 @@ def _site(
         elif user.target in ("aten.add.Tensor", "aten.add_.Tensor") and not user.kwargs:
             other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
             if len(other) == 1:
-                return _Site(layer, call, norm, user.name, other[0])
+                needs = frozenset(_ancestors(steps, other[0]))
+                return _Site(layer, call, norm, user.name, other[0], needs)
             break
         else:
             break
-    # A norm that is only passed on the way to a sum matters there; alone it takes the intercept.
-    return _Site(layer, call, norm, None, None)
+    return _Site(layer, call, norm)
 
 
 def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
@@ -290,16 +293,15 @@ def _is_dropout(model: nn.Module, step: Instruction) -> bool:
     return step.op == "call_module" and "Dropout" in type(model.get_submodule(step.target)).__name__
 
 
-def _ancestors(plan: IndexPlan, name: str) -> set[str]:
+def _ancestors(steps: dict[str, Instruction], name: str) -> set[str]:
     """Everything a value depends on, itself included."""
-    steps = {i.name: i for i in plan.program}
-    found, queue = set(), [name]
+    found: set[str] = set()
+    queue = [name]
     while queue:
         current = queue.pop()
-        if current in found:
-            continue
-        found.add(current)
-        queue += references([steps[current].args, steps[current].kwargs])
+        if current not in found:
+            found.add(current)
+            queue += references([steps[current].args, steps[current].kwargs])
     return found
 
 
