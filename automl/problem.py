@@ -143,6 +143,7 @@ class Problem:
         journal: TrialLog | None = None,
         on_trial: Callable[[Trial], None] | None = None,
         max_failures: int = 3,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         """Checks that the budget can be met; scores nothing yet.
 
@@ -157,6 +158,8 @@ class Problem:
             journal: Where trials are written and looked up; None keeps them in memory.
             on_trial: Called after every new trial, those answered by the journal included.
             max_failures: So many failed trials in a row stop the search.
+            prepare: What is done to a slim network before it is scored and changes no output
+                (folding batch norm); None scores it as it is.
 
         Raises:
             InputError: There is nothing to prune, or the budget is malformed or out of reach.
@@ -176,6 +179,7 @@ class Problem:
         self._constraints.require_reachable(self.space)
         self._journal = journal
         self._on_trial = on_trial
+        self._prepare = prepare
         self._max_failures = max_failures
         self._failures_in_a_row = 0
         self._trials: dict[str, Trial] = {}
@@ -310,7 +314,10 @@ class Problem:
         measurement, error = None, None
         try:
             with own_random_numbers(key):
-                score, metrics = self._scorer(self._pruner.prune(policy))
+                network = self._pruner.prune(policy)
+                if self._prepare is not None:
+                    network = self._prepare(network)
+                score, metrics = self._scorer(network)
             measurement = _measurement(score, metrics, self.cost(policy))
         except Exception as raised:
             error = _one_line(raised)

@@ -73,7 +73,7 @@ class Searcher:
         run_dir: str | os.PathLike[str] | None = None,
         finetune: Finetune | None = None,
         calibration: Tensor | None = None,
-        criterion: str = "l1",
+        criterion: str = "l2",
         rounding: int = 8,
         min_keep: float = 0.0,
         exclude: Sequence[str] = (),

@@ -41,10 +41,13 @@ def repairs(images: torch.Tensor) -> Iterator[tuple[str, dict[str, object]]]:
     yield "batch-norm statistics", {
         **settings, "reconstruct": None, "batchnorm_recalibration": True
     }  # fmt: skip
-    yield "least squares", {**settings, "reconstruct": Reconstruction(shortcut=False)}
-    yield "least squares, shortcut corrected", {**settings, "reconstruct": Reconstruction()}
-    downstream = Reconstruction(scope="downstream")
-    yield "the same, downstream layers too", {**settings, "reconstruct": downstream}
+    yield (
+        "least squares",
+        {**settings, "reconstruct": Reconstruction(shortcut=False, scope="readers")},
+    )
+    corrected = Reconstruction(scope="readers")
+    yield "least squares, shortcut corrected", {**settings, "reconstruct": corrected}
+    yield "the same, downstream layers too", {**settings, "reconstruct": Reconstruction()}
 
 
 def load_dense(name: str, root: str | None) -> nn.Module:
@@ -87,7 +90,9 @@ def measure(name: str, data: DataSplits, args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Parses the command line and prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"])
     parser.add_argument("--ratio", type=float, default=0.5, help="fraction of channels removed")
     parser.add_argument("--images", type=int, default=1024, help="calibration images")

@@ -126,7 +126,8 @@ def _latencies(bench: Bench, networks: Sequence[_Final]) -> dict[str, Latency]:
     if budget_s == 0:
         return {}
     example = torch.zeros(1, *bench.loaded.input_shape, device=bench.device)
-    named = {final.name: final.network for final in networks}
+    # As deployed: batch norms folded, in the dense network too.
+    named = {final.name: bench.pruner.for_inference(final.network) for final in networks}
     return measure_latency(named, example, budget_s=budget_s)
 
 

@@ -112,6 +112,7 @@ class SearchRun:
             journal=journal,
             on_trial=watch,
             max_failures=self.config["max_failures"],
+            prepare=bench.pruner.for_inference,
         )
 
     def _tuning(self) -> FinetuneConfig:

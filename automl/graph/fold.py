@@ -66,7 +66,7 @@ def _folded(layer: Any, norm: Any) -> nn.Module:
     if norm.bias is not None:
         bias = bias + norm.bias
     weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    clone = _shallow(layer)
+    clone: nn.Module = _shallow(layer)
     clone._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     clone._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
     return clone

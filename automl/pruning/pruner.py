@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
@@ -34,7 +35,7 @@ class Pruner:
         self,
         trace: Trace,
         *,
-        criterion: str | Criterion = "l1",
+        criterion: str | Criterion = "l2",
         calibration: Tensor | None = None,
         reconstruct: Reconstruction | None = Reconstruction(),  # noqa: B008 - frozen
         batchnorm_recalibration: bool = False,
@@ -100,24 +101,35 @@ class Pruner:
         return self.materialise.finish(slim, kept)
 
     def _units_of(self, policy: Policy) -> KeptUnits:
-        decisions = {decision.target: decision for decision in policy.decisions}
+        """The units that the policy names, else the most important ones."""
+        named = {decision.target: decision.indices for decision in policy.decisions}
         chosen = self.kept_units(policy.kept(self.plan.targets))
-        return [
-            chosen[t.index] if decisions[t.name].indices is None else decisions[t.name].indices
-            for t in self.plan.targets
-        ]
+        return [named[target.name] or chosen[target.index] for target in self.plan.targets]
 
     @cached_property
     def _repairer(self) -> Repairer:
-        assert self._reconstruct is not None and self._calibration is not None  # noqa: S101
+        assert self._reconstruct is not None and self._calibration is not None
         return Repairer(self.trace.model, self.plan, self._calibration, self._reconstruct)
 
     def _recalibrate_batchnorm(self, slim: nn.Module, kept: Kept) -> None:
         from automl.training.batchnorm import recalibrate_batchnorm
 
-        assert self._calibration is not None  # noqa: S101
+        assert self._calibration is not None
         network = self.materialise.finish(slim, kept)
-        recalibrate_batchnorm(network, self._calibration.split(256))
+        recalibrate_batchnorm(network, torch.split(self._calibration, 256))  # type: ignore[no-untyped-call]
+
+    def for_inference(self, network: nn.Module) -> nn.Module:
+        """The same function without the batch norms that can be folded into layers.
+
+        Args:
+            network: The dense network or what :meth:`prune` returned, in eval mode; what is not
+                folded is shared with it.
+        """
+        return fold_batchnorm(network, self._batchnorm_pairs)
+
+    @cached_property
+    def _batchnorm_pairs(self) -> tuple[tuple[str, str], ...]:
+        return batchnorm_pairs(self.plan)
 
     # ---- identity
 
@@ -143,7 +155,7 @@ def _criterion(criterion: str | Criterion) -> Criterion:
 
     if criterion not in ("l1", "l2"):
         raise InputError(f"criterion must be l1, l2 or a Criterion, got {criterion!r}")
-    return Magnitude(criterion)  # type: ignore[arg-type]
+    return Magnitude("l1" if criterion == "l1" else "l2")
 
 
 def policy_from_ratios(pruner: Pruner, ratios: float | dict[str, float], rounding: int) -> Policy:

@@ -25,7 +25,7 @@ none; intercepts.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -55,8 +55,8 @@ class Reconstruction:
     """
 
     points: int = 10
-    ridge: float = 1e-4
-    scope: Literal["readers", "downstream"] = "readers"
+    ridge: float = 1e-2
+    scope: Literal["readers", "downstream"] = "downstream"
     shortcut: bool = True
     seed: int = 0
 
@@ -209,7 +209,7 @@ class Repairer:
 
     def _early(self, run: ProgramRun, site: _Site) -> Tensor | None:
         """The pruned network's shortcut, computed ahead where it does not need this layer."""
-        assert site.shortcut is not None  # noqa: S101
+        assert site.shortcut is not None
         # Of two refitted branches the first asks for the second, which cannot wait for the first.
         if site.shortcut_needs & run.starting:
             return None
@@ -322,7 +322,7 @@ def _gather(value: Tensor, positions: Tensor) -> Tensor:
     """Values at positions, shape (samples, channels)."""
     index = tuple(positions.unbind(1))
     if value.dim() > 3:
-        return value[(index[0], slice(None), *index[1:])]
+        return value.movedim(1, -1)[index]
     return value[index]
 
 
@@ -330,7 +330,7 @@ def _patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
     """Inputs of the sampled outputs, shape (groups, samples, features of a group)."""
     if isinstance(layer, nn.Linear):
         return _gather(data, positions)[None]
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)  # noqa: S101
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
     rows, columns = layer.kernel_size
     pad = (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])
     padded = nn.functional.pad(data, pad) if any(pad) else data
@@ -344,13 +344,13 @@ def _patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
 
 
 def _offsets(size: int, dilation: int, like: Tensor) -> Tensor:
-    return torch.arange(size, device=like.device) * dilation
+    return torch.arange(0, size * dilation, dilation, device=like.device)
 
 
 def _as_matrices(layer: nn.Module, groups: int) -> Tensor:
     """Weights as (groups, features of a group, outputs of a group), in the order of patches."""
     weight = layer.weight
-    assert isinstance(weight, Tensor)  # noqa: S101
+    assert isinstance(weight, Tensor)
     return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
 
 
@@ -367,13 +367,14 @@ def _through_norm_backwards(total: Tensor, slim: nn.Module, site: _Site) -> Tens
     if site.norm is None:
         return total
     norm: Any = slim.get_submodule(site.norm)
-    deviation = torch.sqrt(norm.running_var + norm.eps)
+    deviation: Tensor = torch.sqrt(norm.running_var + norm.eps)
     if norm.weight is None:
-        return total * deviation + norm.running_mean
+        return total * deviation + cast(Tensor, norm.running_mean)
     # A scale near zero cannot be inverted; there the channel is its shift whatever comes in.
-    scale = norm.weight
+    scale: Tensor = norm.weight
     safe = torch.where(scale.abs() < 1e-6, torch.full_like(scale, 1e-6), scale)
-    return (total - norm.bias) / safe * deviation + norm.running_mean
+    wanted: Tensor = (total - norm.bias) / safe * deviation + norm.running_mean
+    return wanted
 
 
 def _write(layer: nn.Module, norm: Any, fit: Fit) -> None:

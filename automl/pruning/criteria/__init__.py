@@ -16,11 +16,11 @@ Scores = list[NDArray[np.float64]]
 
 
 class Criterion(Protocol):
-    """Scores the units of every target.
+    """Scores the units of every target."""
 
-    Attributes:
-        name: Identifies the criterion and its settings; part of the journal's key.
-    """
+    @property
+    def name(self) -> str:
+        """Identifies the criterion and its settings; part of the journal's key."""
 
     name: str
 
