@@ -51,11 +51,11 @@ def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
     title = f"{result['model']} on {result['data']}, {result['budget']}"
     table = Table(title=title, title_justify="left")
     table.add_column("network")
-    headings = ["MACs", "params", result["score"], "val top-1", "test top-1", "latency", "ratio"]
-    for heading in headings:
+    cells = [_cells(row, rows[0], result["score"]) for row in rows]
+    for heading in cells[0]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row.name, *_cells(row, rows[0]))
+    for row, found in zip(rows, cells, strict=True):
+        table.add_row(row.name, *found.values())
     # A pipe has no width, for which rich takes 80 columns, too few for these.
     width = None if sys.stdout.isatty() else 120
     Console(highlight=False, width=width).print(table)
@@ -64,8 +64,9 @@ def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
+    score = "" if result["score"] == "top1" else f"{result['score']} and "
     return [
-        f"{result['score']} and val top-1: {result['validation_images']} validation images; "
+        f"{score}val top-1: {result['validation_images']} validation images; "
         f"test top-1: {result['test_images']} test images, once per network",
         f"latency: one example on {result['device']}, one thread, medians of side-by-side runs; "
         "ratio: to dense",
@@ -73,16 +74,20 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cells(row: Row, dense: Row) -> list[str]:
-    return [
-        f"{_short(row.macs)} ({100 * row.macs / dense.macs:.1f} %)",
-        f"{_short(row.params)} ({100 * row.params / dense.params:.1f} %)",
-        f"{row.score:.4f}",
-        _percent(row.validation_top1),
-        _percent(row.test_top1),
-        "-" if row.latency_ms is None else f"{row.latency_ms:.3g} ms",
-        "-" if row.latency_ratio is None else f"{row.latency_ratio:.2f}",
-    ]
+def _cells(row: Row, dense: Row, score: str) -> dict[str, str]:
+    """Heading -> cell."""
+    cells = {
+        "MACs": f"{_short(row.macs)} ({100 * row.macs / dense.macs:.1f} %)",
+        "params": f"{_short(row.params)} ({100 * row.params / dense.params:.1f} %)",
+        f"val {score}": f"{row.score:.4f}",
+        "val top-1": _percent(row.validation_top1),
+        "test top-1": _percent(row.test_top1),
+        "latency": "-" if row.latency_ms is None else f"{row.latency_ms:.3g} ms",
+        "ratio": "-" if row.latency_ratio is None else f"{row.latency_ratio:.2f}",
+    }
+    if score == "top1":  # is there already, as val top-1
+        del cells["val top1"]
+    return cells
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,26 @@
+from automl.commands.table import Row, print_table
+
+RESULT = {
+    "model": "m", "data": "d", "budget": "macs <= 50 % of dense", "score": "kl", "trials": 3,
+    "failed": 0, "form": "graph", "device": "cpu", "validation_images": 10, "test_images": 20,
+}  # fmt: skip
+
+ROWS = [
+    Row("dense", 4_000_000_000, 1000, 0.0, 0.9925, 0.99, 2.0, 1.0),
+    Row("found", 1_999_000_000, 512, 0.0143, None, 0.98),
+]
+
+
+def test_it_shows_counts_shares_scores_and_what_was_not_measured(capsys):
+    print_table(ROWS, RESULT)
+    text = capsys.readouterr().out
+    for part in ("4 G (100.0 %)", "2 G (50.0 %)", "512 (51.2 %)", "0.0143", "99.25 %", "2 ms"):
+        assert part in text
+    found = next(line for line in text.splitlines() if "found" in line)
+    assert found.count(" - ") == 3
+    assert "graph module" in text
+
+
+def test_a_score_that_is_top1_has_no_column_of_its_own(capsys):
+    print_table(ROWS[:1], {**RESULT, "score": "top1"})
+    assert "val top1" not in capsys.readouterr().out
