@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from automl.budget import Budget
-from automl.fitting import Bools, Constraints, Schedule, Space, climb, fit
+from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, fit
 from automl.hashing import digest
 from automl.journal import Row
 from automl.policy import Policy
@@ -122,6 +123,7 @@ class Problem:
     resume by running again.
 
     Attributes:
+        plan: Structure of the dense network.
         targets: What can be pruned, in network order.
         space: How many units each target may keep.
         budget: The budget as given.
@@ -167,6 +169,7 @@ class Problem:
         """
         if max_failures < 1:
             raise ValueError(f"Problem.max_failures must be >= 1, got {max_failures}")
+        self.plan = plan
         self.targets = tuple(plan.targets)
         self.space = Space.of(self.targets, rounding, min_keep)
         self.budget = Budget.parse(budget)
@@ -195,6 +198,10 @@ class Problem:
     def costs(self, kept: Kept) -> dict[str, float]:
         """All costs of one network by resource; kept counts of shape (targets,)."""
         return {str(name): float(model(kept)) for name, model in self._cost_models.items()}
+
+    def cost_of(self, resource: Resource, kept: Kept) -> Floats:
+        """One cost; batched, (..., targets) gives (...)."""
+        return np.asarray(self._cost_models[resource](kept), np.float64)
 
     def within(self, kept: Kept) -> Bools:
         """Whether the budget is met; batched, (..., targets) gives (...)."""
