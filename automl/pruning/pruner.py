@@ -116,7 +116,7 @@ class Pruner:
 
         assert self._calibration is not None
         network = self.materialise.finish(slim, kept)
-        recalibrate_batchnorm(network, torch.split(self._calibration, 256))  # type: ignore[no-untyped-call]
+        recalibrate_batchnorm(network, torch.split(self._calibration, 256))
 
     def for_inference(self, network: nn.Module) -> nn.Module:
         """The same function without the batch norms that can be folded into layers.

@@ -10,6 +10,7 @@ from torch import Tensor
 #: Rows multiplied at once: products run in float32, sums across chunks in float64.
 _CHUNK = 2048
 _RETRIES = 6
+_NOISE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +34,13 @@ def solve(inputs: Tensor, wanted: Tensor, weight: Tensor, ridge: float, centred:
     Returns:
         The fit, in the dtype of ``weight``; the old weights where the inputs are constant.
     """
-    samples = inputs.shape[1]
     input_mean = _mean(inputs, centred)
     wanted_mean = _mean(wanted, centred)
-    gram = _product(inputs, inputs) - samples * input_mean.transpose(1, 2) @ input_mean
-    cross = _product(inputs, wanted) - samples * input_mean.transpose(1, 2) @ wanted_mean
+    gram, cross = _products(inputs, wanted, input_mean, wanted_mean)
     old = weight.double()
-    change = _regularised(gram, cross - gram @ old, ridge)
+    # Below this power, centred inputs are the rounding noise of constant ones.
+    noise = inputs.shape[1] * _NOISE * input_mean.square().mean((1, 2))
+    change = _regularised(gram, cross - gram @ old, ridge, noise)
     new = old + change
     intercept = (wanted_mean - input_mean @ new)[:, 0]
     return Fit(new.to(weight.dtype), intercept.to(weight.dtype))
@@ -50,20 +51,29 @@ def _mean(values: Tensor, centred: bool) -> Tensor:
     return mean if centred else torch.zeros_like(mean)
 
 
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    """``one^T other`` per group in float64, shape (groups, features, outputs)."""
-    total = torch.zeros(
-        one.shape[0], one.shape[2], other.shape[2], dtype=torch.float64, device=one.device
+def _products(
+    inputs: Tensor, wanted: Tensor, input_mean: Tensor, wanted_mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gram matrix and cross term per group in float64, of centred inputs and targets.
+
+    Centring before multiplying: subtracting the means' product afterwards would cancel.
+    """
+    groups, _, features = inputs.shape
+    both = torch.zeros(
+        groups, features, features + wanted.shape[2], dtype=torch.float64, device=inputs.device
     )
-    for start in range(0, one.shape[1], _CHUNK):
+    shift, goal = input_mean.to(inputs.dtype), wanted_mean.to(wanted.dtype)
+    for start in range(0, inputs.shape[1], _CHUNK):
         rows = slice(start, start + _CHUNK)
-        total += one[:, rows].transpose(1, 2) @ other[:, rows]
-    return total
+        x = inputs[:, rows] - shift
+        both += x.transpose(1, 2) @ torch.cat([x, wanted[:, rows] - goal], dim=2)
+    return both[..., :features], both[..., features:]
 
 
-def _regularised(gram: Tensor, residual: Tensor, ridge: float) -> Tensor:
+def _regularised(gram: Tensor, residual: Tensor, ridge: float, noise: Tensor) -> Tensor:
     """Solves ``(gram + ridge * mean power) x = residual``, with more ridge until it succeeds."""
     power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
+    residual = torch.where((power > noise)[:, None, None], residual, 0.0)
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for attempt in range(_RETRIES):
         strength = (ridge * 10**attempt * power)[:, None, None]

@@ -22,8 +22,6 @@ class Criterion(Protocol):
     def name(self) -> str:
         """Identifies the criterion and its settings; part of the journal's key."""
 
-    name: str
-
     def __call__(self, model: nn.Module, plan: IndexPlan) -> Scores:
         """One array of shape (units,) per target, higher is more important."""
 

@@ -1,0 +1,191 @@
+"""Least-squares repair: exact where it can be, better than none elsewhere, without side effects."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import automl
+from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.reconstruct import Reconstruction
+
+
+def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms as if trained."""
+    torch.manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return net.eval()
+
+
+class Block(nn.Module):
+    """A residual block; ``project`` puts a convolution on the shortcut as well."""
+
+    def __init__(self, channels: int, inner: int, project: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Conv2d(channels, channels, 1) if project else nn.Identity()
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class Net(nn.Module):
+    """Three blocks and a classifier."""
+
+    def __init__(self, project: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.Sequential(*[Block(8, 16, project) for _ in range(3)])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+def damage(net, calibration, settings, ratio=0.5, exclude=()):
+    """Mean squared error of the pruned network's outputs on fresh inputs, over the dense power."""
+    trace = automl.trace(net, calibration[:2], exclude=exclude)
+    pruner = Pruner(trace, calibration=calibration, reconstruct=settings)
+    slim = pruner.prune(policy_from_ratios(pruner, ratio, rounding=1))
+    fresh = torch.randn(256, *calibration.shape[1:], generator=torch.Generator().manual_seed(99))
+    with torch.no_grad():
+        dense = net(fresh)
+        centred = dense - dense.mean(0)
+        return float(((slim(fresh) - dense) ** 2).mean() / (centred**2).mean())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("project", [False, True])
+def test_repair_reduces_damage_and_the_shortcut_correction_reduces_it_further(images, project):
+    net = randomise(Net(project))
+    stream = ["stem", "*.conv2", *(["*.shortcut"] if project else [])]
+    none = damage(net, images, None, exclude=stream)
+    plain = damage(net, images, Reconstruction(shortcut=False, scope="readers"), exclude=stream)
+    full = damage(net, images, Reconstruction(points=20), exclude=stream)
+    assert plain < 0.7 * none
+    assert full < plain
+
+
+def test_redundant_channels_are_removed_without_any_damage(images):
+    net = randomise(Net())
+    with torch.no_grad():
+        for block in net.blocks:  # every inner channel twice
+            for tensor in (block.conv1.weight, *block.bn1.parameters(), *block.bn1.buffers()):
+                if tensor.dim():
+                    tensor[8:] = tensor[:8]
+            block.conv1.weight[8:] *= 0.3  # so that the copies are the ones to go
+            block.bn1.running_mean[8:] *= 0.3
+            block.bn1.running_var[8:] *= 0.3**2
+    stream = ["stem", "*.conv2"]
+    settings = Reconstruction(ridge=1e-7, points=30)
+    assert damage(net, images, None, exclude=stream) > 1e-2
+    assert damage(net, images, settings, exclude=stream) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["grouped", "depthwise", "linear", "strided", "no_bias"])
+def test_every_kind_of_reader_is_repaired(images, kind):
+    behind = {
+        "grouped": nn.Conv2d(16, 8, 3, padding=1, groups=2),
+        "depthwise": nn.Conv2d(16, 16, 3, groups=16),
+        "linear": nn.Conv2d(16, 8, 1),
+        "strided": nn.Conv2d(16, 8, 3, stride=2, padding=2, dilation=2),
+        "no_bias": nn.Conv2d(16, 8, 3, bias=False),
+    }[kind]
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        behind,
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(behind.out_channels * 4, 4),
+    ).eval()
+    assert damage(net, images, Reconstruction(points=20)) < 0.8 * damage(net, images, None)
+
+
+def test_the_dense_network_is_not_touched(images):
+    net = randomise(Net())
+    before = copy.deepcopy(net.state_dict())
+    damage(net, images, Reconstruction())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_pruning_twice_gives_the_same_network(images):
+    net = randomise(Net())
+    pruner = Pruner(automl.trace(net, images[:2]), calibration=images)
+    policy = policy_from_ratios(pruner, 0.5, rounding=1)
+    one, other = pruner.prune(policy), pruner.prune(policy)
+    with torch.no_grad():
+        assert torch.equal(one(images), other(images))
+
+
+def test_weights_equal_a_float64_regression_on_the_pruned_inputs(images):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()).eval()
+    images = images[:, :, :1, :1].contiguous()  # one position: sampling takes them all
+    trace = automl.trace(net, images[:2])
+    settings = Reconstruction(points=1, ridge=1e-9)
+    pruner = Pruner(trace, calibration=images, reconstruct=settings)
+    slim = pruner.prune(policy_from_ratios(pruner, 0.5, rounding=1))
+    with torch.no_grad():
+        x = torch.relu(slim[0](images)).flatten(1).double()
+        y = net(images).flatten(1).double()
+    design = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+    best = torch.linalg.lstsq(design, y).solution
+    torch.testing.assert_close(
+        slim[2].weight.flatten(1).double(), best[:-1].T, rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(slim[2].bias.double(), best[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_graph_form_networks_are_repaired_too(images):
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.qkv = nn.Linear(8, 16), nn.Linear(16, 48)
+            self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = torch.tanh(self.embed(x))
+            batch, tokens, _ = x.shape
+            q, k, v = self.qkv(x).reshape(batch, tokens, 3, 4, 4).permute(2, 0, 3, 1, 4)
+            mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, 16))
+            return self.head(x.mean(1))
+
+    torch.manual_seed(0)
+    net, tokens = Attention().eval(), torch.randn(200, 6, 8)
+    heads = {"qkv.head": 0.5}
+    trace = automl.trace(net, tokens[:2])
+    errors = {}
+    for name, settings in (("none", None), ("repaired", Reconstruction())):
+        pruner = Pruner(trace, calibration=tokens, reconstruct=settings)
+        slim = pruner.prune(policy_from_ratios(pruner, heads, rounding=1))
+        with torch.no_grad():
+            errors[name] = float(((slim(tokens) - net(tokens)) ** 2).mean())
+    assert errors["repaired"] < 0.5 * errors["none"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("points", 0), ("ridge", 0.0), ("ridge", -1.0), ("scope", "all")]
+)
+def test_bad_settings_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"Reconstruction.{field}"):
+        Reconstruction(**{field: value})
