@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
+from automl.hints import did_you_mean
 from automl.types import RESOURCES, InputError, Resource
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an "unknown name" message: the nearest known name, or all of them.
-
-    Returns:
-        For example ``"did you mean 'macs'?"`` or ``"known are macs, params"``.
-    """
-    names = [str(one) for one in known]
-    near = get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NoReturn
+
+from automl.hints import did_you_mean
 
 #: The verbs, in the order of ``prunepilot --help``; each is a module of ``automl.commands``
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
@@ -77,7 +78,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(run=lambda args: _no_verb(parser, args))
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        parser.error(f"no verb named {argv[0]!r}{_nearest(argv[0])}")
+        parser.error(f"no verb named {argv[0]!r}; {did_you_mean(argv[0], VERBS)}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
     for name in VERBS:
         _add_verb(verbs, name)
@@ -105,11 +106,6 @@ def _no_verb(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return OK
     parser.print_help()
     return OK
-
-
-def _nearest(name: str) -> str:
-    near = get_close_matches(name, VERBS, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(VERBS)}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from automl.batch_size import CANDIDATES, default_batch_size, fastest_batch_size
-from automl.training.state import digest, digest_module, evaluating
+from automl.hashing import digest, weights_hash
+from automl.training.state import evaluating
 from automl.types import InputError
 
 Score = Literal["top1", "loss", "kl"]
@@ -330,7 +331,7 @@ class ClassifierScorer:
     def _fingerprint(self) -> str:
         dense = None
         if self.score == "kl" and self._dense is not None:
-            dense = digest_module(self._dense)
+            dense = weights_hash(self._dense)
         tensors = [self._images, self._labels, self._scale, self._bias]
         return digest("classifier-scorer-1", self.score, str(self.dtype), dense, *tensors)
 

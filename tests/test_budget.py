@@ -4,7 +4,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automl.budget import Budget, Limit, did_you_mean
+from automl.budget import Budget, Limit
+from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.types import RESOURCES, InputError
 
@@ -36,7 +37,7 @@ def test_limits_become_absolute(spec, limits):
         ({"macs": {}}, "budget is empty"),
         (0.5, "must be given per resource"),
         ({"mac": 0.5}, "unknown resource 'mac'; did you mean 'macs'"),
-        ({3: 0.5}, "unknown resource 3; known are macs, params"),
+        ({3: 0.5}, "unknown resource 3; there are macs, params"),
         ({"macs": 0}, "budget.macs must be a positive"),
         ({"macs": -1}, "budget.macs must be a positive"),
         ({"macs": float("nan")}, "budget.macs must be a positive"),
@@ -91,4 +92,4 @@ def test_the_shipped_budgets_name_every_resource():
 
 def test_unknown_names_get_the_nearest_or_all():
     assert did_you_mean("unifrom", ["uniform", "deep"]) == "did you mean 'uniform'?"
-    assert did_you_mean("xyz", ["uniform", "deep"]) == "known are uniform, deep"
+    assert did_you_mean("xyz", ["uniform", "deep"]) == "there are uniform, deep"

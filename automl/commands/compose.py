@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from automl.commands.options import ROOT, groups, nearest
+from automl.commands.options import ROOT, groups
+from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.types import InputError
 
@@ -85,7 +86,7 @@ def _check_option(override: Override) -> None:
     group, option = override.key_or_group, override.value()
     options = list(groups()[group])
     if not isinstance(option, str) or option not in options:
-        hint = nearest(str(option), options)
+        hint = f"; {did_you_mean(str(option), options)}"
         raise InputError(f"no {group} named {str(option)!r}{hint}")
 
 
@@ -95,7 +96,7 @@ def _check_key(override: Override, known: DictConfig) -> None:
     key = override.key_or_group
     keys = list(_keys(OmegaConf.to_container(known)))
     if key not in keys:
-        raise InputError(f"no setting named {key!r}{nearest(key, keys)}")
+        raise InputError(f"no setting named {key!r}; {did_you_mean(key, keys)}")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -61,12 +60,6 @@ def describe() -> str:
     lines += ["", "other keys, with their defaults:"]
     lines += [f"  {line}".rstrip() for line in _after_defaults(text).splitlines()]
     return "\n".join(lines).replace("%", "%%")  # argparse expands % in epilogs
-
-
-def nearest(name: str, among: list[str]) -> str:
-    """``; did you mean 'x'?`` where something is near, otherwise the choices."""
-    near = get_close_matches(name, among, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(among)}"
 
 
 def _about(file: Path) -> str:

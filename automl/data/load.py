@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from automl.data import sources
 from automl.data.request import DataRequest
 from automl.data.tensors import DataSplits
+from automl.hints import did_you_mean
 from automl.types import InputError
 
 
@@ -43,9 +43,7 @@ def load_data(
     """
     known = sorted(module.name for module in pkgutil.iter_modules(sources.__path__))
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"data.name must be one of {', '.join(known)}, got {name!r}{hint}")
+        raise InputError(f"no data set is called {name!r}; {did_you_mean(name, known)}")
     request = DataRequest(
         root=None if root is None else Path(root),
         split=split,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl.data.split import Indices, limited
+from automl.hints import did_you_mean
 from automl.types import InputError
 
 #: ``holdout``: validation out of the training images. ``test_halves``: half of the test images
@@ -43,10 +43,9 @@ class DataRequest:
     def __post_init__(self) -> None:
         """Checks the fields."""
         if self.split not in SPLITS:
-            near = difflib.get_close_matches(str(self.split), SPLITS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"data.split must be auto, holdout or test_halves, got {self.split!r}{hint}"
+                f"data.split must be one of {', '.join(SPLITS)}, got {self.split!r}; "
+                f"{did_you_mean(self.split, SPLITS)}"
             )
         for name in ("validation_size", "limit", "size"):
             value = getattr(self, name)

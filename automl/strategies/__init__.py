@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from automl.budget import did_you_mean
+from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.types import InputError, Strategy
 

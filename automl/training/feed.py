@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from automl.training.state import digest
+from automl.hashing import digest
 
 Batch = tuple[Tensor, Tensor | None]
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from automl.hashing import digest, weights_hash
 from automl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from automl.training.config import FinetuneConfig
 from automl.training.feed import BatchSource, Feed, ReadyBatches, epoch_seed
 from automl.training.learning_rate import learning_rate
 from automl.training.loss import finetune_loss
-from automl.training.state import digest, digest_module, evaluating, restored_modes
+from automl.training.state import evaluating, restored_modes
 from automl.types import InputError, Scorer
 
 if TYPE_CHECKING:
@@ -324,8 +325,8 @@ class _Run:
         return {
             **dataclasses.asdict(self.config),
             "network": digest(shapes),
-            "starting weights": digest_module(self.model),
-            "teacher": None if self.teacher is None else digest_module(self.teacher),
+            "starting weights": weights_hash(self.model),
+            "teacher": None if self.teacher is None else weights_hash(self.teacher),
             "validation": None if self.scorer is None else self.scorer.fingerprint,
             "training data": self.feed.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
