@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Axis:
     second: IntArray
 
     def __len__(self) -> int:
+        """Positions in the dense network."""
         return len(self.first)
 
     def mask(self, alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -319,13 +321,54 @@ class IndexPlan:
         """Marks the units that stay; shape (units + 1,), the last entry stands for "always".
 
         Args:
-            kept_units: For each target the indices of the units that stay.
+            kept_units: For each target the ascending indices of the units that stay.
+
+        Raises:
+            InputError: If a target would be empty, or an index is out of range or order.
         """
+        if len(kept_units) != len(self.targets):
+            raise InputError(
+                f"expected kept units for {len(self.targets)} targets, got {len(kept_units)}"
+            )
+        sizes = [len(units) for units in kept_units]
+        numbers = np.fromiter(chain.from_iterable(kept_units), np.int64, sum(sizes))
+        numbers += np.repeat(self.offsets[:-1], sizes)
+        in_range = (numbers >= np.repeat(self.offsets[:-1], sizes)) & (
+            numbers < np.repeat(self.offsets[1:], sizes)
+        )
+        if not (all(sizes) and in_range.all() and (np.diff(numbers) > 0).all()):
+            self._refuse(kept_units)
         alive = np.zeros(int(self.offsets[-1]) + 1, dtype=bool)
-        alive[-1] = True
-        for offset, units in zip(self.offsets, kept_units, strict=False):
-            alive[offset + np.asarray(units, dtype=np.int64)] = True
+        alive[numbers] = alive[-1] = True
         return alive
+
+    def _refuse(self, kept_units: Sequence[Sequence[int]]) -> None:
+        for target, units in zip(self.targets, kept_units, strict=True):
+            if len(units) == 0:
+                raise InputError(f"target {target.name!r} must keep at least one unit")
+            if min(units) < 0 or max(units) >= target.units:
+                raise InputError(f"target {target.name!r} has units 0 to {target.units - 1}")
+            if (np.diff(units) <= 0).any():
+                raise InputError(f"kept units of target {target.name!r} must be ascending")
+
+    def positions(self, kept_units: Sequence[Sequence[int]]) -> list[IntArray]:
+        """The positions of every axis that stay, ascending.
+
+        Args:
+            kept_units: As for :meth:`alive`, which raises the same.
+        """
+        alive = self.alive(kept_units)
+        first, second, ends = self._end_to_end
+        stays = alive[first] & alive[second]
+        return [np.flatnonzero(stays[a:b]) for a, b in pairwise(ends)]
+
+    @cached_property
+    def _end_to_end(self) -> tuple[IntArray, IntArray, list[int]]:
+        """All axes in one row (first, second), and where each ends."""
+        none = [np.zeros(0, dtype=np.int64)]
+        first = np.concatenate([*none, *(axis.first for axis in self.axes)])
+        second = np.concatenate([*none, *(axis.second for axis in self.axes)])
+        return first, second, [0, *np.cumsum([len(axis) for axis in self.axes]).tolist()]
 
     def needs_graph_form(self, kept: Kept) -> bool:
         """Whether ``kept`` changes constants inside the user's ``forward``."""
@@ -446,7 +489,9 @@ def _even_occurrences(units: IntArray, offsets: IntArray) -> Iterator[tuple[int,
         yield target, int(times[0])
 
 
-def _even_pairs(first: IntArray, second: IntArray, offsets: IntArray) -> Iterator[tuple[int, ...]]:
+def _even_pairs(
+    first: IntArray, second: IntArray, offsets: IntArray
+) -> Iterator[tuple[int, int, int]]:
     owner = [np.searchsorted(offsets, units, side="right") - 1 for units in (first, second)]
     for target, other in sorted(set(zip(owner[0].tolist(), owner[1].tolist(), strict=True))):
         here = (owner[0] == target) & (owner[1] == other)

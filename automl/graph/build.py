@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Node
 
-from automl.graph.export import BATCH, Exported
+from automl.graph.export import Exported, module_path
+from automl.graph.form import OpenSize
 from automl.graph.ops.step import Layer, Length, Rewrite, bound_arguments
 from automl.graph.program import ProgramWriter, owner_of
 from automl.graph.propagate import Propagated
@@ -69,16 +70,11 @@ class PlanBuilder:
         self._axes = AtomAxes()
         self._state = _state(model)
         self._tensor_axes = self._label_tensors()
-        self._patches, self._unpatched = self._sort_rewrites()
+        self._patches, self._open = self._sort_rewrites()
         self._layers = [self._layer(i, layer) for i, layer in enumerate(self._unique_layers())]
         writer = ProgramWriter(exported, model, propagated.record.rewrites, self._resolve)
         self._program = writer.write()
         self._constants = writer.constants
-        self._graph_axes = {
-            axis
-            for rewrite in self._unpatched
-            if (axis := self._length(rewrite.length)) is not None
-        }
 
     # ---- axes
 
@@ -96,7 +92,12 @@ class PlanBuilder:
             axes[name] = tuple(self._length(Length(labels, d)) for d in range(labels.dim()))
         return axes
 
-    def _sort_rewrites(self) -> tuple[list[ModulePatch], list[Rewrite]]:
+    @property
+    def open_sizes(self) -> list[OpenSize]:
+        """Integer arguments that no patch of a layer's attribute looks after."""
+        return self._open
+
+    def _sort_rewrites(self) -> tuple[list[ModulePatch], list[OpenSize]]:
         """Module attributes that cover an integer argument, and the arguments left over."""
         patches: dict[tuple[str, str], int] = {}
         left = []
@@ -106,7 +107,7 @@ class PlanBuilder:
             if axis is None:
                 continue
             if patch is None:
-                left.append(rewrite)
+                left.append(OpenSize(module_path(rewrite.node), axis))
             else:
                 patches[patch] = axis
         for layer in self._found.record.layers:
@@ -154,7 +155,9 @@ class PlanBuilder:
         argument: Any = bound_arguments(rewrite.node).get(str(rewrite.path[0]))
         if len(rewrite.path) == 2 and isinstance(argument, (list, tuple)):
             argument = argument[int(rewrite.path[1])]
-        return {"batch": axis, "per": BATCH} if isinstance(argument, Node) else {"axis": axis}
+        if isinstance(argument, Node):  # a symbolic size: a multiple of the batch
+            return {"batch": axis, "per": self._exported.batch}
+        return {"axis": axis}
 
     # ---- layers
 
@@ -178,20 +181,23 @@ class PlanBuilder:
         size = [length.labels.shape[length.dim] for length in (layer.reads, layer.writes)]
         factors = [axis for f in layer.factors if (axis := self._length(f)) is not None]
         varying = int(np.prod([len(self._axes.first[a]) for a in factors], dtype=np.int64))
+        batch = self._exported.batch
+        # What does not depend on the inputs is computed once, however large the batch.
+        macs = layer.macs * (1 if layer.node in self._exported.per_input else batch)
         spec = LayerSpec(
             name, index, layer.kind, size[0], size[1], geometry["kernel_size"],
-            geometry["stride"], geometry["groups"], *into, *out, macs=layer.macs // BATCH, params=params,
+            geometry["stride"], geometry["groups"], *into, *out, macs=macs // batch, params=params,
         )  # fmt: skip
         depthwise = layer.kind == "conv" and geometry["groups"] == size[0] > 1
         return LayerPlan(
-            spec, layer.macs // varying, tuple(factors), reads, writes,
+            spec, macs // varying, tuple(factors), reads, writes,
             tensors if first else (), depthwise,
         )  # fmt: skip
 
     # ---- targets
 
-    def build(self, dynamic_batch: bool) -> IndexPlan:
-        """Groups atoms to targets and puts the plan together."""
+    def build(self) -> IndexPlan:
+        """Groups atoms to targets; which form slim networks take is left open (``choose_form``)."""
         axes, removed = self._axes, self._unproduced()
         while True:
             axes = self._axes.without(removed)
@@ -202,7 +208,7 @@ class PlanBuilder:
                 break
             removed |= single | uneven
         targets = self._targets(axes, groups)
-        return self._assemble(axes, groups, targets, dynamic_batch)
+        return self._assemble(axes, groups, targets)
 
     def _unproduced(self) -> set[int]:
         """Atoms no layer writes: nothing would be saved in removing them."""
@@ -281,12 +287,13 @@ class PlanBuilder:
     def _kind(self, axes: AtomAxes, atom: int) -> str:
         """Rows of cells that a layer writes in bundles are heads, their columns head_dims."""
         role = int(self._found.atoms.roles[atom])
-        bundled = any(
-            layer.out_axis is not None
-            and layer.spec.kind != "matmul"
-            and int(((axes.first[layer.out_axis] == atom) | (axes.second[layer.out_axis] == atom)).sum())
-            > 1
+        written = [
+            layer.out_axis
             for layer in self._layers
+            if layer.out_axis is not None and layer.spec.kind != "matmul"
+        ]
+        bundled = any(
+            ((axes.first[axis] == atom) | (axes.second[axis] == atom)).sum() > 1 for axis in written
         )
         return ("channel", "head", "head_dim")[role] if role and bundled else "channel"
 
@@ -297,7 +304,6 @@ class PlanBuilder:
         axes: AtomAxes,
         groups: list[list[int]],
         targets: tuple[Target, ...],
-        dynamic_batch: bool,
     ) -> IndexPlan:
         unit = np.full(len(self._found.atoms.first) + 1, -1, dtype=np.int64)
         for number, atom in enumerate(a for group in groups for a in group):
@@ -307,7 +313,6 @@ class PlanBuilder:
             for a, b in zip(axes.first, axes.second, strict=True)
         )
         tensors = self._tensors()
-        graph_targets = _targets_on(plan_axes, self._graph_axes, targets)
         return IndexPlan(
             targets=targets,
             layers_plan=tuple(self._layers),
@@ -317,11 +322,11 @@ class PlanBuilder:
             aliases=_aliases(self._model, {t.name for t in tensors}),
             patches=tuple(self._patches),
             program=self._program,
-            graph_targets=graph_targets,
+            graph_targets=frozenset(),
             fixed_params=self._fixed_params(tensors),
             constants={name: write_constant(t) for name, t in self._constants.items()},
-            batch=BATCH,
-            dynamic_batch=dynamic_batch,
+            batch=self._exported.batch,
+            dynamic_batch=self._exported.dynamic_batch,
         )
 
     def _tensors(self) -> tuple[TensorPlan, ...]:
@@ -353,6 +358,8 @@ class PlanBuilder:
         return (*frozen, *unknown)
 
     def _reason(self, name: str, layer: Layer) -> str:
+        if layer.opaque is not None:
+            return layer.opaque
         atoms = self._found.atoms
         values = layer.writes.labels.numpy().reshape(-1)
         classes = np.unique(atoms.component[values[values >= 0]])
@@ -363,17 +370,6 @@ class PlanBuilder:
         if len(classes) <= 1:
             return "its channels only exist all together"
         return "its channels cannot be counted apart"
-
-
-def _targets_on(
-    axes: Sequence[Axis], numbers: set[int], targets: tuple[Target, ...]
-) -> frozenset[int]:
-    owner = np.repeat(np.arange(len(targets)), [t.units for t in targets])
-    found: set[int] = set()
-    for number in numbers:
-        both = np.concatenate([axes[number].first, axes[number].second])
-        found |= set(owner[both[both >= 0]].tolist())
-    return frozenset(found)
 
 
 def _uneven(axes: AtomAxes, groups: list[list[int]]) -> set[int]:

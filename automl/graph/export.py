@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_unflatten
 
+from automl.graph.regions import inline_regions
 from automl.types import InputError
 
-#: Batch size at which symbolic shapes are read; 2, because export treats 0 and 1 as special.
+#: Batch size at which networks are exported and symbolic shapes are read; 2, because export treats
+#: 0 and 1 as special.
 BATCH = 2
 
 
@@ -75,6 +78,8 @@ class Exported:
         inputs: Placeholders that are the user's inputs.
         output: What the network returns, nodes in the places of tensors.
         dynamic_batch: Whether the graph takes any batch size.
+        example_inputs: What it was exported with.
+        batch: Their batch size.
     """
 
     graph: Graph
@@ -82,6 +87,28 @@ class Exported:
     inputs: tuple[str, ...]
     output: Any
     dynamic_batch: bool
+    example_inputs: tuple[Any, ...]
+    batch: int
+
+    @cached_property
+    def batched_inputs(self) -> tuple[str, ...]:
+        """Placeholders whose first dimension is the batch."""
+        return tuple(
+            node.name
+            for node in self.graph.find_nodes(op="placeholder")
+            if node.name in self.inputs
+            and isinstance(node.meta.get("val"), Tensor)
+            and node.meta["val"].dim() > 0
+        )
+
+    @cached_property
+    def per_input(self) -> frozenset[Node]:
+        """Nodes whose values depend on the inputs, and so are computed for every example."""
+        found: set[Node] = set()
+        for node in self.graph.nodes:
+            if node.name in self.inputs or any(n in found for n in node.all_input_nodes):
+                found.add(node)
+        return frozenset(found)
 
 
 def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline) -> Exported:
@@ -91,24 +118,30 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
         InputError: If the forward fails on the example inputs or cannot be exported.
     """
     check_forward(model, example_inputs)
-    inputs = _batched(example_inputs)
+    error: Exception | None = None
     with deadline.interrupting(), _quiet():
-        program, error = None, None
-        for dynamic in (True, False):
+        for inputs, batch, dynamic in _attempts(example_inputs):
             try:
-                program = torch.export.export(
-                    model, inputs, dynamic_shapes=_dynamic(inputs) if dynamic else None
-                )
-                break
+                shapes = _dynamic(inputs) if dynamic else None
+                program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+                inline_regions(program.graph_module)
+                return _collect(program, inputs, batch)
             except InputError:
                 raise
             except Exception as failure:
-                error = failure
-    if program is None:
-        raise InputError(
-            f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}"
-        ) from error
-    return _collect(program)
+                error = error or failure
+    raise InputError(
+        f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}"
+    ) from error
+
+
+def _attempts(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int, bool]]:
+    """(inputs, their batch size, whether to make it symbolic), the best first."""
+    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim() > 0]
+    if len(set(sizes)) == 1:
+        for dynamic in (True, False):
+            yield _resized(inputs), BATCH, dynamic
+    yield inputs, sizes[0] if sizes else 1, False
 
 
 def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
@@ -131,11 +164,8 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         ) from error
 
 
-def _batched(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same inputs with a batch of :data:`BATCH`, where the first dimension is a batch."""
-    sizes = {x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim() > 0}
-    if len(sizes) != 1:
-        return inputs
+def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first example of every input, :data:`BATCH` times."""
 
     def resize(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dim() == 0:
@@ -150,7 +180,9 @@ def _dynamic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple({0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs)
 
 
-def _collect(program: torch.export.ExportedProgram) -> Exported:
+def _collect(
+    program: torch.export.ExportedProgram, example_inputs: tuple[Any, ...], batch: int
+) -> Exported:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = dict(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
@@ -174,12 +206,20 @@ def _collect(program: torch.export.ExportedProgram) -> Exported:
         and not isinstance(node.meta["val"].shape[0], int)
         for node in program.graph.nodes
     )
-    return Exported(program.graph, tensors, tuple(inputs), _structure(program), dynamic)
+    return Exported(
+        program.graph,
+        tensors,
+        tuple(inputs),
+        _structure(program),
+        dynamic,
+        example_inputs,
+        batch,
+    )
 
 
 def _structure(program: torch.export.ExportedProgram) -> Any:
     """The returned structure; mappings of any class become plain dicts."""
-    leaves = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
+    leaves = list(program.graph.output_node().args[0])
     spec = program.call_spec.out_spec
     structure = leaves if spec is None else tree_unflatten(leaves, spec)
     return dict(structure) if isinstance(structure, Mapping) else structure

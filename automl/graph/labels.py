@@ -110,7 +110,7 @@ class LabelSpace:
 
         A labelled position tied to one that is always there is frozen.
         """
-        one, other = torch.broadcast_tensors(one, other)
+        one, other = _broadcast(one, other)
         for dim in range(one.dim()):
             if one.stride(dim) == 0 and other.stride(dim) == 0 and one.shape[dim] > 1:
                 one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
@@ -150,7 +150,7 @@ class LabelSpace:
 
     def product(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Cells that live by a row AND a column label; the shapes broadcast."""
-        rows, columns = torch.broadcast_tensors(rows, columns)
+        rows, columns = _broadcast(rows, columns)
         cells = self.fresh(*rows.shape)
         self._record(cells, rows, columns)
         return cells
@@ -178,8 +178,9 @@ class LabelSpace:
         if not varies(grid, 1):
             return grid[:, 0], always((grid.shape[1],))
         known = self.factors_of(grid)
-        if known is not None and not varies(known[0], 1) and not varies(known[1], 0):
-            return known[0][:, 0], known[1][0]
+        for row, column in () if known is None else (known, known[::-1]):  # or transposed since
+            if not varies(row, 1) and not varies(column, 0):
+                return row[:, 0], column[0]
         rows, columns = self.fresh(grid.shape[0]), self.fresh(grid.shape[1])
         self._record(grid, rows[:, None].expand_as(grid), columns[None].expand_as(grid))
         return rows, columns
@@ -226,6 +227,7 @@ class LabelSpace:
         return self._atoms(component)
 
     def _factor_edges(self, component: IntArray) -> IntArray:
+        """Pairs of rows, and of columns, of cells that are one."""
         if not self._factors:
             return np.zeros((0, 2), dtype=np.int64)
         cell, row, column = (np.concatenate(part) for part in zip(*self._factors, strict=True))
@@ -233,7 +235,8 @@ class LabelSpace:
         _, firsts, inverse = np.unique(owner, return_index=True, return_inverse=True)
         pairs = [np.stack([part[firsts[inverse]], part], axis=1) for part in (row, column)]
         both = np.concatenate(pairs)
-        return both[component[both[:, 0]] != component[both[:, 1]]]
+        apart = component[both[:, 0]] != component[both[:, 1]]
+        return np.asarray(both[apart], dtype=np.int64)
 
     def _atoms(self, component: IntArray) -> Atoms:
         classes = int(component.max(initial=-1)) + 1
@@ -298,6 +301,11 @@ class Atoms:
         if first.shape[1] == 1:
             return first[:, 0].copy(), second[:, 0].copy()
         return _common(first, second)
+
+
+def _broadcast(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    shape: torch.Size = torch.broadcast_shapes(one.shape, other.shape)  # type: ignore[no-untyped-call]
+    return one.expand(shape), other.expand(shape)
 
 
 def _common(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]:

@@ -11,13 +11,15 @@ inside ``forward`` (view sizes, split sizes). Both carry the same parameter name
 
 from __future__ import annotations
 
+import types
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl.graph.rebuild import build_graph_module
@@ -27,21 +29,25 @@ from automl.types import InputError, Kept
 #: Which units of each target stay, ascending; one sequence per target.
 KeptUnits = Sequence[Sequence[int]]
 
+#: Where modules keep their tensors.
+_STORES = ("_parameters", "_buffers")
+
 
 @dataclass(frozen=True, eq=False)
 class _Slot:
-    """A tensor of a module: where it is, and which axes cut it."""
+    """A parameter or buffer: in which module it is found first, and which axes cut it."""
 
-    module: int
+    store: dict[str, Any]
     name: str
-    tensor: Tensor
-    key: int
-    axes: tuple[tuple[int, int], ...]
+    cuts: tuple[tuple[int, int], ...]
     is_parameter: bool
 
 
 class Materialiser:
     """Makes slim networks of one dense model; construct once, call often.
+
+    The dense model may move to another device and change its mode or its weights' values between
+    calls; its modules and the shapes of its tensors must stay.
 
     Args:
         model: The dense model.
@@ -53,17 +59,23 @@ class Materialiser:
 
     def __init__(self, model: nn.Module, plan: IndexPlan) -> None:
         """Checks the model against the plan and writes the recipe."""
+        _check_shapes(model, plan)
         self._plan = plan
         self.model = model
         self._modules: list[nn.Module] = []
-        self._children: list[list[tuple[str, int]]] = []
         self._number: dict[int, int] = {}
         self._add(model)
-        self._axes_of = _axes_by_name(plan)
-        _check_shapes(model, plan)
-        self._slots = self._find_slots()
+        self._children = [
+            [(name, None if child is None else self._number[id(child)])
+             for name, child in module._modules.items()]
+            for module in self._modules
+        ]  # fmt: skip
+        self._slots: list[_Slot] = []
+        self._places: list[tuple[int, str, str, int]] = []
+        self._slot_of: dict[int, int] = {}
+        self._find_slots(_cuts_by_name(plan))
         self._patches = self._find_patches()
-        self._templates = [self._template(module) for module in self._modules]
+        self._private = [self._private_attributes(module) for module in self._modules]
 
     def __call__(self, kept_units: KeptUnits) -> nn.Module:
         """The slim network, in the mode (train or eval) of the dense model.
@@ -72,9 +84,9 @@ class Materialiser:
             kept_units: For each target the ascending indices of the units that stay.
 
         Raises:
-            InputError: If a target would be empty or an index is out of range.
+            InputError: If a target would be empty or an index is out of range or order.
         """
-        return self.finish(self._clone(kept_units), self._counts(kept_units))
+        return self.finish(self.module_form(kept_units), _counts(kept_units))
 
     def finish(self, module: nn.Module, kept: Kept) -> nn.Module:
         """The form a slim network has to have: ``module`` itself or a graph module on it.
@@ -89,51 +101,51 @@ class Materialiser:
 
     def graph_form(self, kept_units: KeptUnits) -> nn.Module:
         """The slim network as a graph module, whether or not it has to be one."""
-        return build_graph_module(
-            self._clone(kept_units), self._plan, self._counts(kept_units)
-        )
+        return self.as_graph(self.module_form(kept_units), kept_units)
+
+    def as_graph(self, module: nn.Module, kept_units: KeptUnits) -> nn.Module:
+        """A graph module that shares the tensors of ``module``, a slim network."""
+        return build_graph_module(module, self._plan, _counts(kept_units))
 
     def module_form(self, kept_units: KeptUnits) -> nn.Module:
         """The slim network in the user's own classes, whether or not that is right."""
-        self._counts(kept_units)
-        return self._clone(kept_units)
-
-    def _counts(self, kept_units: KeptUnits) -> Kept:
-        targets = self._plan.targets
-        if len(kept_units) != len(targets):
-            raise InputError(f"expected units for {len(targets)} targets, got {len(kept_units)}")
-        for target, units in zip(targets, kept_units, strict=True):
-            if len(units) == 0:
-                raise InputError(f"target {target.name!r} must keep at least one unit")
-            if min(units) < 0 or max(units) >= target.units:
-                raise InputError(f"target {target.name!r} has units 0 to {target.units - 1}")
-        return np.array([len(units) for units in kept_units], dtype=np.int64)
+        positions = self._plan.positions(kept_units)
+        tensors = self._cut(positions)
+        clones = self._empty_clones()
+        for number, store, name, slot in self._places:
+            clones[number].__dict__[store][name] = tensors[slot]
+        self._separate(clones, tensors)
+        for number, attribute, axis, as_tuple in self._patches:
+            length = len(positions[axis])
+            clones[number].__dict__[attribute] = (length,) if as_tuple else length
+        return clones[0]
 
     # ---- the recipe
 
-    def _add(self, module: nn.Module) -> int:
+    def _add(self, module: nn.Module) -> None:
         if id(module) in self._number:
-            return self._number[id(module)]
-        number = self._number[id(module)] = len(self._modules)
+            return
+        self._number[id(module)] = len(self._modules)
         self._modules.append(module)
-        self._children.append([])
-        for name, child in module._modules.items():
-            self._children[number].append((name, -1 if child is None else self._add(child)))
-        return number
+        for child in module._modules.values():
+            if child is not None:
+                self._add(child)
 
-    def _find_slots(self) -> list[_Slot]:
-        slots, seen = [], {}
-        for path, module in self.model.named_modules(remove_duplicate=True):
-            number = self._number[id(module)]
+    def _find_slots(self, cuts: dict[str, tuple[tuple[int, int], ...]]) -> None:
+        for path, module in self.model.named_modules():
             prefix = f"{path}." if path else ""
-            for store, is_parameter in ((module._parameters, True), (module._buffers, False)):
-                for name, tensor in store.items():
+            for store in _STORES:
+                tensors: dict[str, Tensor | None] = getattr(module, store)
+                for name, tensor in tensors.items():
                     if tensor is None:
                         continue
-                    key = seen.setdefault(id(tensor), len(seen))
-                    axes = self._axes_of.get(prefix + name, ())
-                    slots.append(_Slot(number, name, tensor, key, axes, is_parameter))
-        return slots
+                    if id(tensor) not in self._slot_of:
+                        self._slot_of[id(tensor)] = len(self._slots)
+                        is_parameter = store == "_parameters"
+                        cut = cuts.get(prefix + name, ())
+                        self._slots.append(_Slot(tensors, name, cut, is_parameter))
+                    place = (self._number[id(module)], store, name, self._slot_of[id(tensor)])
+                    self._places.append(place)
 
     def _find_patches(self) -> list[tuple[int, str, int, bool]]:
         patches = []
@@ -143,89 +155,115 @@ class Materialiser:
             patches.append((self._number[id(module)], patch.attribute, patch.axis, as_tuple))
         return patches
 
-    def _template(self, module: nn.Module) -> dict[str, Any]:
-        template = dict(module.__dict__)
-        for name in list(template):
-            if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs"):
-                template[name] = template[name].copy()
-        return template
+    def _private_attributes(self, module: nn.Module) -> tuple[list[str], list[str]]:
+        """Attributes to copy (hooks, lists), and those that refer to modules or tensors."""
+        plain, referring = [], []
+        for name, value in module.__dict__.items():
+            if name == "_modules":
+                continue
+            if name not in _STORES and self._refers(value):
+                referring.append(name)
+            elif isinstance(value, (dict, list, set)):
+                plain.append(name)
+        return plain, referring
+
+    def _refers(self, value: Any) -> bool:
+        if isinstance(value, (nn.Module, Tensor)):
+            return isinstance(value, Tensor) or id(value) in self._number
+        if isinstance(value, types.MethodType):
+            return id(value.__self__) in self._number
+        if isinstance(value, dict):
+            return any(self._refers(item) for item in value.values())
+        return isinstance(value, (list, tuple, set)) and any(self._refers(v) for v in value)
 
     # ---- cloning
 
-    def _clone(self, kept_units: KeptUnits) -> nn.Module:
-        masks = [axis.mask(self._plan.alive(kept_units)) for axis in self._plan.axes]
-        indices = [torch.from_numpy(np.flatnonzero(mask)) for mask in masks]
-        whole = [bool(mask.all()) for mask in masks]
-        clones = self._empty_clones()
-        self._fill(clones, indices, whole)
-        for number, attribute, axis, as_tuple in self._patches:
-            length = len(indices[axis])
-            clones[number].__dict__[attribute] = (length,) if as_tuple else length
-        return clones[0]
+    @torch.no_grad()
+    def _cut(self, positions: Sequence[NDArray[np.int64]]) -> list[Tensor]:
+        """The slim tensor of every slot."""
+        whole = [len(p) == len(a) for p, a in zip(positions, self._plan.axes, strict=True)]
+        here = [torch.from_numpy(p) for p in positions]
+        indices_on = {torch.device("cpu"): here}
+        made = []
+        for slot in self._slots:
+            dense = tensor = slot.store[slot.name]
+            for dim, axis in slot.cuts:
+                if not whole[axis]:
+                    indices = indices_on.get(dense.device)
+                    if indices is None:
+                        indices = indices_on[dense.device] = [p.to(dense.device) for p in here]
+                    tensor = tensor.index_select(dim, indices[axis])
+            if tensor is dense:
+                tensor = dense.clone(memory_format=torch.preserve_format)
+            made.append(nn.Parameter(tensor, dense.requires_grad) if slot.is_parameter else tensor)
+        return made
 
     def _empty_clones(self) -> list[nn.Module]:
+        """Modules of the same classes and attributes, wired like the dense ones."""
         clones = []
-        for module, template in zip(self._modules, self._templates, strict=True):
+        for module, (private, _) in zip(self._modules, self._private, strict=True):
             clone = object.__new__(type(module))
-            state = template.copy()
-            state["_parameters"] = dict(template["_parameters"])
-            state["_buffers"] = dict(template["_buffers"])
-            clone.__dict__.update(state)
+            state = clone.__dict__
+            state.update(module.__dict__)
+            for name in private:
+                value = state[name]
+                # Mostly hooks, of which there are none: making none is faster than copying none.
+                empty = not value and type(value) is OrderedDict
+                state[name] = OrderedDict() if empty else value.copy()
             clones.append(clone)
         for clone, children in zip(clones, self._children, strict=True):
-            made = {name: None if n < 0 else clones[n] for name, n in children}
-            clone.__dict__["_modules"] = made
+            clone.__dict__["_modules"] = {
+                name: None if number is None else clones[number] for name, number in children
+            }
         return clones
 
-    @torch.no_grad()
-    def _fill(self, clones: list[nn.Module], indices: list[Tensor], whole: list[bool]) -> None:
-        made: dict[int, Tensor] = {}
-        moved: dict[tuple[int, torch.device], Tensor] = {}
-        for slot in self._slots:
-            tensor = made.get(slot.key)
-            if tensor is None:
-                tensor = self._cut(slot, indices, whole, moved)
-                if slot.is_parameter:
-                    tensor = nn.Parameter(tensor, requires_grad=slot.tensor.requires_grad)
-                made[slot.key] = tensor
-            store = "_parameters" if slot.is_parameter else "_buffers"
-            clones[slot.module].__dict__[store][slot.name] = tensor
+    def _separate(self, clones: list[nn.Module], tensors: list[Tensor]) -> None:
+        """Points attributes that refer to dense modules or tensors to the slim ones."""
 
-    def _cut(
-        self,
-        slot: _Slot,
-        indices: list[Tensor],
-        whole: list[bool],
-        moved: dict[tuple[int, torch.device], Tensor],
-    ) -> Tensor:
-        tensor = slot.tensor.detach()
-        changed = False
-        for dim, axis in slot.axes:
-            if whole[axis]:
-                continue
-            index = indices[axis]
-            if tensor.device.type != "cpu":
-                index = moved.setdefault((axis, tensor.device), index.to(tensor.device))
-            tensor = tensor.index_select(dim, index)
-            changed = True
-        return tensor if changed else tensor.clone()
+        def rebind(value: Any) -> Any:
+            if isinstance(value, nn.Module):
+                number = self._number.get(id(value))
+                return value if number is None else clones[number]
+            if isinstance(value, Tensor):
+                slot = self._slot_of.get(id(value))
+                return _detached_copy(value) if slot is None else tensors[slot]
+            if isinstance(value, types.MethodType):
+                return types.MethodType(value.__func__, rebind(value.__self__))
+            if isinstance(value, dict):
+                copied = value.copy()
+                copied.update({key: rebind(item) for key, item in value.items()})
+                return copied
+            if isinstance(value, (list, set)) or type(value) is tuple:
+                return type(value)(rebind(item) for item in value)
+            return value
+
+        for clone, (_, referring) in zip(clones, self._private, strict=True):
+            for name in referring:
+                clone.__dict__[name] = rebind(clone.__dict__[name])
 
 
-def _axes_by_name(plan: IndexPlan) -> dict[str, tuple[tuple[int, int], ...]]:
-    axes = {
+def _detached_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def _counts(kept_units: KeptUnits) -> Kept:
+    return np.array([len(units) for units in kept_units], dtype=np.int64)
+
+
+def _cuts_by_name(plan: IndexPlan) -> dict[str, tuple[tuple[int, int], ...]]:
+    """(dimension, axis) pairs of every tensor that can shrink, under all its names."""
+    cuts = {
         tensor.name: tuple((d, axis) for d, axis in enumerate(tensor.axes) if axis is not None)
         for tensor in plan.tensors
     }
-    return {**axes, **{alias: axes[name] for alias, name in plan.aliases.items()}}
+    return {**cuts, **{alias: cuts[name] for alias, name in plan.aliases.items()}}
 
 
 def _check_shapes(model: nn.Module, plan: IndexPlan) -> None:
-    state: Mapping[str, Tensor] = OrderedDict(
-        [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-    )
+    state = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for tensor in plan.tensors:
         if tensor.name not in state:
             raise InputError(f"the plan is of another model: {tensor.name!r} is not in this one")

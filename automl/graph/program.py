@@ -76,7 +76,7 @@ def lift(node: Node, exported: Exported, model: nn.Module) -> Lifted | None:
         return None
     path, module = owner
     if name == "batch_norm":
-        known = isinstance(module, nn.modules.batchnorm._BatchNorm) or _quacks_like_batchnorm(module)
+        known = _is_batch_norm(module) and _same_tensors(path, module, arguments, exported)
         return Lifted(path, arguments["input"]) if known else None
     if name not in _LIFTED_OPERATORS or type(module).forward not in _PLAIN_FORWARDS:
         return None
@@ -95,8 +95,9 @@ def _is_dropout(model: nn.Module, path: str) -> bool:
         return False
 
 
-def _quacks_like_batchnorm(module: nn.Module) -> bool:
-    fields = ("running_mean", "running_var", "eps", "momentum")
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Whether it is or quacks like a batch norm."""
+    fields = ("running_mean", "running_var", "eps", "momentum", "num_features")
     return all(hasattr(module, field) for field in fields)
 
 
@@ -116,12 +117,16 @@ def _same_convolution(module: nn.Module, arguments: dict[str, Any]) -> bool:
 def _same_tensors(
     path: str, module: nn.Module, arguments: dict[str, Any], exported: Exported
 ) -> bool:
+    """Whether weight and bias are the module's own, not computed or another's."""
     for key in ("weight", "bias"):
         node = arguments.get(key)
-        given = exported.tensors.get(node.name, (None,))[0] if isinstance(node, Node) else None
         has = getattr(module, key, None) is not None
-        if has != (given is not None) or (has and given != f"{path}.{key}"):
+        if has != isinstance(node, Node):
             return False
+        if isinstance(node, Node):
+            name, _ = exported.tensors.get(node.name, (None, None))
+            if name != (f"{path}.{key}" if path else key):
+                return False
     return True
 
 
@@ -158,7 +163,8 @@ class ProgramWriter:
         rest = [i for i in body if i.op != "placeholder"]
         head = [Instruction(n, "get_attr", t, (), {}) for t, n in self._attributes.items()]
         if self._uses_batch:
-            arguments = ({"ref": inputs[0].name}, 0)
+            batched = next(i.name for i in inputs if i.name in self._exported.batched_inputs)
+            arguments = ({"ref": batched}, 0)
             size = Instruction(_BATCH_NAME, "call_function", "aten.sym_size.int", arguments, {})
             head.append(size)
         return [*inputs, *head, *rest]
@@ -168,7 +174,9 @@ class ProgramWriter:
             is_input = node.name in self._exported.inputs
             return Instruction(node.name, "placeholder", node.name, (), {}) if is_input else None
         if node.op == "output":
-            return Instruction("output", "output", "output", (self._structure(self._exported.output),), {})
+            return Instruction(
+                "output", "output", "output", (self._structure(self._exported.output),), {}
+            )
         if node.op != "call_function" or operator_name(node) in _DROPPED:
             return None
         lifted = lift(node, self._exported, self._model)
@@ -184,12 +192,14 @@ class ProgramWriter:
         args = [self._encode(a) for a in node.args]
         kwargs = {k: self._encode(v) for k, v in node.kwargs.items()}
         if name == "scaled_dot_product_attention" and bound_arguments(node).get("scale") is None:
-            kwargs["scale"] = float(node.args[0].meta["val"].shape[-1]) ** -0.5  # type: ignore[union-attr]
+            query = bound_arguments(node)["query"]
+            kwargs["scale"] = float(query.meta["val"].shape[-1]) ** -0.5
         resolved = [(r, self._resolve(r)) for r in self._rewrites.get(node, [])]
         resolved = [(r, value) for r, value in resolved if value is not None]
         if resolved and name in ("split", "chunk", "tensor_split", "split_with_sizes"):
             return self._split(node, resolved)
-        names = [a.name for a in getattr(node.target, "_schema").arguments] if resolved else []
+        schema: Any = getattr(node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if resolved else []
         for rewrite, value in resolved:
             self._uses_batch |= "batch" in value
             place = names.index(str(rewrite.path[0]))
@@ -202,7 +212,7 @@ class ProgramWriter:
 
     def _split(self, node: Node, resolved: list[tuple[Rewrite, Any]]) -> Instruction:
         arguments = bound_arguments(node)
-        dim = arguments["dim"] % len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        dim = arguments["dim"] % arguments["self"].meta["val"].dim()
         sizes: list[Any] = [int(part.shape[dim]) for part in node.meta["val"]]
         for rewrite, value in resolved:
             sizes[int(rewrite.path[1])] = value
@@ -286,12 +296,14 @@ def _without_dead_code(program: list[Instruction]) -> tuple[Instruction, ...]:
 
 
 def mutates(instruction: Instruction) -> bool:
+    """Whether an instruction changes one of its arguments in place."""
     if instruction.op != "call_function" or ":" in instruction.target:
         return False
     return bool(find_target(instruction.target)._schema.is_mutable)  # type: ignore[attr-defined]
 
 
 def references(value: Any) -> set[str]:
+    """Names of the results that an instruction's arguments refer to."""
     if isinstance(value, dict):
         if "ref" in value:
             return {value["ref"]}

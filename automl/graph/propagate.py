@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -11,10 +12,10 @@ from automl.graph.export import Deadline, Exported, concrete, module_path
 from automl.graph.labels import Atoms, LabelSpace, always, squeeze_free, varies
 from automl.graph.ops import HANDLERS, Labels, Step
 from automl.graph.ops.pointwise import is_pointwise, pointwise
-from automl.graph.ops.step import Parameters, Record, operator_name, settle
+from automl.graph.ops.step import Parameters, Record, bound_arguments, operator_name, settle
 
 #: Operators that multiply and accumulate but whose MACs no handler counts.
-_UNCOUNTED = ("lstm", "gru", "rnn", "einsum", "baddbmm", "addbmm", "bilinear", "convolution")
+_UNCOUNTED = ("lstm", "gru", "rnn", "addbmm", "bilinear", "convolution")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +49,49 @@ def propagate(exported: Exported, excluded: frozenset[str], deadline: Deadline) 
     parameters = Parameters(space)
     state: dict[Node, Labels] = {}
     unknown: list[tuple[str, str]] = []
+    computed = _computed_weights(exported)
     for node in exported.graph.nodes:
         deadline.check()
         if node.op == "output":
             _freeze_outputs(node, state, space)
+        elif node in computed:
+            continue
         elif node.op == "call_function" and _is_tensorial(node):
             step = Step(node, exported, space, parameters, state, record)
             state[node] = settle(_handle(step, node, state, unknown))
+    for name in _tensors_read(exported, computed):
+        parameters.freeze(name, "a weight is computed from it")
     for layer in record.layers:
         if layer.name in excluded:
             space.freeze(layer.writes.labels, layer.name, "excluded by pattern")
     _finish(space)
     return Propagated(state, parameters, record, space.resolve(), tuple(unknown))
+
+
+def _computed_weights(exported: Exported) -> set[Node]:
+    """Nodes that compute layers' weights from other parameters (weight standardisation, LoRA).
+
+    Their labels would be one per weight, which is slow, and nothing follows from them.
+    """
+    found: set[Node] = set()
+    weights = [
+        bound_arguments(node).get("weight")
+        for node in exported.graph.nodes
+        if node.op == "call_function" and operator_name(node).startswith(("conv", "linear"))
+    ]
+    waiting = [node for node in weights if isinstance(node, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "call_function" and node not in found and node not in exported.per_input:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _tensors_read(exported: Exported, nodes: set[Node]) -> set[str]:
+    sources = {source.name for node in nodes for source in node.all_input_nodes}
+    names = {exported.tensors[name][0] for name in sources if name in exported.tensors}
+    return {name for name in names if name is not None}
 
 
 def _is_tensorial(node: Node) -> bool:
@@ -86,7 +118,8 @@ def _getitem(node: Node, state: dict[Node, Labels]) -> Labels:
     source, position = node.args[0], node.args[1]
     labels = state.get(source) if isinstance(source, Node) else None
     if isinstance(labels, list):
-        return labels[concrete(position)]
+        part: Tensor = labels[concrete(position)]
+        return part
     return always(concrete(tuple(node.meta["val"].shape)))
 
 
@@ -108,7 +141,7 @@ def _finish(space: LabelSpace) -> None:
     """Keeps split channels rectangular and dimensions addressed by number whole."""
     atoms = space.resolve() if space.splits else None
     for split in space.splits:
-        assert atoms is not None  # noqa: S101 - for the type checker
+        assert atoms is not None
         _keep_rectangular(space, atoms, split.labels, split.dims)
     if not space.pins:
         return

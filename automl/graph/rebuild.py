@@ -50,7 +50,9 @@ def _emit(graph: Graph, instruction: Instruction, decoder: _Decoder) -> Node:
     if instruction.op == "output":
         return graph.output(args[0])
     target = find_target(instruction.target)
-    return graph.create_node("call_function", target, args, kwargs, name=instruction.name)
+    name = instruction.name
+    node: Node = graph.create_node("call_function", target, args, kwargs, name=name)
+    return node
 
 
 class _Decoder:
@@ -126,7 +128,7 @@ class _Root:
             if name not in module._modules:
                 module.add_module(name, nn.Module())
             child = module._modules[name]
-            assert child is not None  # noqa: S101 - for the type checker
+            assert child is not None
             module = child
         return module, leaf
 
@@ -142,7 +144,7 @@ def trainable_form(module: nn.Module) -> nn.Module:
         affine=False,
         track_running_stats=False,
     )
-    plain._check_input_dim = lambda input: None  # type: ignore[method-assign,assignment]
+    plain._check_input_dim = lambda input: None  # type: ignore[method-assign]
     plain.affine, plain.track_running_stats = module.weight is not None, True
     plain._parameters = dict(module._parameters)
     plain._buffers = dict(module._buffers)

@@ -6,15 +6,15 @@ import fnmatch
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from automl.graph.build import PlanBuilder
 from automl.graph.export import Deadline, export
+from automl.graph.form import choose_form
 from automl.graph.materialise import Materialiser
 from automl.graph.propagate import Propagated, propagate
 from automl.plan import IndexPlan
@@ -73,7 +73,7 @@ class Trace:
         return Materialiser(self.model, self.plan)
 
     def summary(self) -> str:
-        """Layers, groups, frozen parts with their reasons, MACs: what ``prunepilot trace`` shows."""
+        """Layers, groups, frozen parts with reasons, MACs: what ``prunepilot trace`` shows."""
         from automl.graph.summary import summarise
 
         return summarise(self)
@@ -107,8 +107,10 @@ def trace(
     if exclude:
         excluded = _matching(found, exclude)
         found = propagate(exported, excluded, deadline)
-    plan = PlanBuilder(model, exported, found).build(exported.dynamic_batch)
-    plan = replace(plan, module_form=_module_form_agrees(model, plan, inputs))
+    builder = PlanBuilder(model, exported, found)
+    plan = choose_form(
+        model, builder.build(), builder.open_sizes, exported.example_inputs, deadline
+    )
     for where, operator in dict.fromkeys(found.unknown):
         warnings.warn(
             f"{where}: operator {operator} is not known; what it reads is not pruned and its "
@@ -122,34 +124,7 @@ def _matching(found: Propagated, patterns: Sequence[str]) -> frozenset[str]:
     names = [layer.name for layer in found.record.layers]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise InputError(f"exclude pattern {pattern!r} matches no layer; see `prunepilot trace`")
+            raise InputError(
+                f"exclude pattern {pattern!r} matches no layer; see `prunepilot trace`"
+            )
     return frozenset(n for p in patterns for n in fnmatch.filter(names, p))
-
-
-def _module_form_agrees(model: nn.Module, plan: IndexPlan, inputs: tuple[Any, ...]) -> bool:
-    """Whether the user's classes and the graph agree when everything that may be is pruned.
-
-    Modules can hold references that a shallow clone does not know (a list of layers, a bound
-    method); then only the graph form is right.
-    """
-    materialise = Materialiser(model, plan)
-    half = [
-        range(t.units if t.index in plan.graph_targets else (t.units + 1) // 2)
-        for t in plan.targets
-    ]
-    try:
-        with torch.no_grad():
-            expected = _flat(materialise.graph_form(half)(*inputs))
-            found = _flat(materialise.module_form(half)(*inputs))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False
-    return len(expected) == len(found) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
-        for a, b in zip(expected, found, strict=True)
-    )
-
-
-def _flat(outputs: Any) -> list[Tensor]:
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.fx import Node
 
+from automl.graph.export import shape_of
 from automl.graph.labels import always, varies, varying_dims
 from automl.graph.ops.linear import contract
+from automl.graph.ops.pointwise import tie_operands
 from automl.graph.ops.step import Labels, Layer, Length, Step, handles
+
+_TOO_MANY = "a product of two activations that vary in too many dimensions"
 
 
 @handles("matmul", "bmm", "mm")
@@ -20,28 +25,104 @@ def matmul(step: Step) -> Labels:
         return contract(step, left, name, read_dim=0, bias=None)
     a, b = step.labels(left), step.labels(right)
     if a.dim() < 2 or b.dim() < 2:
-        return step.give_up("a matrix product with a vector")
-    return product(step, a, b, "matmul")
+        return _with_vector(step, a, b)
+    out = product(step, a, b, "matmul", step.out_shape)
+    return step.give_up(_TOO_MANY) if out is None else out
+
+
+@handles("baddbmm")
+def baddbmm(step: Step) -> Labels:
+    """``input + a @ b``."""
+    a, b = step.labels("batch1"), step.labels("batch2")
+    out = product(step, a, b, "matmul", step.out_shape)
+    if out is None:
+        return step.give_up(_TOO_MANY)
+    return tie_operands(step, [out, step.labels("self")])
 
 
 @handles("scaled_dot_product_attention")
 def attention(step: Step) -> Labels:
     """``softmax(q k^T / sqrt(d)) v``; the scale keeps the dense network's d."""
-    if step.args.get("enable_gqa"):
-        return step.give_up("grouped-query attention")
     query, key, value = (step.labels(name) for name in ("query", "key", "value"))
-    scores_shape = (*query.shape[:-1], key.shape[-2])
-    scores = product(step, query, key.transpose(-2, -1), "qk", shape=scores_shape)
-    if not isinstance(scores, Tensor):
-        return scores
-    if step.args.get("attn_mask") is not None:
-        step.space.tie(step.labels("attn_mask"), scores, step.where)
-    return product(step, scores, value, "av")
+    if step.args.get("enable_gqa") and query.shape[-3] != key.shape[-3]:
+        key, value = (_shared_heads(step, part, query.shape[-3]) for part in (key, value))
+    scores_shape = (*step.out_shape[:-1], key.shape[-2])
+    scores = product(step, query, key.transpose(-2, -1), "qk", scores_shape)
+    if scores is not None and step.args.get("attn_mask") is not None:
+        scores = tie_operands(step, [scores, step.labels("attn_mask")], scores_shape)
+    if scores is None:
+        scores = always(scores_shape)
+        step.give_up(_TOO_MANY)
+    out = product(step, scores, value, "av", step.out_shape)
+    return step.give_up(_TOO_MANY) if out is None else out
 
 
-def product(
-    step: Step, a: Tensor, b: Tensor, suffix: str, shape: tuple[int, ...] | None = None
-) -> Labels:
+def _shared_heads(step: Step, labels: Tensor, heads: int) -> Tensor:
+    """Keys or values of grouped-query attention, whose heads each serve several queries' heads.
+
+    Which queries a head serves follows from both counts, so heads stay; their places may go.
+    """
+    step.pin(labels, -3, "a head that several query heads share")
+    return labels.repeat_interleave(heads // labels.shape[-3], -3)
+
+
+@handles("einsum")
+def einsum(step: Step) -> Labels:
+    """Products of two operands, as a batched matrix product of rearranged ones."""
+    equation, nodes = str(step.args["equation"]).replace(" ", ""), step.args["tensors"]
+    terms, _, result = equation.partition("->")
+    operands = terms.split(",")
+    plain = "." not in equation and len(operands) == 2 and result
+    if not plain or any(len(set(term)) < len(term) for term in operands):
+        return _einsum_opaque(step, operands, nodes)
+    one, other = (set(term) for term in operands)
+    batch = [c for c in result if c in one & other]
+    contracted = [c for c in operands[0] if c in other and c not in result]
+    rows = [c for c in result if c in one - other]
+    columns = [c for c in result if c in other - one]
+    if len(batch + rows + contracted) < len(one) or len(batch + columns + contracted) < len(other):
+        return _einsum_opaque(step, operands, nodes)
+    a = _arranged(step.labels_of(nodes[0]), operands[0], batch, rows, contracted)
+    b = _arranged(step.labels_of(nodes[1]), operands[1], batch, contracted, columns)
+    shape = (*a.shape[:-1], b.shape[-1])
+    out = product(step, a, b, "einsum", shape)
+    if out is None:
+        return step.give_up(_TOO_MANY)
+    order = [*batch, *rows, *columns]
+    sizes = [step.out_shape[result.index(c)] for c in order]
+    return out.reshape(sizes).permute([order.index(c) for c in result])
+
+
+def _arranged(
+    labels: Tensor, term: str, batch: list[str], left: list[str], right: list[str]
+) -> Tensor:
+    """The operand as (batch..., left, right), each of the last two flattened to one dimension."""
+    moved = labels.permute([term.index(c) for c in (*batch, *left, *right)])
+    sizes = moved.shape[: len(batch)]
+    width = math.prod(moved.shape[len(batch) + len(left) :])
+    return moved.reshape(*sizes, -1, width)
+
+
+def _einsum_opaque(step: Step, operands: list[str], nodes: list[Node]) -> Labels:
+    reason = "read by an einsum that is not a product of two plain operands"
+    if not any("." in term for term in operands):
+        sizes = {
+            letter: size
+            for term, node in zip(operands, nodes, strict=True)
+            for letter, size in zip(term, shape_of(node), strict=True)
+        }
+        step.count_opaque(f"{step.where}.einsum", "matmul", math.prod(sizes.values()), reason)
+    return step.give_up(reason)
+
+
+def _with_vector(step: Step, a: Tensor, b: Tensor) -> Labels:
+    reason = "read by a matrix product with a vector"
+    macs = max(a.numel(), b.numel())
+    step.count_opaque(f"{step.where}.matmul", "matmul", macs, reason)
+    return step.give_up(reason)
+
+
+def product(step: Step, a: Tensor, b: Tensor, suffix: str, shape: tuple[int, ...]) -> Tensor | None:
     """Labels of ``a @ b`` for data that varies along at most one batch dimension (the heads).
 
     Args:
@@ -49,19 +130,28 @@ def product(
         a: Labels (..., M, K).
         b: Labels (..., K, N).
         suffix: Name of this product within its module.
-        shape: Shape of the result, the operator's own by default.
+        shape: Shape of the result.
+
+    Returns:
+        The labels, or None (only counted) if the operands vary along several batch dimensions.
     """
-    shape = step.out_shape if shape is None else shape
     heads_a, heads_b = ([d - x.dim() for d in varying_dims(x) if d < x.dim() - 2] for x in (a, b))
     heads = sorted(set(heads_a) | set(heads_b))
-    if len(heads) > 1 or (varies(a, -2) and varies(b, -1)):
-        return step.give_up("a product of two activations that vary in too many dimensions")
+    if len(heads) > 1:
+        macs = math.prod(shape) * a.shape[-1]
+        step.count_opaque(f"{step.where}.{suffix}", "matmul", macs, _TOO_MANY)
+        return None
     head = heads[0] if heads else -3
     rows_a, reads_a = _split(step, a, head, -1, -2)
     rows_b, reads_b = _split(step, b, head, -2, -1)
     step.space.tie(reads_a[0], reads_b[0], step.where)
     rows = _rows(step, rows_a, rows_b)
-    out = _result(step, rows, head, reads_a[1], reads_b[1], shape)
+    left, right = reads_a[1], reads_b[1]
+    if bool((left >= 0).any()) and bool((right >= 0).any()):  # of channels x channels heads remain
+        for part in (left, right):
+            step.space.freeze(part, step.where, "channels are multiplied with channels")
+        left, right = always(left.shape), always(right.shape)
+    out = _result(step, rows, head, left, right, shape)
     _record(step, suffix, out, reads_a[0], a.shape[-1])
     return out
 

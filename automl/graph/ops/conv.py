@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
+from automl.graph.labels import always
 from automl.graph.ops.step import Labels, Layer, Length, Step, handles
 
 
@@ -14,7 +16,7 @@ def conv(step: Step) -> Labels:
     """Ties input channels to the weight's input dimension; the output is the other's."""
     name = step.weight("weight")
     if name is None:
-        return step.give_up("a convolution whose weight is computed")
+        return _computed(step)
     shape, groups = step.shape("weight"), int(step.value("groups"))
     transposed = step.name.startswith("conv_transpose")
     zero, one = (step.parameters.vector(name, shape, dim) for dim in (0, 1))
@@ -63,16 +65,34 @@ def _transposed(step: Step, data: Tensor, zero: Tensor, one: Tensor, groups: int
     return one.view(1, -1).expand(groups, len(one)).reshape(-1)
 
 
-def _record(
-    step: Step, weight: str, data: Tensor, written: Tensor, contracted: Tensor
-) -> None:
-    shape, into, out = step.shape("weight"), step.shape("input"), step.out_shape
-    transposed = step.name.startswith("conv_transpose")
-    kernel = tuple(shape[2:])
-    grid = into[2:] if transposed else out[2:]
-    batch = out[0]
-    macs = batch * math.prod(grid) * math.prod(shape)
-    other = 1 if transposed else 0
+def _computed(step: Step) -> Labels:
+    reason = "its weight is computed"
+    writes = Length(always(step.out_shape[1:2]), 0)
+    reads = Length(always(step.shape("input")[1:2]), 0)
+    step.count_opaque(
+        step.where, "conv", _macs(step), reason, reads=reads, writes=writes, **_geometry(step)
+    )
+    return step.give_up("read by a convolution whose weight is computed")
+
+
+def _macs(step: Step) -> int:
+    """Every weight is used once per position, of the input where the convolution is transposed."""
+    shape = step.shape("input") if step.name.startswith("conv_transpose") else step.out_shape
+    return shape[0] * math.prod(shape[2:]) * math.prod(step.shape("weight"))
+
+
+def _geometry(step: Step) -> dict[str, Any]:
+    return {
+        "kernel_size": step.shape("weight")[2:],
+        "stride": tuple(step.value("stride")),
+        "groups": int(step.value("groups")),
+        "in_map": step.shape("input")[2:],
+        "out_map": step.out_shape[2:],
+    }
+
+
+def _record(step: Step, weight: str, data: Tensor, written: Tensor, contracted: Tensor) -> None:
+    other = 1 if step.name.startswith("conv_transpose") else 0
     rows = step.parameters.vectors[weight][other]
     step.record.layers.append(
         Layer(
@@ -84,13 +104,7 @@ def _record(
             reads=Length(data, 0),
             writes=Length(written, 0),
             factors=(Length(rows, 0), Length(contracted, 0)),
-            macs=macs,
-            geometry={
-                "kernel_size": kernel,
-                "stride": tuple(step.value("stride")),
-                "groups": int(step.value("groups")),
-                "in_map": into[2:],
-                "out_map": out[2:],
-            },
+            macs=_macs(step),
+            geometry=_geometry(step),
         )
     )

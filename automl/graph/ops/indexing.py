@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automl.graph.labels import Pin, varies, varying_dims
+from automl.graph.labels import varies, varying_dims
 from automl.graph.ops.step import Labels, Step, handles
 
 
@@ -25,14 +25,12 @@ def index(step: Step) -> Labels:
         return step.give_up("an index that depends on the data")
     for dim in touched:
         reason = "its positions are looked up by number"
-        step.space.pins.append(Pin(labels, dim, step.where, reason))
+        step.pin(labels, dim, reason)
     taken: Tensor = step.node.target(labels, values)  # type: ignore[operator]
     return taken
 
 
-def _positions_free(
-    step: Step, labels: Tensor, nodes: list[Any], indexed: list[int]
-) -> Labels:
+def _positions_free(step: Step, labels: Tensor, nodes: list[Any], indexed: list[int]) -> Labels:
     """Which position is taken does not matter: nothing varies along the indexed dimensions."""
     if not varying_dims(labels):
         there = bool((labels >= 0).any())
@@ -61,7 +59,7 @@ def index_select(step: Step) -> Labels:
         if positions is None:
             return step.give_up("an index that depends on the data")
         reason = "its positions are looked up by number"
-        step.space.pins.append(Pin(labels, dim % labels.dim(), step.where, reason))
+        step.pin(labels, dim, reason)
         return labels.index_select(dim, positions)
     narrow = labels.narrow(dim, 0, 1)
     return narrow.expand(step.out_shape)

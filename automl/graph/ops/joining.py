@@ -58,7 +58,7 @@ def split(step: Step) -> Labels:
     labels = step.labels("self")
     dim = int(step.value("dim")) % labels.dim()
     sizes = [concrete(tuple(part.shape))[dim] for part in step.node.meta["val"]]
-    parts = list(labels.split(sizes, dim))
+    parts: list[Tensor] = list(torch.split(labels, sizes, dim))
     if varies(labels, dim):
         for index, part in enumerate(parts):
             step.rewrite(("split_sizes", index), part, dim)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from automl.graph.labels import varies, varying_dims
+from automl.graph.labels import always, varies, varying_dims
 from automl.graph.ops.step import Labels, Layer, Length, Step, handles
 
 
@@ -15,8 +15,17 @@ def linear(step: Step) -> Labels:
     """``y = x W^T``: reads the last dimension, writes a new one."""
     name = step.weight("weight")
     if name is None or len(step.shape("weight")) != 2:
-        return step.give_up("a linear layer whose weight is computed")
+        _count_computed(step, "input", "weight")
+        return step.give_up("read by a linear layer whose weight is computed")
     return contract(step, "input", name, read_dim=1)
+
+
+def _count_computed(step: Step, data: str, weight: str) -> None:
+    read = step.shape(data)[-1]
+    size = math.prod(step.shape(data)) * math.prod(step.shape(weight)) // max(read, 1)
+    reason = "its weight is computed"
+    reads = Length(always((read,)), 0)
+    step.count_opaque(step.where, "linear", size, reason, reads=reads)
 
 
 @handles("addmm")
@@ -24,7 +33,8 @@ def addmm(step: Step) -> Labels:
     """``b + x W`` with a parameter W of shape (in, out)."""
     name = step.weight("mat2")
     if name is None:
-        return step.give_up("addmm of two activations")
+        _count_computed(step, "mat1", "mat2")
+        return step.give_up("read by an addmm of two activations")
     return contract(step, "mat1", name, read_dim=0, bias="self")
 
 
@@ -43,12 +53,16 @@ def contract(
     labels = step.labels(data)
     others = [dim for dim in varying_dims(labels) if dim != labels.dim() - 1]
     if len(others) > 1:
-        return step.give_up("a linear layer over data that varies in three dimensions")
+        macs = math.prod(step.out_shape) * labels.shape[-1]
+        reason = "it reads data that varies in three dimensions"
+        step.count_opaque(weight.rpartition(".")[0] or weight, "linear", macs, reason)
+        return step.give_up(f"read by a layer of which {reason}")
     if others and varies(labels, labels.dim() - 1):
         rows, columns = step.space.factor(labels, others[0], -1)
     elif others:
-        rows, columns = step.space.channels(labels, others[0], step.where), labels.new_full(
-            (labels.shape[-1],), -1
+        rows, columns = (
+            step.space.channels(labels, others[0], step.where),
+            labels.new_full((labels.shape[-1],), -1),
         )
     else:
         rows, columns = None, step.space.channels(labels, -1, step.where)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from automl.graph.export import concrete
-from automl.graph.labels import Pin, Split, compact, varies, varying_dims
+from automl.graph.labels import Split, compact, varies, varying_dims
 from automl.graph.ops.step import Labels, Step, handles
 
 
@@ -76,7 +76,7 @@ def expand(step: Step) -> Labels:
 def select(step: Step) -> Labels:
     """Takes one position; a dimension addressed by number must stay whole."""
     labels, dim = step.labels("self"), int(step.value("dim"))
-    _pin(step, labels, dim, "a single position of it is selected")
+    step.pin(labels, dim, "a single position of it is selected")
     taken: Tensor = _replay(step, labels)
     return taken
 
@@ -85,7 +85,7 @@ def select(step: Step) -> Labels:
 def unbind(step: Step) -> Labels:
     """Takes a dimension apart; it must stay whole."""
     labels = step.labels("self")
-    _pin(step, labels, int(step.value("dim")), "it is unbound")
+    step.pin(labels, int(step.value("dim")), "it is unbound")
     return list(_replay(step, labels))
 
 
@@ -96,7 +96,7 @@ def roll(step: Step) -> Labels:
     dims = step.value("dims") or list(range(labels.dim()))
     moved = [d for d in dims if varies(labels, d)]
     for dim in moved:
-        _pin(step, labels, dim, "it is rolled")
+        step.pin(labels, dim, "it is rolled")
     rolled: Tensor = _replay(step, labels) if moved else labels
     return rolled
 
@@ -110,7 +110,7 @@ def slice_(step: Step) -> Labels:
     if not varies(labels, dim):
         return taken
     if step.name == "narrow" or step.value("step") != 1:
-        _pin(step, labels, dim, "it is sliced with a stride")
+        step.pin(labels, dim, "it is sliced with a stride")
         return taken
     start, end = step.value("start") or 0, step.value("end")
     start = max(0, start + size) if start < 0 else min(start, size)
@@ -138,11 +138,6 @@ def shuffle(step: Step) -> Labels:
     return moved
 
 
-def _pin(step: Step, labels: Tensor, dim: int, reason: str) -> None:
-    if varies(labels, dim):
-        step.space.pins.append(Pin(labels, dim % labels.dim(), step.where, reason))
-
-
 @handles(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
@@ -159,6 +154,4 @@ def pool(step: Step) -> Labels:
     if isinstance(value, torch.Tensor):
         return step.output_like(channels, 1)
     shapes = [concrete(tuple(part.shape)) for part in value]
-    return [
-        channels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape) for shape in shapes
-    ]
+    return [channels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape) for shape in shapes]

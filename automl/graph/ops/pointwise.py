@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from automl.graph.ops.step import Labels, Step, handles
 _PASSING = (
     "relu6 selu celu dropout dropout_ feature_dropout alpha_dropout to contiguous clone detach "
     "alias type_as softplus mish softsign hardsigmoid hardswish hardtanh logsigmoid _to_copy "
-    "lift_fresh_copy dropout2d dropout3d stochastic_depth float half identity"
+    "lift_fresh_copy dropout2d dropout3d stochastic_depth float half identity zero_ fill_ copy_"
 ).split()
 
 
@@ -25,23 +27,41 @@ def is_pointwise(target: object) -> bool:
 def pointwise(step: Step) -> Labels:
     """Ties what meets; a size-1 dimension that is broadcast over channels ties nothing."""
     nodes = step.tensor_args()
-    shape = step.out_shape
-    padded = []
-    for node in nodes:
-        labels = step.labels_of(node)
-        view = labels.reshape([1] * (len(shape) - labels.dim()) + list(labels.shape))
-        padded.append((step.is_named_tensor(node), view))
-    return _tie_all(step, padded, shape)
+    named = [step.is_named_tensor(node) for node in nodes]
+    return tie_operands(step, [step.labels_of(node) for node in nodes], named=named)
+
+
+def tie_operands(
+    step: Step,
+    labels: Sequence[Tensor],
+    shape: tuple[int, ...] | None = None,
+    named: Sequence[bool] = (),
+) -> Tensor:
+    """Labels of what broadcasting operands meet in.
+
+    Args:
+        step: The operator.
+        labels: Labels of the operands, in their shapes.
+        shape: Shape of the result, the operator's own by default.
+        named: Which operands are parameters; their labels are not passed on where others' can be.
+    """
+    shape = step.out_shape if shape is None else shape
+    padded = [part.reshape([1] * (len(shape) - part.dim()) + list(part.shape)) for part in labels]
+    return _tie_all(step, list(zip(named or [False] * len(padded), padded, strict=True)), shape)
 
 
 def _tie_all(step: Step, operands: list[tuple[bool, Tensor]], shape: tuple[int, ...]) -> Tensor:
     varying = {d for _, labels in operands for d in varying_dims(labels)}
-    usable = [
-        (named, labels)
-        for named, labels in operands
-        if not _is_broadcast_over(step, labels, varying, shape)
-    ]
+    usable, spread = [], []
+    for named, labels in operands:
+        over = [d for d in varying if labels.shape[d] == 1 and shape[d] > 1]
+        if not over:
+            usable.append((named, labels))
+        elif bool((labels >= 0).any()):
+            spread.append((labels, over))
     if not usable:
+        for labels, _ in spread:
+            step.space.freeze(labels, step.where, "channels are broadcast against other channels")
         return torch.tensor(-1).expand(shape)
     # The simplest labelling goes on: activations before parameters, fewer varying dims first.
     labelled = [entry for entry in usable if bool((squeeze_free(entry[1]) >= 0).any())] or usable
@@ -50,25 +70,24 @@ def _tie_all(step: Step, operands: list[tuple[bool, Tensor]], shape: tuple[int, 
     for _, labels in usable:
         if labels is not ranked[0][1]:
             step.space.tie(best, labels.expand(shape), step.where)
+    for labels, over in spread:
+        _tie_spread(step, labels, over, best)
     return best
 
 
-def _is_broadcast_over(
-    step: Step, labels: Tensor, varying: set[int], shape: tuple[int, ...]
-) -> bool:
-    over = [d for d in varying if labels.shape[d] == 1 and shape[d] > 1]
-    if not over:
-        return False
-    if bool((labels >= 0).any()):
-        if varying_dims(labels):
-            return _frozen(step, labels)
-        step.space.freeze(labels, step.where, "one channel is broadcast over others")
-    return True
-
-
-def _frozen(step: Step, labels: Tensor) -> bool:
-    step.space.freeze(labels, step.where, "channels are broadcast against other channels")
-    return True
+def _tie_spread(step: Step, labels: Tensor, over: list[int], onto: Tensor) -> None:
+    """Ties an operand that is broadcast over channels to the dimension it does vary along."""
+    own = varying_dims(labels)
+    if len(own) == 1 and set(varying_dims(onto)) == {*own, *over} and len(over) == 1:
+        vector = step.space.channels(labels, own[0], step.where)
+        step.space.tie(vector, step.columns(onto, own[0]), step.where)
+    else:
+        reason = (
+            "channels are broadcast against other channels"
+            if own
+            else ("one channel is broadcast over others")
+        )
+        step.space.freeze(labels, step.where, reason)
 
 
 @handles("prelu", "_prelu_kernel")
@@ -82,8 +101,23 @@ def prelu(step: Step) -> Labels:
     return labels
 
 
-@handles("new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "arange", "zeros", "ones",
-         "full", "empty", "scalar_tensor", "eye", "linspace", "tril_indices", "triu_indices")
+@handles(
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "sym_size",
+    "arange",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "scalar_tensor",
+    "eye",
+    "linspace",
+    "tril_indices",
+    "triu_indices",
+)
 def create(step: Step) -> Labels:
     """New data of a fixed size: it reads no values, and where it meets channels it fixes them."""
     return torch.tensor(-1).expand(step.out_shape)

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from automl.graph.export import Exported, concrete, module_path, shape_of
-from automl.graph.labels import LabelSpace, always, compact, squeeze_free, varies, varying_dims
+from automl.graph.labels import (
+    LabelSpace,
+    Pin,
+    always,
+    compact,
+    squeeze_free,
+    varies,
+    varying_dims,
+)
 
 Labels = Tensor | list[Tensor]
 Handler = Callable[["Step"], Labels]
@@ -65,8 +73,9 @@ class Layer:
         reads: Labels of the channels read, over all groups.
         writes: Labels of the channels written.
         factors: Lengths whose product is proportional to the MACs.
-        macs: Dense MACs of one batch of BATCH.
+        macs: Dense MACs of one batch of the export's size.
         geometry: kernel_size, stride, groups and map sizes for the LayerSpec.
+        opaque: Why nothing about it can change, None where labels say what can.
     """
 
     name: str
@@ -79,6 +88,7 @@ class Layer:
     factors: tuple[Length, ...]
     macs: int
     geometry: Mapping[str, Any]
+    opaque: str | None = None
 
 
 @dataclass
@@ -115,6 +125,11 @@ class Parameters:
             self.elements[name] = self._space.fresh(*shape)
         return self.elements[name]
 
+    def freeze(self, name: str, reason: str) -> None:
+        """Keeps a parameter or buffer whole."""
+        for labels in (*self.vectors.get(name, {}).values(), self.elements.get(name)):
+            self._space.freeze(labels, name, reason)
+
 
 class Step:
     """One operator during propagation."""
@@ -149,7 +164,7 @@ class Step:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of the (single) output at a batch of BATCH."""
+        """Shape of the (single) output."""
         return shape_of(self.node)
 
     def value(self, name: str) -> Any:
@@ -190,7 +205,9 @@ class Step:
     def tensor_name(self, name: str) -> str | None:
         """Dotted name of the parameter or buffer an argument is, None if it is something else."""
         node = self.args.get(name)
-        return str(self._exported.tensors[node.name][0]) if self.is_named_tensor(node) else None
+        if not isinstance(node, Node) or not self.is_named_tensor(node):
+            return None
+        return str(self._exported.tensors[node.name][0])
 
     def weight(self, name: str) -> str | None:
         """Like :meth:`tensor_name`, but None where the tensor is already used as data."""
@@ -234,6 +251,33 @@ class Step:
                 for v in value
             ]
         return always(())
+
+    def count_opaque(self, name: str, kind: str, macs: int, reason: str, **geometry: Any) -> None:
+        """Records a layer of which only the MACs are known."""
+        plain = {"kernel_size": (), "stride": (), "groups": 1}
+        shape = self.out_shape
+        maps = {"in_map": shape[1:-1], "out_map": shape[1:-1]}
+        length = Length(always((shape[-1],)), 0)
+        self.record.layers.append(
+            Layer(
+                name=name,
+                kind=kind,
+                node=self.node,
+                weight=None,
+                bias=None,
+                reads=geometry.pop("reads", length),
+                writes=geometry.pop("writes", length),
+                factors=(),
+                macs=macs,
+                geometry={**plain, **maps, **geometry},
+                opaque=reason,
+            )
+        )
+
+    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
+        """Demands that a dimension stays whole, because positions are addressed by number."""
+        if varies(labels, dim):
+            self.space.pins.append(Pin(labels, dim % labels.dim(), self.where, reason))
 
     def rewrite(self, path: tuple[str | int, ...], labels: Tensor, dim: int) -> None:
         """Records that an integer argument follows the size of ``dim`` of ``labels``."""
