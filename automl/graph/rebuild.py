@@ -48,7 +48,8 @@ def _emit(graph: Graph, instruction: Instruction, decoder: _Decoder) -> Node:
     if instruction.op == "call_module":
         return graph.call_module(instruction.target, args)
     if instruction.op == "output":
-        return graph.output(args[0])
+        output: Node = graph.output(args[0])
+        return output
     target = find_target(instruction.target)
     name = instruction.name
     node: Node = graph.create_node("call_function", target, args, kwargs, name=name)
