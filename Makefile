@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/prunepilot search model=digits data=digits strategy=random budget.macs=0.5 \
-	    trials=60 seed=0 run_dir=$(RUN)
+	    trials=60 seed=0 threads=1 run_dir=$(RUN)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

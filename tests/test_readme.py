@@ -1,0 +1,42 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import automl
+from automl.cli import VERBS
+from automl.commands.compose import compose
+from automl.models import load_model
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    prunepilot ")]
+
+
+def test_the_python_of_the_readme_runs():
+    dense = load_model("automl.models.digits.digits_cnn", input_shape=(1, 8, 8))
+    images = torch.zeros(1, 1, 8, 8)
+    names = {
+        "model": dense.model,
+        "example_inputs": dense.example_inputs,
+        "evaluate": lambda network: network(images).mean().item(),
+        "print": lambda *_: None,
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks[:2]:  # the third reads a run that is not here
+        exec(block.replace("trials=200", "trials=5"), names)
+    assert sum(p.numel() for p in names["slim"].parameters()) < names["t"].params
+    assert issubclass(automl.InputError, ValueError)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_readme_compose(command):
+    _, verb, *rest = shlex.split(command)
+    assert verb in VERBS
+    compose(rest)
+
+
+def test_every_verb_has_its_line():
+    assert re.findall(r"^\| `(\w+)", README, flags=re.MULTILINE) == list(VERBS)
