@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse has printed the help or the error
         return int(stop.code or OK)
     try:
-        return int(args.run(args))
+        return _run(args)
     except KeyboardInterrupt:
         print("prunepilot: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -58,6 +58,16 @@ def main(argv: Sequence[str]) -> int:
         return FAILED
     except Exception as error:
         return _bad_input_or_raise(error)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if getattr(args, "cfg", None):
+        from automl.commands.compose import compose
+        from automl.runs import to_yaml
+
+        print(to_yaml(compose(args.overrides)), end="")
+        return OK
+    return int(args.run(args))
 
 
 def _bad_input_or_raise(error: Exception) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Protocol, Self, TextIO
 
 
@@ -14,12 +13,7 @@ class Progress(Protocol):
     def __enter__(self) -> Self:
         """Starts showing."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leaves the last state in view."""
 
     def update(self, done: int, best: str) -> None:
@@ -62,12 +56,7 @@ class Bar:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leaves the bar as it stands."""
         self._bar.stop()
 
@@ -90,12 +79,7 @@ class Lines:
         self._show()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Shows the last state, if it has not been shown yet."""
         if self._done != self._shown_done:
             self._show()

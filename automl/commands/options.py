@@ -59,7 +59,7 @@ def describe() -> str:
             lines += textwrap.wrap(keys, 100, initial_indent=indent, subsequent_indent=indent)
     lines += ["", "other keys, with their defaults:"]
     lines += [f"  {line}".rstrip() for line in _after_defaults(text).splitlines()]
-    return "\n".join(lines).replace("%", "%%")  # argparse expands % in epilogs
+    return "\n".join(lines)
 
 
 def _about(file: Path) -> str:

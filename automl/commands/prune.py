@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from automl.commands.options import add_override_arguments
 
@@ -29,25 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prunes, repairs and saves."""
     from automl.commands.compose import compose
-    from automl.runs import to_yaml
 
+    _check(args)
     config = compose(args.overrides)
-    if args.cfg:
-        print(to_yaml(config), end="")
-        return 0
-    return _prune(config, args)
 
-
-def _prune(config: Mapping[str, Any], args: argparse.Namespace) -> int:
     from automl.commands.build import Bench, set_threads
     from automl.model_folder import save_pruned
 
-    _check(args)
     set_threads(config)
     bench = Bench(config)
     policy = _policy(bench, args)
     network = bench.pruner.prune(policy)
-    args.out.mkdir(parents=True, exist_ok=True)
+    _make(args.out)
     save_pruned(
         args.out,
         network,
@@ -84,6 +76,15 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--ratio must be in [0, 1), the fraction to remove, got {args.ratio:g}")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise InputError(f"--out {args.out} is there already; choose a new folder")
+
+
+def _make(folder: Path) -> None:
+    from automl.types import InputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be made: {error.strerror}") from error
 
 
 def _say(bench: Bench, policy: Policy, folder: Path) -> None:

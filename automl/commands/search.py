@@ -22,15 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs a new search, or shows its settings."""
+    """Runs a new search."""
     from automl.commands.compose import compose
-    from automl.runs import to_yaml
 
-    config = compose(args.overrides)
-    if args.cfg:
-        print(to_yaml(config), end="")
-        return 0
-    return execute(config)
+    return execute(compose(args.overrides))
 
 
 def execute(config: Mapping[str, Any]) -> int:

@@ -22,13 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Traces the model and prints its summary."""
     from automl.commands.compose import compose
-    from automl.runs import to_yaml
     from automl.types import InputError
 
     config = compose(args.overrides)
-    if args.cfg:
-        print(to_yaml(config), end="")
-        return 0
     if args.out is not None and args.out.exists():
         raise InputError(f"--out {args.out} is there already; choose another file")
 

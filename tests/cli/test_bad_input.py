@@ -108,6 +108,13 @@ def test_a_folder_that_cannot_be_made_is_refused(cli, tmp_path):
     refuses(cli, tmp_path, "search", *QUICK, f"run_dir={inside}", says="cannot be written")
 
 
+def test_an_output_below_a_file_is_refused(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "slim"
+    arguments = ("prune", "--ratio=0.5", "--out", below, "repair=none")
+    refuses(cli, tmp_path, *arguments, says="cannot be made")
+
+
 def test_a_corrupt_checkpoint_is_refused(cli, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
