@@ -14,7 +14,7 @@ from torch import nn
 from automl.data import DataSplits, load_data, split_for
 from automl.device import resolve_device, resolve_dtype
 from automl.graph.trace import Trace, trace
-from automl.models import LoadedModel, load_model
+from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.pruning.pruner import Pruner
 from automl.scoring import ClassifierScorer
 from automl.types import InputError, Strategy
@@ -54,7 +54,7 @@ class Bench:
         loaded = load_model(
             settings["factory"],
             kwargs=settings.get("kwargs"),
-            checkpoint=settings.get("checkpoint"),
+            checkpoint=resolve_checkpoint(settings["checkpoint"], self.config["data"]["root"]),
             input_shape=settings.get("input_shape"),
             seed=whole(self.config, "seed", 0),
         )
