@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("automl", "envs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_every_package_on_disk_is_packaged():
     on_disk = {
         ".".join(file.parent.relative_to(ROOT).parts)
-        for file in (ROOT / "automl").rglob("__init__.py")
+        for top in TOPS
+        for file in (ROOT / top).rglob("__init__.py")
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk | {"automl.conf", "automl.lut"}
 
@@ -21,7 +23,8 @@ def test_every_package_on_disk_is_packaged():
 def test_every_module_lies_in_a_package():
     orphans = [
         str(file.relative_to(ROOT))
-        for file in (ROOT / "automl").rglob("*.py")
+        for top in TOPS
+        for file in (ROOT / top).rglob("*.py")
         if not (file.parent / "__init__.py").exists()
     ]
     assert orphans == []
@@ -46,7 +49,7 @@ def wheel(tmp_path_factory) -> Path:
     here = tmp_path_factory.mktemp("wheel")
     source = here / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "automl", "conf", "lut"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "conf", "lut", *TOPS):
         if (ROOT / name).exists():
             subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('..'))"
@@ -62,7 +65,7 @@ def test_the_wheel_holds_configuration_inside_the_package(wheel):
     assert {f"automl/{name}" for name in groups} <= set(names)
     assert "automl/py.typed" in names
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"automl"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(TOPS)
 
 
 def test_an_unpacked_wheel_finds_its_configuration_and_runs(wheel, tmp_path):
