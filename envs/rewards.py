@@ -1,12 +1,10 @@
 """Rewards of a finished episode, as functions of its trial.
 
-The *error* of a network is the dense network's error plus what the score has lost::
-
-    error = base + (dense score - score),    base = 1 - top1 of the dense network
-
-With ``score=top1`` this is 1 - top1, AMC's error. With ``loss`` and ``kl`` the loss of score is in
-nats; one nat counts as an error of 1 (a divergence bounds the change of any class's probability:
-Pinsker, |dp| <= sqrt(kl / 2)). Where the dense network has no top-1, base is 0.
+The *error* of a network is 1 - top1 where trials are scored by top1, as in AMC. Where they are
+scored by minus the loss or minus the divergence to the dense network (``loss``, ``kl``), it is that
+loss or divergence in nats: 0 is a perfect network, or one that answers as the dense one does, and 1
+nat of divergence may move the probability of a class by up to .71 (Pinsker: sqrt(kl / 2)). For a
+score of the user's own it is 1 - score.
 
 ``error``      R_err    = -error                     (AMC, equation 3: compression by the wall)
 ``macs``       R_FLOPs  = -error * log(MACs)         (equation 4)
@@ -20,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from automl.hints import did_you_mean
+from automl.budget import did_you_mean
 from automl.problem import Problem, Trial
 from automl.types import RESOURCES, InputError
 
@@ -44,7 +42,7 @@ def make_reward(name: str, problem: Problem) -> Reward:
     if name != "error" and name not in problem.dense_costs:
         known = ", ".join(["error", *problem.dense_costs])
         raise InputError(f"reward {name!r} needs a cost model for it; here there are {known}")
-    error = ErrorOf(problem)
+    error = ErrorOf()
 
     def reward(trial: Trial) -> float:
         if name == "error":
@@ -58,17 +56,17 @@ def make_reward(name: str, problem: Problem) -> Reward:
 class ErrorOf:
     """The error of trials; see the module's docstring."""
 
-    def __init__(self, problem: Problem) -> None:
-        """Scores nothing yet: the dense network is measured at the first call."""
-        self._problem = problem
+    def __init__(self) -> None:
+        """Nothing failed yet."""
         self._worst = 1.0
 
     def __call__(self, trial: Trial) -> float:
         """The trial's error; of a failed one the worst so far."""
-        if trial.measurement is None:
+        found = trial.measurement
+        if found is None:
             return self._worst
-        dense = self._problem.dense
-        base = 1 - dense.metrics["top1"] if "top1" in dense.metrics else 0.0
-        error = base + dense.score - trial.score
+        losses = [found.metrics[name] for name in ("loss", "kl") if name in found.metrics]
+        by_top1 = found.metrics.get("top1") == found.score
+        error = -found.score if not by_top1 and -found.score in losses else 1 - found.score
         self._worst = max(self._worst, error)
         return error

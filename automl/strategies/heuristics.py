@@ -12,7 +12,7 @@ import numpy as np
 
 from automl.fitting import Floats, Ints
 from automl.problem import Problem, best
-from automl.types import SearchResult
+from automl.types import Kept, SearchResult
 
 
 class Depth:
@@ -48,6 +48,11 @@ class Depth:
         Raises:
             SearchStopped: It could not be scored.
         """
+        trial = problem.evaluate(problem.policy(self.kept(problem)))
+        return SearchResult(best([trial]).policy, (trial,))
+
+    def kept(self, problem: Problem) -> Kept:
+        """The policy's kept counts, shape (targets,)."""
         weight = np.linspace(1.0, self.contrast, len(problem.targets))
         if self.towards == "shallow":
             weight = weight[::-1]
@@ -57,5 +62,4 @@ class Depth:
             # lowers the strength, hence the sign.
             return -(1 - fraction) / weight[target]
 
-        trial = problem.evaluate(problem.policy(problem.climb(when)))
-        return SearchResult(best([trial]).policy, (trial,))
+        return problem.climb(when)

@@ -227,6 +227,24 @@ def test_the_error_is_one_minus_top1():
     assert reward == pytest.approx(info["trial"].measurement.metrics["top1"] - 1)
 
 
+@pytest.mark.parametrize(
+    ("score", "metrics", "error"),
+    [
+        (-0.3, {"top1": 0.8, "kl": 0.3}, 0.3),
+        (-0.3, {"top1": 0.8, "loss": 0.3}, 0.3),
+        (0.8, {"top1": 0.8, "kl": 0.3}, 0.2),
+        (0.6, {"f1": 0.6}, 0.4),
+    ],
+)
+def test_the_error_follows_what_trials_are_scored_by(score, metrics, error):
+    class Fixed(toy.Scorer):
+        def __call__(self, model):
+            return score, metrics
+
+    env = envs.PruningEnv(toy.problem(scorer=Fixed(np.ones(4))))
+    assert play(env, [0.5] * 4)[1] == pytest.approx(-error)
+
+
 def test_resource_rewards_multiply_the_error_by_a_logarithm():
     problem = toy.problem()
     error = -play(envs.PruningEnv(problem), [0.5] * 4)[1]
@@ -258,8 +276,7 @@ def test_unknown_rewards_are_refused(name, message):
 
 @pytest.mark.parametrize("fault", [float("nan"), RuntimeError("out of memory")])
 def test_failed_trials_get_the_worst_reward_and_three_stop(fault):
-    # Call 0 measures a policy, call 1 the dense network.
-    scorer = toy.Scorer(np.linspace(1, 2, 4), every=lambda call: None if call < 2 else fault)
+    scorer = toy.Scorer(np.linspace(0.1, 0.2, 4), every=lambda call: None if call < 1 else fault)
     env = envs.PruningEnv(toy.problem(scorer=scorer))
     good = play(env, [0.5] * 4)[1]
     actions = np.random.default_rng(0).random((50, 4))

@@ -1,0 +1,98 @@
+"""Whose decision was it? An additive model of finished episodes.
+
+AMC gives every transition of an episode the episode's whole reward, so a target that was pruned
+well in a bad episode is blamed for it. Here the reward is divided among the decisions, as return
+decomposition does (Arjona-Medina et al., "RUDDER", 2019; Ren et al., "Learning Long-Term Reward
+Redistribution via Randomized Return Decomposition", ICLR 2022), with a Bayesian linear model in
+place of a network, since there are hundreds of episodes and not millions of steps::
+
+    value(kept) = bias + sum_t weights[t] . basis(kept[t] / units[t]),
+    basis(x) = (log x, 1 - x, (1 - x)^2)
+
+fitted to ``-log(-reward)``, in which damage adds up better than in the reward itself. Weights have
+one normal prior; its width and that of the noise are set by the evidence (MacKay, "Bayesian
+Interpolation", 1992).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from automl.fitting import Floats
+from automl.types import Kept
+
+#: Functions of one target's keep fraction.
+_BASIS = 3
+_EVIDENCE_ROUNDS = 20
+
+
+class Credit:
+    """The model after some episodes.
+
+    Attributes:
+        mean: Weights, shape (targets * 3,), on standardised features.
+    """
+
+    def __init__(self, kept: Kept, rewards: Floats, units: Kept) -> None:
+        """Fits.
+
+        Args:
+            kept: Finished episodes, shape (episodes, targets), at least two.
+            rewards: Their rewards, shape (episodes,), negative (others count as almost 0).
+            units: Units of the dense network, shape (targets,).
+        """
+        self._units = units
+        features = self._features(kept)
+        self._centre, spread = features.mean(axis=0), features.std(axis=0)
+        self._scale = np.where(spread > 1e-9, spread, 1.0)
+        value = transform(rewards)
+        deviation = float(value.std())
+        value = (value - value.mean()) / (deviation if deviation > 1e-12 else 1.0)
+        self._fit(self._standardised(kept), value)
+
+    def draw(self, rng: np.random.Generator) -> Callable[[Kept], Floats]:
+        """The values of policies by one draw from the posterior, (episodes, targets) -> (episodes).
+
+        Choosing by draws is Thompson sampling: a policy is tried as often as it is thought best.
+        """
+        weights = self.mean + self._root @ rng.standard_normal(len(self.mean))
+        return lambda kept: np.asarray(self._standardised(kept) @ weights)
+
+    def shares(self, kept: Kept) -> Floats:
+        """Each decision's part of the value, (episodes, targets).
+
+        In standard deviations of the episodes' values, relative to the mean episode.
+        """
+        parts = self._standardised(kept) * self.mean
+        return np.asarray(parts.reshape(*kept.shape, _BASIS).sum(axis=-1))
+
+    def _standardised(self, kept: Kept) -> Floats:
+        return np.asarray((self._features(kept) - self._centre) / self._scale)
+
+    def _features(self, kept: Kept) -> Floats:
+        x = kept / self._units
+        basis = np.stack([np.log(x), 1 - x, (1 - x) ** 2], axis=-1)
+        return basis.reshape(len(kept), -1)
+
+    def _fit(self, x: Floats, y: Floats) -> None:
+        """Evidence approximation; ``alpha`` is the prior's precision, ``beta`` the noise's."""
+        values, vectors = np.linalg.eigh(x.T @ x)
+        values = np.maximum(values, 0.0)
+        target = vectors.T @ (x.T @ y)
+        alpha, beta, count = 1.0, 10.0, len(y)
+        for _ in range(_EVIDENCE_ROUNDS):
+            weights = beta * target / (alpha + beta * values)
+            free = float(np.sum(beta * values / (alpha + beta * values)))
+            residual = float(np.sum((y - x @ (vectors @ weights)) ** 2))
+            alpha = float(np.clip(free / (weights @ weights + 1e-9), 1e-3, 1e4))
+            beta = float(np.clip(max(count - free, 1.0) / (residual + 1e-9), 1e-2, 1e4))
+        precision = alpha + beta * values
+        self.mean = vectors @ (beta * target / precision)
+        self._root = vectors / np.sqrt(precision)
+
+
+def transform(rewards: Floats) -> Floats:
+    """``-log(-reward)``: rising with the reward, additive where damage multiplies."""
+    return np.asarray(-np.log(np.maximum(-rewards, 1e-6)))

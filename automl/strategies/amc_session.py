@@ -1,0 +1,234 @@
+"""One search of the AMC strategy: which episodes are played, and what is learned from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from automl.fitting import Floats
+from automl.hashing import digest
+from automl.problem import Problem, Trial
+from automl.seeding import own_random_numbers
+from automl.strategies.amc_agent import (
+    ALGORITHMS,
+    EpisodeLearner,
+    Transitions,
+    explore,
+    load_agent,
+)
+from automl.strategies.amc_credit import Credit
+from automl.strategies.heuristics import Depth
+from automl.strategies.neighbours import neighbour
+from automl.strategies.random import Random
+from automl.types import InputError, Kept
+from envs.actions import to_actions
+from envs.pruning_env import PruningEnv
+
+if TYPE_CHECKING:
+    from automl.strategies.amc import AMC
+
+#: Draws for a policy that was not played yet, before there are taken to be no more.
+_DRAWS = 100
+#: Best episodes whose neighbours are candidates.
+_ELITES = 10
+#: Rounds in which the most promising candidates get neighbours of their own.
+_ROUNDS = 3
+#: Episodes before the credit model says anything.
+_LEAST = 4
+
+
+class NoMorePolicies(Exception):
+    """Every policy that can be found has been played."""
+
+
+class Session:
+    """Plays and learns.
+
+    Attributes:
+        agent: The actor-critic agent.
+        found: Trials in the order of the episodes.
+    """
+
+    def __init__(self, problem: Problem, settings: AMC, trials: int, seed: int) -> None:
+        """Builds environment and agent.
+
+        Raises:
+            InputError: The agent to start from cannot be used.
+        """
+        self.problem, self.settings, self.trials = problem, settings, trials
+        self.env = PruningEnv(problem, settings.reward, wall=settings.wall)
+        self.found: list[Trial] = []
+        self._rng = np.random.default_rng(seed)
+        self._warmup = math.ceil(settings.warmup * trials)
+        self._planned = self._first_plans()
+        self._seen: set[bytes] = set()
+        # Episodes that did not fail, in order.
+        self._kept: list[Kept] = []
+        self._rewards: list[float] = []
+        self._baseline: float | None = None
+        self._credit: Credit | None = None
+        self.agent = self._make_agent(digest("amc", seed))
+
+    def run(self) -> list[Trial]:
+        """All episodes; returns their trials."""
+        steps = self.trials * len(self.problem.targets)
+        try:
+            self.agent.learn(steps, log_interval=1)
+        except NoMorePolicies:
+            pass
+        return self.found
+
+    def _make_agent(self, key: str) -> EpisodeLearner:
+        s, targets = self.settings, len(self.problem.targets)
+        if s.tensorboard is not None:
+            _require_tensorboard()
+        with own_random_numbers(key):
+            agent = ALGORITHMS[s.algorithm](
+                "MlpPolicy",
+                self.env,
+                learning_rate=s.critic_rate,
+                # Credit is given anew to every episode, so none may be forgotten.
+                buffer_size=max(s.buffer_size, self.trials * targets * int(s.credit)),
+                learning_starts=self._warmup * targets,
+                batch_size=s.batch_size,
+                tau=s.tau,
+                gamma=s.gamma,
+                train_freq=(1, "episode"),
+                gradient_steps=s.updates * targets,
+                policy_kwargs={
+                    "net_arch": [s.hidden, s.hidden],
+                    "optimizer_kwargs": {"fused": True},  # half the time of a step
+                },
+                tensorboard_log=s.tensorboard,
+                device="cpu",
+            )
+        agent.prepare(self._plan, self._teach, key, s.actor_rate / s.critic_rate)
+        if s.agent is not None:
+            load_agent(agent, s.algorithm, s.agent)
+        return agent
+
+    # ---- which episodes are played
+
+    def _plan(self) -> Floats | None:
+        """Actions of the next episode; None lets the agent act as it goes along.
+
+        Raises:
+            NoMorePolicies: Nothing new can be found.
+        """
+        kept = next(self._planned, None)
+        if kept is None:
+            learned = len(self.found) - self._warmup
+            self.agent.sigma = self.settings.sigma * self.settings.sigma_decay ** max(learned, 0)
+            if not self.settings.candidates:
+                return None
+            kept = self._most_promising()
+        return np.asarray(to_actions(kept, self.problem.space))
+
+    def _first_plans(self) -> Iterator[Kept]:
+        """Guides, the loaded agent's own policy, then the random episodes of the warm-up."""
+        if not self.settings.wall:
+            yield from self._first_plans_without_wall()
+            return
+        guides = self._guides() if self.settings.guides else []
+        if self.settings.agent is not None:
+            guides.append(self.env.episodes.play(self.agent.act, 1)[0])
+        for kept in guides:
+            if kept.tobytes() not in self._seen:
+                yield kept
+        while len(self.found) < self._warmup:
+            yield self._new_random()
+
+    def _first_plans_without_wall(self) -> Iterator[Kept]:
+        while len(self.found) < self._warmup:
+            yield self.env.episodes.play(lambda rows: self._rng.random(len(rows)), 1)[0]
+
+    def _guides(self) -> list[Kept]:
+        ones = np.ones(len(self.problem.targets))
+        depth = [Depth(towards).kept(self.problem) for towards in ("deep", "shallow")]
+        return [self.problem.fit(ones), *depth]
+
+    def _new_random(self) -> Kept:
+        for _ in range(_DRAWS):
+            kept = Random().draw(self.problem, self._rng)
+            if kept.tobytes() not in self._seen:
+                return kept
+        raise NoMorePolicies
+
+    def _most_promising(self) -> Kept:
+        """The best of the candidates by the credit model, among those not played yet."""
+        count = self.settings.candidates
+        acting = round(self.settings.acting * count)
+        pool: dict[bytes, Kept] = {}
+        if acting:
+            pool = {kept.tobytes(): kept for kept in self.env.episodes.play(self._explore, acting)}
+        value = self._judge()
+        parents = self._elites()
+        for _ in range(_ROUNDS):
+            for _ in range(count - acting):
+                parent = parents[int(self._rng.integers(len(parents)))]
+                kept = neighbour(self.problem, parent, self._rng)
+                pool[kept.tobytes()] = kept
+            candidates = np.stack(list(pool.values()))
+            ranked = candidates[np.argsort(-value(candidates), kind="stable")]
+            parents = list(ranked[:_ELITES])
+        for kept in ranked:
+            if kept.tobytes() not in self._seen:
+                return np.asarray(kept)
+        return self._new_random()
+
+    def _judge(self) -> Callable[[Kept], Floats]:
+        if self._credit is None:  # too little is known yet
+            return lambda kept: self._rng.random(len(kept))
+        return self._credit.draw(self._rng)
+
+    def _explore(self, observations: Any) -> Floats:
+        return explore(self.agent.act(observations), self.agent.sigma, self._rng)
+
+    def _elites(self) -> list[Kept]:
+        order = np.argsort([-reward for reward in self._rewards], kind="stable")[:_ELITES]
+        return [self._kept[i] for i in order] or [self._new_random()]
+
+    # ---- what is learned
+
+    def _teach(self, info: Mapping[str, Any]) -> tuple[Transitions, Floats | None] | None:
+        trial, kept = info["trial"], info["kept"]
+        self.found.append(trial)
+        self._seen.add(kept.tobytes())
+        if trial.status != "ok":
+            return None
+        self._kept.append(kept)
+        self._rewards.append(self.env.reward(trial))
+        observations = self.env.episodes.observations(kept)
+        if not self.settings.credit:
+            rewards = np.full(len(kept), self._above_baseline(self._rewards[-1]))
+            self._fit_credit()
+            return Transitions(observations, info["actions"], rewards), None
+        shares = self._fit_credit()
+        return Transitions(observations, info["actions"], shares[-1]), shares[:-1]
+
+    def _above_baseline(self, reward: float) -> float:
+        """A reward less the moving average of those before."""
+        if self._baseline is None:
+            self._baseline = reward
+        above = reward - self._baseline
+        keep = self.settings.baseline_decay
+        self._baseline = keep * self._baseline + (1 - keep) * reward
+        return above
+
+    def _fit_credit(self) -> Floats:
+        """Fits the credit model to all episodes; returns their shares, (episodes, targets)."""
+        kept = np.stack(self._kept)
+        if len(kept) < _LEAST or not (self.settings.credit or self.settings.candidates):
+            return np.zeros(kept.shape)
+        self._credit = Credit(kept, np.array(self._rewards), self.problem.space.units)
+        return self._credit.shares(kept)
+
+
+def _require_tensorboard() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard") is None:
+        raise InputError("strategy.tensorboard needs the package: pip install tensorboard")

@@ -1,0 +1,69 @@
+"""Tree-structured Parzen estimators over keep fractions: another search to compare with.
+
+Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (NeurIPS 2011), by Optuna.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from automl.fitting import Floats
+from automl.problem import Problem
+from automl.strategies.asking import ask_and_tell
+from automl.types import InputError, SearchResult
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+class Tpe:
+    """Compares how densely good and bad trials lie."""
+
+    def __init__(self, startup: int = 10, multivariate: bool = True) -> None:
+        """Sets the sampler.
+
+        Args:
+            startup: Random trials at first, >= 1.
+            multivariate: Whether targets are modelled together.
+
+        Raises:
+            ValueError: ``startup`` is below 1.
+        """
+        if startup < 1:
+            raise ValueError(f"Tpe.startup must be >= 1, got {startup}")
+        self.startup = startup
+        self.multivariate = multivariate
+
+    def search(self, problem: Problem, trials: int, seed: int) -> SearchResult:
+        """Scores ``trials`` policies, fewer where there are no more.
+
+        Raises:
+            InputError: Optuna is not installed.
+            SearchStopped: Too many trials in a row failed.
+            ValueError: ``trials`` is below 1.
+        """
+        try:
+            import optuna
+        except ImportError:
+            raise InputError("strategy=tpe needs the package: pip install optuna") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self.startup, multivariate=self.multivariate, seed=seed
+        )
+        study = optuna.create_study(sampler=sampler, direction="maximize")
+        return ask_and_tell(problem, _Study(study, len(problem.targets)), trials)
+
+
+class _Study:
+    def __init__(self, study: Study, targets: int) -> None:
+        self._study, self._targets = study, targets
+
+    def ask(self) -> Floats:
+        self._trial = self._study.ask()
+        names = (f"keep{i}" for i in range(self._targets))
+        return np.array([self._trial.suggest_float(name, 0.0, 1.0) for name in names])
+
+    def tell(self, score: float) -> None:
+        self._study.tell(self._trial, score)

@@ -1,0 +1,200 @@
+import json
+
+import numpy as np
+import pytest
+import toy
+
+from automl.problem import SearchStopped
+from automl.strategies import load
+from automl.strategies.amc import AMC
+from automl.strategies.amc_agent import AGENT_FILE, explore
+from automl.strategies.amc_credit import Credit, transform
+from automl.strategies.neighbours import neighbour
+from automl.types import InputError
+from envs.features import FEATURES
+
+UNITS = (16, 16, 32, 32, 64, 64)
+SMALL = {"hidden": 16, "batch_size": 16}
+
+
+def problem(budget=0.5, **settings):
+    return toy.problem(UNITS, {"macs": budget}, **settings)
+
+
+def scores(result):
+    return [trial.score for trial in result.trials]
+
+
+# ---- the search
+
+
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
+@pytest.mark.parametrize("paper", [True, False])
+def test_one_seed_gives_one_policy_and_seeds_differ(algorithm, paper):
+    settings = {"candidates": 0, "credit": False, "guides": False} if paper else {}
+
+    def search(seed):
+        strategy = AMC(algorithm=algorithm, **settings, **SMALL)
+        result = strategy.search(problem(), 12, seed)
+        return result.policy, scores(result)
+
+    np.random.seed(5)
+    first = search(1)
+    np.random.seed(6)
+    assert search(1) == first
+    assert search(2)[1] != first[1]
+
+
+def test_it_beats_random_search_at_equal_trials():
+    def best(strategy, seed):
+        rng = np.random.default_rng(seed)
+        scorer = toy.Scorer(rng.lognormal(sigma=1.5, size=len(UNITS)) / 10)
+        found = strategy.search(problem(scorer=scorer, rounding=4), 40, seed)
+        return max(scores(found))
+
+    seeds = range(2)
+    ours = np.array([best(AMC(**SMALL), seed) for seed in seeds])
+    random = np.array([best(load("random"), seed) for seed in seeds])
+    assert np.all(ours >= random) and ours.mean() > random.mean()
+
+
+def test_no_policy_is_scored_twice():
+    result = AMC(**SMALL).search(problem(), 25, 0)
+    assert len({trial.policy.key for trial in result.trials}) == 25
+
+
+def test_a_problem_with_few_policies_ends_early():
+    result = AMC(**SMALL).search(toy.problem((16,), scorer=toy.Scorer(np.ones(1))), 50, 0)
+    assert len(result.trials) == 1
+
+
+def test_failed_trials_teach_nothing_and_three_in_a_row_stop():
+    scorer = toy.Scorer(np.ones(6) / 10, every=lambda n: float("nan") if n % 3 == 1 else None)
+    result = AMC(**SMALL).search(problem(scorer=scorer), 20, 0)
+    assert sum(trial.status == "failed" for trial in result.trials) == 7
+    scorer = toy.Scorer(np.ones(6) / 10, every=lambda n: RuntimeError("no") if n > 8 else None)
+    with pytest.raises(SearchStopped):
+        AMC(**SMALL).search(problem(scorer=scorer), 20, 0)
+
+
+def test_without_a_wall_the_result_is_still_within_the_budget():
+    strategy = AMC(reward="params", wall=False, candidates=0, credit=False, **SMALL)
+    few = problem(0.9)
+    result = strategy.search(few, 20, 0)
+    assert few.within(result.policy.kept(few.targets))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"reward": "eror"}, "no reward is called 'eror'; did you mean 'error'?"),
+        ({"algorithm": "ppo"}, "no algorithm is called 'ppo'"),
+        ({"tau": 0.0}, "AMC.tau must be in (0, 1], got 0.0"),
+        ({"warmup": 2.0}, "AMC.warmup must be in [0, 1], got 2.0"),
+        ({"candidates": -1}, "AMC.candidates must be >= 0, got -1"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ValueError) as error:
+        AMC(**setting)
+    assert message in str(error.value)
+
+
+# ---- files
+
+
+def test_a_saved_agent_proposes_for_another_budget_and_network(tmp_path):
+    strategy = AMC(**SMALL)
+    strategy.search(problem(), 20, 0)
+    file = strategy.save(tmp_path)
+    assert file.name == AGENT_FILE
+    session = strategy._session
+    for other in (problem(0.3), toy.problem((32, 64, 8), {"params": 0.4})):
+        started = AMC(agent=str(tmp_path), **SMALL)
+        result = started.search(other, 5, 0)
+        assert other.within(result.policy.kept(other.targets))
+        own = started._session.env.episodes.play(session.agent.act, 1)[0]
+        assert own.tolist() in [t.policy.kept(other.targets).tolist() for t in result.trials]
+
+
+def test_saving_needs_a_search(tmp_path):
+    with pytest.raises(RuntimeError, match="search first"):
+        AMC().save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation": 0}, "observations of version 0, this release has version 1"),
+        ({"features": list(FEATURES)[1:]}, "train it anew"),
+        ({"algorithm": "sac"}, "has algorithm sac, this strategy ddpg"),
+        ({"net_arch": [8, 8]}, r"has hidden layers [8, 8], this strategy [16, 16]"),
+        ({"schema": "other"}, "is not an agent"),
+    ],
+)
+def test_other_agents_are_refused(tmp_path, change, message):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    strategy = AMC(**SMALL)
+    strategy.search(problem(), 3, 0)
+    file = strategy.save(tmp_path)
+    with safe_open(str(file), "pt") as stored:
+        about = json.loads(stored.metadata()["agent"])
+    save_file(load_file(file), str(file), metadata={"agent": json.dumps(about | change)})
+    with pytest.raises(InputError) as error:
+        AMC(agent=str(file), **SMALL).search(problem(), 3, 0)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors"])
+def test_unreadable_agents_are_refused(tmp_path, content):
+    file = tmp_path / "a.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match="cannot read agent"):
+        AMC(agent=str(file), **SMALL).search(problem(), 3, 0)
+
+
+# ---- its parts
+
+
+def test_exploration_is_a_truncated_normal():
+    rng = np.random.default_rng(0)
+    drawn = explore(np.full(20_000, 0.8), 0.3, rng)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    # Mean of N(.8, .3) cut to [0, 1]: .8 + .3 (phi(a) - phi(b)) / (Phi(b) - Phi(a)).
+    assert drawn.mean() == pytest.approx(0.6736, abs=0.01)
+    assert np.mean(drawn > 0.999) < 0.01  # not heaped on the edge, as clipping would
+    assert explore(np.array([0.3]), 0.0, rng).tolist() == [0.3]
+
+
+def test_credit_finds_out_which_target_matters():
+    rng = np.random.default_rng(0)
+    units = np.full(8, 64)
+    kept = 8 * rng.integers(1, 9, (60, 8))
+    damage = np.exp(3 * (1 - kept[:, 2] / 64) + 0.01 * rng.standard_normal(60)) / 100
+    credit = Credit(kept, -damage, units)
+    shares = credit.shares(kept)
+    assert shares.shape == (60, 8)
+    assert np.abs(shares[:, 2]).mean() > 10 * np.abs(np.delete(shares, 2, axis=1)).mean()
+    value = transform(-damage)
+    standard = (value - value.mean()) / value.std()
+    assert np.corrcoef(shares.sum(axis=1), standard)[0, 1] > 0.99
+    drawn = credit.draw(rng)(kept)
+    assert np.corrcoef(drawn, standard)[0, 1] > 0.9
+
+
+def test_neighbours_are_near_within_the_budget_and_maximal():
+    rng = np.random.default_rng(0)
+    budgeted = toy.problem(UNITS, {"macs": 0.5, "params": 0.6})
+    space, kept = budgeted.space, budgeted.fit(np.ones(len(UNITS)))
+    found = np.stack([neighbour(budgeted, kept, rng) for _ in range(200)])
+    assert budgeted.within(found).all() and space.contains(found).all()
+    assert len(np.unique(found, axis=0)) > 20
+    moved = np.abs(space.level(found) - space.level(kept)).sum(axis=1)
+    assert np.median(moved) <= 6
+    for one in found[:20]:
+        raised = space.kept(np.minimum(space.level(one) + np.eye(6, dtype=np.int64), 8))
+        raised = np.minimum(raised, space.high)
+        assert not (np.any(raised != one, axis=1) & budgeted.within(raised)).any()

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import toy
+
+from automl.strategies.cmaes import CmaEs
+from automl.strategies.random import Random
+
+UNITS = (64,) * 6
+
+
+def best(strategy, trials):
+    found = []
+    for seed in range(2):
+        weights = np.random.default_rng(seed).lognormal(sigma=1.5, size=6)
+        problem = toy.problem(UNITS, scorer=toy.Scorer(weights / 10), rounding=4)
+        found.append(max(t.score for t in strategy.search(problem, trials, seed).trials))
+    return np.mean(found)
+
+
+def test_it_beats_random_search_at_equal_trials():
+    assert best(CmaEs(), 120) > best(Random(), 120)
+
+
+def test_all_trials_are_distinct_and_seeds_differ():
+    problem = toy.problem(UNITS)
+    first = CmaEs().search(problem, 30, 0)
+    assert len({t.policy for t in first.trials}) == 30
+    assert CmaEs().search(toy.problem(UNITS), 30, 1).trials[0].policy != first.trials[0].policy
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma": 0}, r"CmaEs.sigma must be in \(0, 1\], got 0"),
+        ({"population": 3}, "CmaEs.population must be >= 4, got 3"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CmaEs(**settings)
+    with pytest.raises(ValueError, match="trials must be >= 1, got 0"):
+        CmaEs().search(toy.problem(), 0, 0)
