@@ -208,6 +208,16 @@ def _group_norm(
     )
 
 
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
+    """Means over one dimension, as in hand-written norms; only masked channels are all zero."""
+    if isinstance(dim, (list, tuple)) and len(dim) == 1:
+        dim = dim[0]
+    if not isinstance(dim, int):
+        return None
+    there = _present(x, dim)
+    return (x * there).sum(dim, keepdim=keepdim) / there.sum()
+
+
 _BY_HAND: dict[Any, Callable[..., Tensor | None]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
@@ -215,6 +225,8 @@ _BY_HAND: dict[Any, Callable[..., Tensor | None]] = {
     torch.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
+    torch.mean: _mean,
+    Tensor.mean: _mean,
 }
 
 

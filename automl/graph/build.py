@@ -68,6 +68,7 @@ class PlanBuilder:
         """Names every axis."""
         self._model, self._exported, self._found = model, exported, propagated
         self._axes = AtomAxes()
+        self._known_lengths: dict[tuple[int, int], int | None] = {}
         self._state = _state(model)
         self._tensor_axes = self._label_tensors()
         self._patches, self._open = self._sort_rewrites()
@@ -79,7 +80,11 @@ class PlanBuilder:
     # ---- axes
 
     def _length(self, length: Length) -> int | None:
-        return self._axes.intern(*self._found.atoms.along(length.labels, length.dim))
+        key = (id(length.labels), length.dim)  # the record keeps the labels alive
+        if key not in self._known_lengths:
+            atoms = self._found.atoms.along(length.labels, length.dim)
+            self._known_lengths[key] = self._axes.intern(*atoms)
+        return self._known_lengths[key]
 
     def _label_tensors(self) -> dict[str, tuple[int | None, ...]]:
         axes: dict[str, tuple[int | None, ...]] = {}

@@ -119,7 +119,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     """
     check_forward(model, example_inputs)
     error: Exception | None = None
-    with deadline.interrupting(), _quiet():
+    with deadline.interrupting(), quiet():
         for inputs, batch, dynamic in _attempts(example_inputs):
             try:
                 shapes = _dynamic(inputs) if dynamic else None
@@ -250,9 +250,10 @@ def module_path(node: Node) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Holds back what torch says about attempts that may fail."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -2,32 +2,35 @@
 
 The exported graph shows every size inside a ``forward`` as a number; it does not show whether the
 user's code wrote that number down, took it from an attribute of the module, or read it off a
-tensor. Only the first keeps a slim network from being the user's own classes. So sizes that follow
-channels are first supposed to look after themselves: attributes of the same value are set to the
-new length, everything else is taken to be read off tensors. Then both forms of strongly pruned
-networks with random weights are run and compared; a module class whose code does not follow gives
-itself away, and the targets that its sizes depend on need the graph form.
+tensor. Only the first keeps a slim network from being the user's own classes. So every target is
+first supposed to be followed: attributes that have the value of a size are set to the new length,
+everything else is taken to be read off tensors. Then the module form and the graph form of
+strongly pruned networks with random weights are run and compared. Where they differ, targets are
+tried family by family (those with names alike, numbers aside), first for shapes alone, without
+computing anything. The families that fail need the graph form.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from automl.graph.export import Deadline
+from automl.graph.export import Deadline, quiet
 from automl.graph.materialise import Materialiser
 from automl.plan import Axis, IndexPlan, ModulePatch
 from automl.types import Target
 
 #: Kept sets that are compared; two, so that no two targets have as many units left in both.
-_PATTERNS = 2
+_PATTERNS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -59,92 +62,102 @@ def choose_form(
         inputs: What the forms are compared on; the batch must be the plan's.
         deadline: Raises when the analysis takes too long.
     """
-    chooser = _Chooser(model, plan, sizes, inputs, deadline)
-    return chooser.choose()
+    if not plan.targets:
+        return plan
+    patches = (*plan.patches, *_matching_attributes(model, plan, sizes))
+    chooser = _Chooser(model, inputs, deadline)
+    patched = replace(plan, patches=patches)
+    if chooser.agrees(patched, _PATTERNS):
+        return patched
+    families = _families(plan, sizes)
+    candidates = [chooser.largest(patched, families)]
+    if candidates[0].graph_targets and len(patches) > len(plan.patches):
+        candidates.append(chooser.largest(plan, families))
+    best = min(candidates, key=lambda candidate: len(candidate.graph_targets))
+    for candidate in (best, *_with_attention_in_graph(best)):
+        if chooser.agrees(candidate, _PATTERNS[-1:]):  # the shapes of the first have been tried
+            return candidate
+    return replace(plan, module_form=False)
+
+
+def _matching_attributes(
+    model: nn.Module, plan: IndexPlan, sizes: Sequence[OpenSize]
+) -> Iterator[ModulePatch]:
+    """Integer attributes with the value of a size, one to one in order of definition."""
+    known = {(patch.module, patch.attribute) for patch in plan.patches}
+    axes: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for size in sizes:
+        same = axes[size.module, len(plan.axes[size.axis])]
+        if size.axis not in same:
+            same.append(size.axis)
+    for (path, value), followed in axes.items():
+        attributes = [
+            name
+            for name, found in vars(model.get_submodule(path)).items()
+            if type(found) is int and found == value and (path, name) not in known
+        ]
+        if len(followed) == 1:
+            followed = followed * len(attributes)
+        if len(followed) == len(attributes):
+            for name, axis in zip(attributes, followed, strict=True):
+                yield ModulePatch(path, name, axis)
+
+
+def _families(plan: IndexPlan, sizes: Sequence[OpenSize]) -> list[frozenset[int]]:
+    """Targets whose names differ in numbers only; those that no open size follows come first."""
+    followed = _targets_on((plan.axes[size.axis] for size in sizes), plan.targets)
+    families: dict[tuple[bool, str], set[int]] = defaultdict(set)
+    for target in plan.targets:
+        name = re.sub(r"\d+", "*", target.name)
+        families[target.index in followed, name].add(target.index)
+    return [frozenset(families[key]) for key in sorted(families, key=lambda key: key[0])]
+
+
+def _with_attention_in_graph(plan: IndexPlan) -> Iterator[IndexPlan]:
+    """Variants that are right although the code scales attention by the head dimension it finds."""
+    for kinds in ({"head_dim"}, {"head", "head_dim"}):
+        more = {target.index for target in plan.targets if target.kind in kinds}
+        if not more <= plan.graph_targets:
+            yield replace(plan, graph_targets=plan.graph_targets | more)
 
 
 class _Chooser:
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: IndexPlan,
-        sizes: Sequence[OpenSize],
-        inputs: tuple[Any, ...],
-        deadline: Deadline,
-    ) -> None:
-        self._model, self._plan, self._inputs, self._deadline = model, plan, inputs, deadline
-        self._sizes: dict[str, list[OpenSize]] = defaultdict(list)
-        for size in sizes:
-            cls = type(model.get_submodule(size.module))
-            self._sizes[f"{cls.__module__}.{cls.__qualname__}"].append(size)
-        self._attributes = {
-            name: tuple(self._matching_attributes(group)) for name, group in self._sizes.items()
-        }
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], deadline: Deadline) -> None:
+        self._model, self._inputs, self._deadline = model, inputs, deadline
 
-    def choose(self) -> IndexPlan:
-        """Everything at once where possible, else class by class."""
-        with_attributes = dict.fromkeys(self._sizes, True)
-        for following in (with_attributes, dict.fromkeys(self._sizes, False)):
-            plan = self._plan_for(following)
-            if self._agrees(plan):
-                return plan
-            if not any(self._attributes.values()):
-                break
-        accepted: dict[str, bool] = {}
-        for name in self._sizes if len(self._sizes) > 1 else ():
-            for attributes in (True, False) if self._attributes[name] else (False,):
-                if self._agrees(self._plan_for({**accepted, name: attributes})):
-                    accepted[name] = attributes
-                    break
-        plan = self._plan_for(accepted)
-        return replace(plan, module_form=bool(accepted) or self._agrees(plan))
-
-    def _plan_for(self, following: dict[str, bool]) -> IndexPlan:
-        """The plan if these classes follow by themselves, with or without their attributes."""
-        patches = [
-            patch
-            for name, attributes in following.items()
-            for patch in (self._attributes[name] if attributes else ())
-        ]
-        rigid = {
-            size.axis
-            for name, group in self._sizes.items()
-            if name not in following
-            for size in group
-        }
-        graph_targets = _targets_on([self._plan.axes[axis] for axis in rigid], self._plan.targets)
-        return replace(
-            self._plan, patches=(*self._plan.patches, *patches), graph_targets=graph_targets
-        )
-
-    def _matching_attributes(self, sizes: Sequence[OpenSize]) -> Iterator[ModulePatch]:
-        """Integer attributes with the value of a size, one to one in order of definition."""
-        known = {(patch.module, patch.attribute) for patch in self._plan.patches}
-        axes: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for size in sizes:
-            same = axes[size.module, len(self._plan.axes[size.axis])]
-            if size.axis not in same:
-                same.append(size.axis)
-        for (path, value), followed in axes.items():
-            attributes = [
-                name
-                for name, found in vars(self._model.get_submodule(path)).items()
-                if type(found) is int and found == value and (path, name) not in known
-            ]
-            if len(followed) == 1:
-                followed = followed * len(attributes)
-            if len(followed) == len(attributes):
-                for name, axis in zip(attributes, followed, strict=True):
-                    yield ModulePatch(path, name, axis)
-
-    def _agrees(self, plan: IndexPlan) -> bool:
+    def agrees(self, plan: IndexPlan, patterns: Sequence[int]) -> bool:
         """Whether both forms compute the same, whatever is pruned outside ``graph_targets``."""
-        self._deadline.check()
         materialise = Materialiser(self._model, plan)
-        return all(
-            _forms_agree(materialise, _some_units(plan, pattern), self._inputs)
-            for pattern in range(_PATTERNS)
-        )
+        for pattern in patterns:
+            self._deadline.check()
+            if not _forms_agree(materialise, _some_units(plan, pattern), self._inputs):
+                return False
+        return True
+
+    def largest(self, plan: IndexPlan, families: Sequence[frozenset[int]]) -> IndexPlan:
+        """As few ``graph_targets`` as the shapes in the module form allow."""
+        everything = frozenset(range(len(plan.targets)))
+
+        def grow(accepted: frozenset[int], more: Sequence[frozenset[int]]) -> frozenset[int]:
+            together = accepted.union(*more)
+            if self._runs(replace(plan, graph_targets=everything - together)):
+                return together
+            if len(more) <= 1:
+                return accepted
+            half = len(more) // 2
+            return grow(grow(accepted, more[:half]), more[half:])
+
+        return replace(plan, graph_targets=everything - grow(frozenset(), families))
+
+    def _runs(self, plan: IndexPlan) -> bool:
+        self._deadline.check()
+        slim = Materialiser(self._model, plan).module_form(_some_units(plan, 0))
+        try:
+            with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+                slim(*self._inputs)
+        except Exception:  # whatever the user's code raises when its sizes do not follow
+            return False
+        return True
 
 
 def _forms_agree(
@@ -153,9 +166,10 @@ def _forms_agree(
     slim = materialise.module_form(kept_units)
     _randomise(slim)
     try:
-        with torch.no_grad():
+        with quiet(), torch.no_grad():
+            found = _tensors(slim(*inputs))  # first, as it is what fails
             graph = materialise.as_graph(slim, kept_units)
-            return _equal(_tensors(graph(*inputs)), _tensors(slim(*inputs)))
+            return _equal(_tensors(graph(*inputs)), found)
     except Exception:  # whatever the user's code raises when its sizes do not follow
         return False
 
@@ -214,7 +228,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _targets_on(axes: Sequence[Axis], targets: tuple[Target, ...]) -> frozenset[int]:
+def _targets_on(axes: Iterable[Axis], targets: tuple[Target, ...]) -> frozenset[int]:
     """Targets whose units occur in any of the axes."""
     owner = np.repeat(np.arange(len(targets)), [target.units for target in targets])
     found: set[int] = set()

@@ -89,6 +89,7 @@ class LabelSpace:
         self._edges: list[IntArray] = []
         self._frozen: list[tuple[IntArray, str, str]] = []
         self._factors: list[tuple[IntArray, IntArray, IntArray]] = []
+        self._heads: list[tuple[IntArray, IntArray]] = []
         self._row = torch.zeros(0, dtype=torch.int64)
         self._column = torch.zeros(0, dtype=torch.int64)
 
@@ -104,6 +105,12 @@ class LabelSpace:
         if labels is not None:
             values = np.unique(squeeze_free(labels).numpy())
             self._frozen.append((values[values >= 0], where, reason))
+
+    def freeze_atoms(self, atoms: Atoms, numbers: IntArray, where: str, reason: str) -> None:
+        """Marks atoms of an earlier outcome as never to be removed."""
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            labels = np.flatnonzero(atoms.component == number)[:1]
+            self._frozen.append((labels, where, reason))
 
     def tie(self, one: Tensor, other: Tensor, where: str) -> None:
         """Positions of two broadcastable label tensors are kept or removed together.
@@ -167,6 +174,9 @@ class LabelSpace:
             Labels (size of row_dim,) and (size of column_dim,); -1 where always there.
         """
         row_dim, column_dim = row_dim % cells.dim(), column_dim % cells.dim()
+        if row_dim > column_dim:  # of cells that were seen before, rows must be rows again
+            columns, rows = self.factor(cells, column_dim, row_dim)
+            return rows, columns
         for dim in range(cells.dim()):
             if dim not in (row_dim, column_dim):
                 cells = cells.narrow(dim, 0, 1)
@@ -184,6 +194,10 @@ class LabelSpace:
         rows, columns = self.fresh(grid.shape[0]), self.fresh(grid.shape[1])
         self._record(grid, rows[:, None].expand_as(grid), columns[None].expand_as(grid))
         return rows, columns
+
+    def name_heads(self, heads: Tensor, places: Tensor) -> None:
+        """Remembers that rows and columns are what attention calls heads and head dimension."""
+        self._heads.append(tuple(t[t >= 0].numpy() for t in (heads, places)))  # type: ignore[arg-type]
 
     def factors_of(self, cells: Tensor) -> tuple[Tensor, Tensor] | None:
         """Recorded row and column labels of cells, None if any has none."""
@@ -254,9 +268,9 @@ class LabelSpace:
                     frozen[atom] = True
                     reasons.setdefault(atom, (where, reason))
         roles = np.zeros(classes, dtype=np.int8)
-        if factors:
-            roles[component[factors[1]]] = 1
-            roles[component[factors[2]]] = 2
+        for heads, places in self._heads:
+            roles[component[heads]] = 1
+            roles[component[places]] = 2
         # An atom that is itself a cell has been replaced by its factors everywhere.
         first = np.where(frozen[first], -1, first)
         second = np.where((second >= 0) & frozen[second], -1, second)
@@ -273,7 +287,7 @@ class Atoms:
         second: Second atom, -1 for none.
         frozen: Whether a class, taken as an atom, may never be removed.
         reasons: Frozen atom -> (where, why).
-        roles: 0 plain, 1 row of cells (heads), 2 column of cells, per class.
+        roles: 0 plain, 1 head of attention, 2 place within heads, per class.
     """
 
     component: IntArray
@@ -295,9 +309,12 @@ class Atoms:
 
     def along(self, labels: Tensor, dim: int) -> tuple[IntArray, IntArray]:
         """Atoms every position of ``dim`` lives by, whatever the other dimensions."""
-        dim = dim % labels.dim()
+        size, dim = labels.shape[dim], dim % labels.dim()
+        if size > 1 and not varies(labels, dim):
+            first, second = self.along(labels.narrow(dim, 0, 1), dim)
+            return first.repeat(size), second.repeat(size)
         core = squeeze_free(labels, keep=dim).movedim(dim, 0)
-        first, second = self.of(core.reshape(labels.shape[dim], -1))
+        first, second = self.of(core.reshape(size, -1))
         if first.shape[1] == 1:
             return first[:, 0].copy(), second[:, 0].copy()
         return _common(first, second)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -148,8 +149,7 @@ def _finish(space: LabelSpace) -> None:
     atoms = space.resolve()
     for pin in space.pins:
         first, second = atoms.along(pin.labels, pin.dim)
-        if (first >= 0).any() or (second >= 0).any():
-            space.freeze(pin.labels, pin.where, pin.reason)
+        space.freeze_atoms(atoms, np.concatenate([first, second]), pin.where, pin.reason)
 
 
 def _keep_rectangular(
@@ -160,6 +160,7 @@ def _keep_rectangular(
     Heads and places within heads may both go; otherwise only the innermost dimension that still
     varies is pruned and the outer ones are tied.
     """
+    labels = squeeze_free(labels)
     factors = space.factors_of(labels)
     if factors is not None:
         for part in factors:

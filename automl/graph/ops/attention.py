@@ -164,6 +164,7 @@ def _split(
     rows, columns = None, always((labels.shape[place],))
     if labels.dim() >= -head and varies(labels, head):
         rows, columns = step.space.factor(labels, head, place)
+        step.space.name_heads(rows, columns)
     elif varies(labels, place):
         columns = step.space.channels(labels, place, step.where)
     elif bool((labels >= 0).any()):  # one label for everything: as good as frozen
@@ -228,7 +229,10 @@ def _record(step: Step, suffix: str, out: Tensor, reads: Tensor, depth: int) -> 
 @handles("softmax", "log_softmax", "_softmax")
 def softmax(step: Step) -> Labels:
     """Normalises along a dimension, which must therefore stay whole."""
-    labels = step.labels("self")
-    if varies(labels, int(step.value("dim"))):
+    labels, dim = step.labels("self"), int(step.value("dim")) % len(step.out_shape)
+    if not varies(labels, dim):
+        return labels
+    if varying_dims(labels) == [dim]:
         step.space.freeze(labels, step.where, "a softmax runs over these channels")
-    return labels
+        return labels
+    return step.space.merge(labels, [dim], step.where)

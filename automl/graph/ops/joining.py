@@ -98,7 +98,15 @@ def _pad_channels(step: Step, labels: Tensor, dim: int, before: int, after: int)
     return step.output_like(torch.cat([left, channels, right]), dim)
 
 
-@handles("pixel_unshuffle")
+@handles("col2im")
+def col2im(step: Step) -> Labels:
+    """Each block of channels becomes one."""
+    channels = step.columns(step.labels("self"), 1)
+    blocks = step.space.merge(channels.view(step.out_shape[1], -1), [1], step.where)
+    return step.output_like(blocks[:, 0], 1)
+
+
+@handles("pixel_unshuffle", "im2col")
 def pixel_unshuffle(step: Step) -> Labels:
     """Each channel becomes a block of channels that live and die with it."""
     labels = step.labels("self")

@@ -52,11 +52,8 @@ def contract(
     writes = step.parameters.vector(weight, shape, 1 - read_dim)
     labels = step.labels(data)
     others = [dim for dim in varying_dims(labels) if dim != labels.dim() - 1]
-    if len(others) > 1:
-        macs = math.prod(step.out_shape) * labels.shape[-1]
-        reason = "it reads data that varies in three dimensions"
-        step.count_opaque(weight.rpartition(".")[0] or weight, "linear", macs, reason)
-        return step.give_up(f"read by a layer of which {reason}")
+    if len(others) > 1:  # nobody prunes rows of several dimensions: they stay
+        others = []
     if others and varies(labels, labels.dim() - 1):
         rows, columns = step.space.factor(labels, others[0], -1)
     elif others:

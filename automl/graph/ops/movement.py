@@ -9,6 +9,7 @@ from torch import Tensor
 
 from automl.graph.export import concrete
 from automl.graph.labels import Split, compact, varies, varying_dims
+from automl.graph.ops.pointwise import tie_operands
 from automl.graph.ops.step import Labels, Step, handles
 
 
@@ -31,7 +32,7 @@ def move(step: Step) -> Labels:
 def view(step: Step) -> Labels:
     """Sizes of dimensions that hold channels follow them."""
     before = step.labels("self")
-    after = before.reshape(step.out_shape)
+    after = compact(before.reshape(step.out_shape))
     _note_split(step, before, after)
     sizes = step.args.get("size", step.args.get("shape"))
     if isinstance(sizes, (list, tuple)):
@@ -45,7 +46,7 @@ def view(step: Step) -> Labels:
 def unflatten(step: Step) -> Labels:
     """Splits one dimension."""
     before = step.labels("self")
-    after = before.reshape(step.out_shape)
+    after = compact(before.reshape(step.out_shape))
     _note_split(step, before, after)
     start = int(step.value("dim")) % before.dim()
     for place, size in enumerate(step.args["sizes"]):
@@ -55,12 +56,18 @@ def unflatten(step: Step) -> Labels:
 
 
 def _note_split(step: Step, before: Tensor, after: Tensor) -> None:
-    dims = varying_dims(compact(after))
+    dims = varying_dims(after)
     if len(dims) > max(1, len(varying_dims(before))):
         step.space.splits.append(Split(after, tuple(dims)))
 
 
-@handles("expand", "expand_as", "broadcast_to")
+@handles("expand_as")
+def expand_as(step: Step) -> Labels:
+    """Meets the other operand, as an element-wise operator would."""
+    return tie_operands(step, [step.labels("other"), step.labels("self")])
+
+
+@handles("expand", "broadcast_to")
 def expand(step: Step) -> Labels:
     """Sizes of dimensions that hold channels follow them."""
     labels = step.labels("self").expand(step.out_shape)
