@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from automl.budget import did_you_mean
+from automl.hints import did_you_mean
 from automl.problem import Problem, Trial
 from automl.types import RESOURCES, InputError
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from automl.budget import did_you_mean
+from automl.hints import did_you_mean
 from automl.problem import Problem, best
 from automl.types import InputError, SearchResult
 
