@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vision import make_torchvision_importable
 
 from automl.graph.trace import trace
 from automl.models.cifar import resnet20
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    make_torchvision_importable()
     head = f"{'network':12s} {'params':>16s} {'ours ms':>15s} {'torch-pruning ms':>18s}"
     print(f"{head} {'ratio':>7s} {'goal ms':>8s}")
     for name in options.networks:
