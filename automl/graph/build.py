@@ -360,7 +360,20 @@ class PlanBuilder:
             Frozen(where, f"unknown operator {operator}: what it reads stays, MACs not counted")
             for where, operator in dict.fromkeys(self._found.unknown)
         ]
-        return (*frozen, *unknown)
+        return (*frozen, *unknown, *self._unused())
+
+    def _unused(self) -> list[Frozen]:
+        """Layers that training may use (auxiliary heads) but the traced forward does not."""
+        parameters = dict(self._model.named_parameters())
+        names = []
+        for node in self._exported.graph.find_nodes(op="placeholder"):
+            name = self._exported.tensors.get(node.name, (None, None))[0]
+            if name in parameters and not node.users:
+                owner, _, leaf = name.rpartition(".")
+                names.append(owner if owner and leaf in ("weight", "bias") else name)
+        return [
+            Frozen(name, "not used by the forward in eval mode") for name in dict.fromkeys(names)
+        ]
 
     def _reason(self, name: str, layer: Layer) -> str:
         if layer.opaque is not None:

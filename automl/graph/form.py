@@ -94,7 +94,9 @@ def _matching_attributes(
         attributes = [
             name
             for name, found in vars(model.get_submodule(path)).items()
-            if type(found) is int and found == value and (path, name) not in known
+            if found in (value, (value,))
+            and type(found) in (int, tuple)
+            and (path, name) not in known
         ]
         if len(followed) == 1:
             followed = followed * len(attributes)

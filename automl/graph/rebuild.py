@@ -17,6 +17,9 @@ from automl.plan import IndexPlan, Instruction
 def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64]) -> GraphModule:
     """The network of ``plan`` with the sizes of ``kept`` and the tensors of ``model``.
 
+    It has every parameter and buffer of ``model``, those that its forward does not use too, so
+    that checkpoints of one fit the other.
+
     Args:
         model: Module tree with the slim tensors under the dense network's names; its leaf modules
             are shared, not copied.
@@ -34,7 +37,41 @@ def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64
         results[instruction.name] = _emit(graph, instruction, decoder)
     graph.lint()
     module = GraphModule(root.tree, graph, class_name=type(model).__name__)
+    for path, holder in root.tree.named_modules():  # torch.fx makes every buffer persistent
+        module.get_submodule(path)._non_persistent_buffers_set |= holder._non_persistent_buffers_set
+    _add_unused(module, model)
     module.train(model.training)
+    return module
+
+
+def _add_unused(module: nn.Module, model: nn.Module) -> None:
+    known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    for path, owner in model.named_modules(remove_duplicate=False):
+        for leaf in (*owner._parameters, *owner._buffers):
+            name = f"{path}.{leaf}" if path else leaf
+            if name not in known and getattr(owner, leaf) is not None:
+                _register(_descend(module, path), leaf, owner)
+
+
+def _register(parent: nn.Module, leaf: str, owner: nn.Module) -> None:
+    """Gives ``parent`` a parameter or buffer of ``owner``."""
+    tensor = getattr(owner, leaf)
+    if isinstance(tensor, nn.Parameter):
+        parent.register_parameter(leaf, tensor)
+    else:
+        persistent = leaf not in owner._non_persistent_buffers_set
+        parent.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def _descend(module: nn.Module, path: str) -> nn.Module:
+    """The module at a path, made where there is none yet."""
+    for name in path.split(".") if path else ():
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        child = module._modules[name]
+        assert child is not None  # for the type checker
+        module = child
     return module
 
 
@@ -99,39 +136,19 @@ class _Root:
         self._model, self._plan = model, plan
 
     def add(self, instruction: Instruction) -> None:
+        path, _, leaf = instruction.target.rpartition(".")
         if instruction.op == "call_module":
-            module = self._model.get_submodule(instruction.target)
-            parent, leaf = self._parent(instruction.target)
+            parent = _descend(self.tree, path)
             if leaf not in parent._modules:
+                module = self._model.get_submodule(instruction.target)
                 parent.add_module(leaf, trainable_form(module))
-        elif instruction.op == "get_attr":
-            self._add_tensor(instruction.target)
-
-    def _add_tensor(self, path: str) -> None:
-        parent, leaf = self._parent(path)
-        if path in self._plan.constants:
-            tensor = read_constant(self._plan.constants[path])
+        elif instruction.op == "get_attr" and instruction.target in self._plan.constants:
+            tensor = read_constant(self._plan.constants[instruction.target])
             device = next((t.device for t in self._model.parameters()), torch.device("cpu"))
+            parent = _descend(self.tree, path)
             parent.register_buffer(leaf, tensor.to(device), persistent=False)
-            return
-        owner = self._model.get_submodule(path.rpartition(".")[0])
-        tensor = getattr(owner, leaf)
-        if isinstance(tensor, nn.Parameter):
-            parent.register_parameter(leaf, tensor)
-        else:
-            persistent = leaf not in owner._non_persistent_buffers_set
-            parent.register_buffer(leaf, tensor, persistent=persistent)
-
-    def _parent(self, path: str) -> tuple[nn.Module, str]:
-        *parents, leaf = path.split(".")
-        module = self.tree
-        for name in parents:
-            if name not in module._modules:
-                module.add_module(name, nn.Module())
-            child = module._modules[name]
-            assert child is not None
-            module = child
-        return module, leaf
+        elif instruction.op == "get_attr":
+            _register(_descend(self.tree, path), leaf, self._model.get_submodule(path))
 
 
 def trainable_form(module: nn.Module) -> nn.Module:
