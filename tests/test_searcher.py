@@ -167,7 +167,7 @@ def test_comparing_goes_through_the_run_folder_too(tmp_path):
         ({"budget": {"macs": 0.4}}, "budget.macs.fraction: 0.5 there, 0.4 here"),
         ({"strategy": "uniform"}, "strategy.class"),
         ({"strategy": Random(spread=2.0)}, "strategy.spread: 1.0 there, 2.0 here"),
-        ({"criterion": "l2"}, "pruner: "),
+        ({"criterion": "l1"}, "pruner: "),
         ({"rounding": 4}, "rounding: 8 there, 4 here"),
         ({"exclude": ["0"]}, "exclude"),
     ],

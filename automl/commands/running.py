@@ -94,6 +94,8 @@ class SearchRun:
             watch.dense = problem.dense_costs
             result = strategy.search(problem, trials, seed)
             watch.end(len(result.trials))
+        if hasattr(strategy, "save"):  # what it learned, to start another search from
+            strategy.save(self.folder.path)
         # Known already, so this only looks it up.
         found = problem.evaluate(result.policy)
         (uniform,) = Uniform().search(problem, 1, seed).trials

@@ -203,7 +203,7 @@ def _collect(
         isinstance(node.meta.get("val"), Tensor)
         and node.name in inputs
         and node.meta["val"].dim() > 0
-        and not isinstance(node.meta["val"].shape[0], int)
+        and _is_symbolic(node.meta["val"].shape[0])
         for node in program.graph.nodes
     )
     return Exported(
@@ -223,6 +223,11 @@ def _structure(program: torch.export.ExportedProgram) -> Any:
     spec = program.call_spec.out_spec
     structure = leaves if spec is None else tree_unflatten(leaves, spec)
     return dict(structure) if isinstance(structure, Mapping) else structure
+
+
+def _is_symbolic(size: int | torch.SymInt) -> bool:
+    """Whether a size is still open; one that the forward made constant may be a SymInt, too."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def concrete(value: Any) -> Any:

@@ -117,6 +117,12 @@ def trace(
             "MACs are not counted",
             stacklevel=2,
         )
+    if plan.graph_targets and not plan.dynamic_batch:
+        warnings.warn(
+            f"{type(model).__name__}.forward makes the batch size a constant (len(x), int(...)): "
+            f"slim networks in graph form take batches of {plan.batch} only; use x.shape[0]",
+            stacklevel=2,
+        )
     return Trace(plan, model, inputs, time.perf_counter() - started)
 
 

@@ -253,3 +253,20 @@ def test_slim_networks_train_without_touching_the_dense_one(traced):
     optimiser.step()
     slim.eval()
     assert all(torch.equal(t, before[n]) for n, t in trace.model.state_dict().items())
+
+
+class CountsItsBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(6, 24), nn.Linear(8, 5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(len(x), 4, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_a_batch_size_made_constant_is_said():
+    with pytest.warns(UserWarning, match="batch size a constant"):
+        trace = automl.trace(CountsItsBatch().eval(), TOKENS)
+    assert not trace.plan.dynamic_batch
