@@ -95,7 +95,7 @@ def masked_dense(
         for tensor in plan.tensors:
             if tensor.name not in state:  # running statistics are not written by anything
                 continue
-            for dim in _written_dims(masked, plan, tensor):
+            for dim in _written_dims(masked, plan, tensor, state[tensor.name]):
                 axis = tensor.axes[dim]
                 if axis is not None:
                     keep = torch.from_numpy(plan.axes[axis].mask(alive))
@@ -105,23 +105,36 @@ def masked_dense(
     return masked
 
 
-def _written_dims(model: nn.Module, plan: IndexPlan, tensor: TensorPlan) -> Sequence[int]:
-    path, _, leaf = tensor.name.rpartition(".")
-    module = model.get_submodule(path)
-    if len(tensor.shape) == 1:
-        return [0]
-    if leaf == "weight" and isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return [0] if module.groups == module.in_channels else [1]
-    if leaf == "weight" and isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-        return [0]
-    if leaf == "weight" and isinstance(module, nn.Embedding):
-        return [1]
-    if leaf == "in_proj_weight":
-        return [0]
+def _written_dims(
+    model: nn.Module, plan: IndexPlan, plan_of: TensorPlan, tensor: Tensor
+) -> set[int]:
+    """Dimensions of a parameter that its layers write; tied ones have several layers."""
+    if tensor.dim() == 1:
+        return {0}
+    found: set[int] = set()
+    for module in model.modules():
+        for leaf, held in module._parameters.items():
+            if held is tensor:
+                found |= _written_by_class(module, leaf)
+    if found:
+        return found
     for layer in plan.layers_plan:  # x @ W with a parameter of the user's own
-        if tensor.name in layer.tensors and layer.spec.kind == "linear":
-            return [dim for dim, axis in enumerate(tensor.axes) if axis == layer.out_axis]
-    return range(len(tensor.shape))
+        if plan_of.name in layer.tensors and layer.spec.kind == "linear":
+            return {dim for dim, axis in enumerate(plan_of.axes) if axis == layer.out_axis}
+    return set(range(tensor.dim()))
+
+
+def _written_by_class(module: nn.Module, leaf: str) -> set[int]:
+    """What modules of PyTorch's own write, nothing if the class is not known."""
+    if leaf == "in_proj_weight":
+        return {0}
+    if leaf != "weight":
+        return set()
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return {0} if module.groups == module.in_channels else {1}
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+        return {0}
+    return {1} if isinstance(module, nn.Embedding) else set()
 
 
 class RemainingStatistics(TorchFunctionMode):
@@ -208,6 +221,19 @@ def _group_norm(
     )
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """Where tokens are mixed, a masked channel is a row of zeros, to which no bias is added."""
+    return _real_linear(x, weight, bias) * _present(x, -2) if x.dim() == 3 else None
+
+
+def _softmax(x: Tensor, dim: int = -1, **_: Any) -> Tensor | None:
+    """A masked head's attention is not uniform but nothing."""
+    return torch.softmax(x, dim) * _present(x, 1) if x.dim() == 4 else None
+
+
+_real_linear = F.linear
+
+
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor | None:
     """Means over one dimension, as in hand-written norms; only masked channels are all zero."""
     if isinstance(dim, (list, tuple)) and len(dim) == 1:
@@ -225,6 +251,9 @@ _BY_HAND: dict[Any, Callable[..., Tensor | None]] = {
     torch.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
+    F.linear: _linear,
+    F.softmax: _softmax,
+    Tensor.softmax: _softmax,
     torch.mean: _mean,
     Tensor.mean: _mean,
 }

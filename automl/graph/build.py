@@ -115,6 +115,10 @@ class PlanBuilder:
                 left.append(OpenSize(module_path(rewrite.node), axis))
             else:
                 patches[patch] = axis
+        for size in self._found.record.sizes:
+            axis = self._length(size.length)
+            if axis is not None and hasattr(self._model.get_submodule(size.module), size.attribute):
+                patches[size.module, size.attribute] = axis
         for layer in self._found.record.layers:
             patches.update(self._layer_patches(layer))
         for name, axes in self._tensor_axes.items():
@@ -140,7 +144,7 @@ class PlanBuilder:
     def _layer_patches(self, layer: Layer) -> dict[tuple[str, str], int]:
         if layer.weight is None or not layer.weight.endswith(".weight"):
             return {}
-        path = layer.weight.rpartition(".")[0]
+        path = self._exported.home(layer.weight, layer.node)
         module = self._model.get_submodule(path)
         sides = {
             ("in_channels", "in_features"): self._length(layer.reads),
@@ -364,11 +368,14 @@ class PlanBuilder:
 
     def _unused(self) -> list[Frozen]:
         """Layers that training may use (auxiliary heads) but the traced forward does not."""
-        parameters = dict(self._model.named_parameters())
+        used = {
+            id(self._exported.tensors[node.name][1])
+            for node in self._exported.graph.find_nodes(op="placeholder")
+            if node.users and node.name in self._exported.tensors
+        }
         names = []
-        for node in self._exported.graph.find_nodes(op="placeholder"):
-            name = self._exported.tensors.get(node.name, (None, None))[0]
-            if name in parameters and not node.users:
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) not in used:
                 owner, _, leaf = name.rpartition(".")
                 names.append(owner if owner and leaf in ("weight", "bias") else name)
         return [
@@ -432,7 +439,7 @@ def _size_attributes(module: nn.Module, leaf: str) -> tuple[str, ...]:
         return ("num_channels",)
     if isinstance(module, nn.PReLU):
         return ("num_parameters",)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._NormBase):
         return ("num_features",)
     return ()
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +76,7 @@ class Exported:
         graph: Operators at ATen level, not decomposed.
         tensors: Placeholder name -> (dotted name or None, tensor) for parameters, buffers and
             lifted constants.
+        homes: Dotted name of a parameter or buffer -> paths of all modules that hold it.
         inputs: Placeholders that are the user's inputs.
         output: What the network returns, nodes in the places of tensors.
         dynamic_batch: Whether the graph takes any batch size.
@@ -84,11 +86,17 @@ class Exported:
 
     graph: Graph
     tensors: dict[str, tuple[str | None, Tensor]]
+    homes: dict[str, tuple[str, ...]]
     inputs: tuple[str, ...]
     output: Any
     dynamic_batch: bool
     example_inputs: tuple[Any, ...]
     batch: int
+
+    def home(self, tensor: str, node: Node) -> str:
+        """Path of the module that a node reads a tensor from, '' for the root."""
+        path = module_path(node)
+        return path if path in self.homes.get(tensor, ()) else tensor.rpartition(".")[0]
 
     @cached_property
     def batched_inputs(self) -> tuple[str, ...]:
@@ -125,7 +133,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
                 shapes = _dynamic(inputs) if dynamic else None
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes)
                 inline_regions(program.graph_module)
-                return _collect(program, inputs, batch)
+                return _collect(model, program, inputs, batch)
             except InputError:
                 raise
             except Exception as failure:
@@ -181,7 +189,10 @@ def _dynamic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _collect(
-    program: torch.export.ExportedProgram, example_inputs: tuple[Any, ...], batch: int
+    model: nn.Module,
+    program: torch.export.ExportedProgram,
+    example_inputs: tuple[Any, ...],
+    batch: int,
 ) -> Exported:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -209,12 +220,24 @@ def _collect(
     return Exported(
         program.graph,
         tensors,
+        _homes(model),
         tuple(inputs),
         _structure(program),
         dynamic,
         example_inputs,
         batch,
     )
+
+
+def _homes(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    holders: dict[int, list[str]] = defaultdict(list)
+    names: dict[str, int] = {}
+    for path, module in model.named_modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                holders[id(tensor)].append(path)
+                names[f"{path}.{leaf}" if path else leaf] = id(tensor)
+    return {name: tuple(holders[number]) for name, number in names.items()}
 
 
 def _structure(program: torch.export.ExportedProgram) -> Any:

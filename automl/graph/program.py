@@ -25,19 +25,21 @@ Resolver = Callable[[Rewrite], Any]
 _BATCH_NAME = "batch_size"
 _DROPPED = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size",
             "sym_constrain_range", "_assert_async")  # fmt: skip
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PLAIN_FORWARDS = {
-    cls.forward
-    for cls in (
-        *_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Embedding,
-        nn.PReLU, nn.BatchNorm1d,
-    )
-}  # fmt: skip
-_LIFTED_OPERATORS = {
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear", "layer_norm", "group_norm", "embedding", "prelu",
-}  # fmt: skip
+#: Operators that stand for a call of a module: the class, and which settings must be its own.
+_LIFTED = {
+    "conv1d": (nn.Conv1d, ()),
+    "conv2d": (nn.Conv2d, ()),
+    "conv3d": (nn.Conv3d, ()),
+    "conv_transpose1d": (nn.ConvTranspose1d, ("output_padding",)),
+    "conv_transpose2d": (nn.ConvTranspose2d, ("output_padding",)),
+    "conv_transpose3d": (nn.ConvTranspose3d, ("output_padding",)),
+    "linear": (nn.Linear, ()),
+    "layer_norm": (nn.LayerNorm, ("eps",)),
+    "group_norm": (nn.GroupNorm, ("num_groups", "eps")),
+    "embedding": (nn.Embedding, ()),
+    "prelu": (nn.PReLU, ()),
+}
+_CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups")
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -57,7 +59,7 @@ def owner_of(node: Node, exported: Exported, model: nn.Module) -> tuple[str, nn.
         if isinstance(source, Node) and source.name in exported.tensors:
             dotted = exported.tensors[source.name][0]
             if dotted is not None and dotted.rpartition(".")[2] == key:
-                path = dotted.rpartition(".")[0]
+                path = exported.home(dotted, node)
                 return path, model.get_submodule(path)
     return None
 
@@ -75,14 +77,8 @@ def lift(node: Node, exported: Exported, model: nn.Module) -> Lifted | None:
     if owner is None:
         return None
     path, module = owner
-    if name == "batch_norm":
-        known = _is_batch_norm(module) and _same_tensors(path, module, arguments, exported)
-        return Lifted(path, arguments["input"]) if known else None
-    if name not in _LIFTED_OPERATORS or type(module).forward not in _PLAIN_FORWARDS:
-        return None
-    if name.startswith("conv") and not _same_convolution(module, arguments):
-        return None
-    if not _same_tensors(path, module, arguments, exported):
+    is_its_call = _is_batch_norm if name == "batch_norm" else _is_plain
+    if not (is_its_call(module, name, arguments) and _same_tensors(module, arguments, exported)):
         return None
     data = arguments["indices" if name == "embedding" else "self" if name == "prelu" else "input"]
     return Lifted(path, data)
@@ -95,28 +91,34 @@ def _is_dropout(model: nn.Module, path: str) -> bool:
         return False
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
-    """Whether it is or quacks like a batch norm."""
+def _is_batch_norm(module: nn.Module, name: str, arguments: dict[str, Any]) -> bool:
+    """Whether it is or quacks like a batch norm that would do what the operator does."""
     fields = ("running_mean", "running_var", "eps", "momentum", "num_features")
-    return all(hasattr(module, field) for field in fields)
+    if not all(hasattr(module, field) for field in fields):
+        return False
+    uses_batch = module.running_mean is None
+    return bool(arguments["eps"] == module.eps and arguments["training"] == uses_batch)
 
 
-def _same_convolution(module: nn.Module, arguments: dict[str, Any]) -> bool:
+def _is_plain(module: nn.Module, name: str, arguments: dict[str, Any]) -> bool:
     """Whether the module, called by itself, would do what the operator does."""
-
-    def same(key: str) -> bool:
-        here, there = arguments.get(key), getattr(module, key)
-        if not isinstance(here, (list, tuple)):
-            return bool(here == there)
-        expected = [there] * len(here) if isinstance(there, int) else list(there)
-        return list(here) == expected or (len(here) == 1 and set(expected) == set(here))
-
-    return all(same(key) for key in ("stride", "padding", "dilation", "groups"))
+    cls, settings = _LIFTED.get(name, (None, ()))
+    if cls is None or type(module).forward is not cls.forward:
+        return False
+    if name.startswith("conv"):
+        settings = (*_CONVOLUTION_SETTINGS, *settings)
+    return all(_same(arguments.get(key), getattr(module, key)) for key in settings)
 
 
-def _same_tensors(
-    path: str, module: nn.Module, arguments: dict[str, Any], exported: Exported
-) -> bool:
+def _same(here: Any, there: Any) -> bool:
+    """Whether a setting is the module's; lists of one stand for as many as there are."""
+    if not isinstance(here, (list, tuple)) or isinstance(there, str):
+        return bool(here == there)
+    expected = [there] * len(here) if isinstance(there, int) else list(there)
+    return list(here) == expected or (len(here) == 1 and set(expected) == set(here))
+
+
+def _same_tensors(module: nn.Module, arguments: dict[str, Any], exported: Exported) -> bool:
     """Whether weight and bias are the module's own, not computed or another's."""
     for key in ("weight", "bias"):
         node = arguments.get(key)
@@ -124,8 +126,8 @@ def _same_tensors(
         if has != isinstance(node, Node):
             return False
         if isinstance(node, Node):
-            name, _ = exported.tensors.get(node.name, (None, None))
-            if name != (f"{path}.{key}" if path else key):
+            _, tensor = exported.tensors.get(node.name, (None, None))
+            if tensor is not getattr(module, key):
                 return False
     return True
 

@@ -139,7 +139,7 @@ class _Root:
         path, _, leaf = instruction.target.rpartition(".")
         if instruction.op == "call_module":
             parent = _descend(self.tree, path)
-            if leaf not in parent._modules:
+            if type(parent._modules.get(leaf)) in (type(None), nn.Module):  # or a bare holder
                 module = self._model.get_submodule(instruction.target)
                 parent.add_module(leaf, trainable_form(module))
         elif instruction.op == "get_attr" and instruction.target in self._plan.constants:

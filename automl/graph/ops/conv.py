@@ -96,7 +96,7 @@ def _record(step: Step, weight: str, data: Tensor, written: Tensor, contracted: 
     rows = step.parameters.vectors[weight][other]
     step.record.layers.append(
         Layer(
-            name=weight.rpartition(".")[0] or weight,
+            name=step.layer_name(weight),
             kind="conv",
             node=step.node,
             weight=weight,

@@ -98,6 +98,15 @@ def _pad_channels(step: Step, labels: Tensor, dim: int, before: int, after: int)
     return step.output_like(torch.cat([left, channels, right]), dim)
 
 
+@handles("glu")
+def glu(step: Step) -> Labels:
+    """One half gates the other, channel by channel."""
+    labels, dim = step.labels("self"), int(step.value("dim")) % len(step.out_shape)
+    value, gate = labels.chunk(2, dim)
+    step.space.tie(value, gate, step.where)
+    return value
+
+
 @handles("col2im")
 def col2im(step: Step) -> Labels:
     """Each block of channels becomes one."""

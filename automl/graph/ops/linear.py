@@ -93,7 +93,7 @@ def _record(
     tokens = out.shape[1:-1]
     step.record.layers.append(
         Layer(
-            name=weight.rpartition(".")[0] or weight,
+            name=step.layer_name(weight),
             kind="linear",
             node=step.node,
             weight=weight,
@@ -124,7 +124,7 @@ def embedding(step: Step) -> Labels:
     tokens = out.shape[1:-1]
     step.record.layers.append(
         Layer(
-            name=name.rpartition(".")[0] or name,
+            name=step.layer_name(name),
             kind="embedding",
             node=step.node,
             weight=name,

@@ -20,7 +20,7 @@ def _replay(step: Step, labels: Tensor) -> Any:
 
 @handles(
     "permute", "transpose", "t", "unsqueeze", "squeeze", "flatten", "movedim", "swapaxes",
-    "repeat", "flip", "numpy_T", "repeat_interleave", "ravel",
+    "repeat", "flip", "numpy_T", "mT", "mH", "T", "adjoint", "repeat_interleave", "ravel", "tile",
 )  # fmt: skip
 def move(step: Step) -> Labels:
     """No integer argument depends on how many channels there are."""
@@ -34,6 +34,8 @@ def view(step: Step) -> Labels:
     before = step.labels("self")
     after = compact(before.reshape(step.out_shape))
     _note_split(step, before, after)
+    if "other" in step.args:
+        step.space.tie(after, step.labels("other"), step.where)
     sizes = step.args.get("size", step.args.get("shape"))
     if isinstance(sizes, (list, tuple)):
         for dim, size in enumerate(sizes):
@@ -148,7 +150,9 @@ def shuffle(step: Step) -> Labels:
 @handles(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-    "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_nearest1d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "upsample_bilinear2d", "upsample_nearest2d", "upsample_nearest1d",
     "upsample_bicubic2d", "upsample_trilinear3d", "upsample_nearest3d", "upsample_linear1d",
 )  # fmt: skip
 def pool(step: Step) -> Labels:

@@ -6,7 +6,8 @@ them: the slim network is a well-defined network, but no longer equal to the zer
 
 from __future__ import annotations
 
-from automl.graph.ops.step import Labels, Step, handles
+from automl.graph.export import module_path
+from automl.graph.ops.step import Labels, Length, NamedSize, Step, handles
 
 
 @handles("batch_norm", "instance_norm")
@@ -17,6 +18,9 @@ def batch_norm(step: Step) -> Labels:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if step.args.get(name) is not None:
             step.space.tie(step.labels(name), channels, step.where)
+    if step.name == "instance_norm":  # which has no argument or tensor that shows its size
+        size = NamedSize(module_path(step.node), "num_features", Length(channels, 0))
+        step.record.sizes.append(size)
     return labels
 
 

@@ -91,13 +91,22 @@ class Layer:
     opaque: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class NamedSize:
+    """An attribute of a module that is known to follow the length of labelled data."""
+
+    module: str
+    attribute: str
+    length: Length
+
+
 @dataclass
 class Record:
     """All that propagation finds out besides labels."""
 
     layers: list[Layer] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
-    uncounted: list[tuple[str, str]] = field(default_factory=list)
+    sizes: list[NamedSize] = field(default_factory=list)
 
 
 class Parameters:
@@ -208,6 +217,10 @@ class Step:
         if not isinstance(node, Node) or not self.is_named_tensor(node):
             return None
         return str(self._exported.tensors[node.name][0])
+
+    def layer_name(self, weight: str) -> str:
+        """Name of the layer that reads a weight: its module, else the weight itself."""
+        return self._exported.home(weight, self.node) or weight
 
     def weight(self, name: str) -> str | None:
         """Like :meth:`tensor_name`, but None where the tensor is already used as data."""
