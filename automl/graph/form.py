@@ -117,8 +117,16 @@ def _families(plan: IndexPlan, sizes: Sequence[OpenSize]) -> list[frozenset[int]
 
 def _with_attention_in_graph(plan: IndexPlan) -> Iterator[IndexPlan]:
     """Variants that are right although the code scales attention by the head dimension it finds."""
-    for kinds in ({"head_dim"}, {"head", "head_dim"}):
-        more = {target.index for target in plan.targets if target.kind in kinds}
+    contracted = _targets_on(
+        (
+            plan.axes[layer.in_axis]
+            for layer in plan.layers_plan
+            if layer.spec.kind == "matmul" and layer.in_axis is not None
+        ),
+        plan.targets,
+    )
+    heads = {target.index for target in plan.targets if target.kind != "channel"}
+    for more in (contracted, contracted | heads):
         if not more <= plan.graph_targets:
             yield replace(plan, graph_targets=plan.graph_targets | more)
 

@@ -300,8 +300,10 @@ class Atoms:
     def of(self, labels: Tensor) -> tuple[IntArray, IntArray]:
         """Atoms of each label, -1 for always there; both of the labels' shape."""
         values = labels.numpy()
-        classes = self.component[np.maximum(values, 0)]
         there = values < 0
+        if there.all():
+            return np.full(values.shape, -1), np.full(values.shape, -1)
+        classes = self.component[np.maximum(values, 0)]
         return (
             np.where(there, -1, self.first[classes]),
             np.where(there, -1, self.second[classes]),

@@ -26,7 +26,7 @@ _BATCH_NAME = "batch_size"
 _DROPPED = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size",
             "sym_constrain_range", "_assert_async")  # fmt: skip
 #: Operators that stand for a call of a module: the class, and which settings must be its own.
-_LIFTED = {
+_LIFTED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "conv1d": (nn.Conv1d, ()),
     "conv2d": (nn.Conv2d, ()),
     "conv3d": (nn.Conv3d, ()),

@@ -611,7 +611,7 @@ class RelativeBias(Tokens):
         self.register_buffer("index", steps[:, None] - steps[None] + 4, persistent=False)
 
     def body(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
+        batch, tokens, _ = x.shape
         a = self.attention
         q, k, v = a.qkv(x).reshape(batch, tokens, 3, a.heads, a.places).permute(2, 0, 3, 1, 4)
         bias = self.table[self.index.view(-1)].view(5, 5, -1).permute(2, 0, 1) + self.bias
@@ -764,7 +764,7 @@ class OwnParameters(Tokens):
 
     def body(self, x: Tensor) -> Tensor:
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        return x + self.scale * (F.relu(x @ self.inner + self.shift) @ self.outer)
+        return x + self.scale * (F.gelu(x @ self.inner + self.shift) @ self.outer)
 
 
 @case((4, 12), targets={"a": "channel 6", "weight": "channel 7"})
@@ -823,7 +823,7 @@ class ComputedBias(Tokens):
 
     def body(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.a.weight, torch.cat([self.left, self.right]))
-        return x + self.b(F.relu(y))
+        return x + self.b(F.gelu(y))
 
 
 @case(IMAGE, targets={"stem.0": "channel 8", "b": "channel 6"}, frozen=("before", "conv2d_2"))
