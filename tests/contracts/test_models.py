@@ -23,8 +23,10 @@ from automl.models.factory import build
 from automl.paths import conf_dir
 from automl.plan import IndexPlan
 
-#: Layers may be this deep and images this large, so that the whole file takes under a minute.
+#: Smaller images, or None for what is only deeper than another, so that all takes a minute.
 _SMALLER = {
+    "automl.models.cifar.resnet32": None,
+    "automl.models.cifar.resnet44": None,
     "automl.models.cifar.resnet56": None,
     "automl.models.cifar.resnet110": None,
     "automl.models.mobilenet.mobilenet_v1": (3, 64, 64),
@@ -167,12 +169,16 @@ def timm(name: str, **kwargs: Any) -> nn.Module:
         return build(f"timm:{name}", {"num_classes": 7, **kwargs}).model
 
 
-def timm_mixer(block: str = "MixerBlock", norm: str = "LayerNorm") -> nn.Module:
-    from timm.models import mlp_mixer
+def timm_mixer() -> nn.Module:
+    from timm.models.mlp_mixer import MlpMixer
 
-    norm_layer = mlp_mixer.Affine if norm == "Affine" else partial(nn.LayerNorm, eps=1e-6)
-    return mlp_mixer.MlpMixer(7, 32, 3, 8, 2, 16, block_layer=getattr(mlp_mixer, block),
-                              norm_layer=norm_layer)  # fmt: skip
+    return MlpMixer(7, 32, 3, 8, 2, 16)
+
+
+def timm_resmlp() -> nn.Module:
+    from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+
+    return MlpMixer(7, 32, 3, 8, 2, 16, 4, ResBlock, norm_layer=Affine)
 
 
 def timm_standardised() -> nn.Module:
@@ -208,8 +214,8 @@ TIMM = {
         partial(timm, "deit_tiny_distilled_patch16_224", **_SMALL_VIT), (3, 16, 16)
     ),
     "beit": (partial(timm, "beit_base_patch16_224", **_SMALL_VIT), (3, 16, 16)),
-    "mixer": (partial(timm_mixer), IMAGE),
-    "resmlp": (partial(timm_mixer, block="ResBlock", norm="Affine"), IMAGE),
+    "mixer": (timm_mixer, IMAGE),
+    "resmlp": (timm_resmlp, IMAGE),
     "mobilevit": (partial(timm, "mobilevit_xxs"), LARGER),
     "res2net": (
         partial(timm, "res2net50_26w_4s", layers=(1, 1, 1, 1), base_width=8), IMAGE
