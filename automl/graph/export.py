@@ -60,7 +60,8 @@ class Deadline:
 
         before = signal.signal(signal.SIGALRM, over)
         left = max(self._end - time.monotonic(), 1e-3)
-        signal.setitimer(signal.ITIMER_REAL, left + 1e-3)
+        # Again and again, since code that runs at the time may swallow what is raised.
+        signal.setitimer(signal.ITIMER_REAL, left + 1e-3, 0.05)
         try:
             yield
         finally:

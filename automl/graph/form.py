@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,10 @@ from automl.graph.materialise import Materialiser
 from automl.plan import Axis, IndexPlan, ModulePatch
 from automl.types import Target
 
-#: Kept sets that are compared; two, so that no two targets have as many units left in both.
-_PATTERNS = (0, 1)
+#: Multiples of these, modulo 1, are spread evenly: one kept set each, in which targets of one size
+#: rarely have as many units left; one has the larger of neighbours first, the other the smaller.
+#: (The golden ratio and the plastic number, inverted.)
+_SPREAD = (0.6180339887, -0.7548776662)
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,18 @@ def choose_form(
     patches = (*plan.patches, *_matching_attributes(model, plan, sizes))
     chooser = _Chooser(model, inputs, deadline)
     patched = replace(plan, patches=patches)
-    if chooser.agrees(patched, _PATTERNS):
+    if chooser.agrees(patched):
         return patched
     families = _families(plan, sizes)
-    candidates = [chooser.largest(patched, families)]
+    candidates = [chooser.largest(patched, families, chooser.runs)]
     if candidates[0].graph_targets and len(patches) > len(plan.patches):
-        candidates.append(chooser.largest(plan, families))
+        candidates.append(chooser.largest(plan, families, chooser.runs))
     best = min(candidates, key=lambda candidate: len(candidate.graph_targets))
     for candidate in (best, *_with_attention_in_graph(best)):
-        if chooser.agrees(candidate, _PATTERNS[-1:]):  # the shapes of the first have been tried
+        if chooser.agrees(candidate):
             return candidate
-    return replace(plan, module_form=False)
+    last = chooser.largest(plan, families, chooser.agrees)
+    return last if chooser.agrees(last) else replace(plan, module_form=False)
 
 
 def _matching_attributes(
@@ -135,22 +138,27 @@ class _Chooser:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], deadline: Deadline) -> None:
         self._model, self._inputs, self._deadline = model, inputs, deadline
 
-    def agrees(self, plan: IndexPlan, patterns: Sequence[int]) -> bool:
+    def agrees(self, plan: IndexPlan) -> bool:
         """Whether both forms compute the same, whatever is pruned outside ``graph_targets``."""
         materialise = Materialiser(self._model, plan)
-        for pattern in patterns:
+        for pattern in range(len(_SPREAD)):
             self._deadline.check()
             if not _forms_agree(materialise, _some_units(plan, pattern), self._inputs):
                 return False
         return True
 
-    def largest(self, plan: IndexPlan, families: Sequence[frozenset[int]]) -> IndexPlan:
-        """As few ``graph_targets`` as the shapes in the module form allow."""
+    def largest(
+        self,
+        plan: IndexPlan,
+        families: Sequence[frozenset[int]],
+        accept: Callable[[IndexPlan], bool],
+    ) -> IndexPlan:
+        """As few ``graph_targets`` as ``accept`` allows."""
         everything = frozenset(range(len(plan.targets)))
 
         def grow(accepted: frozenset[int], more: Sequence[frozenset[int]]) -> frozenset[int]:
             together = accepted.union(*more)
-            if self._runs(replace(plan, graph_targets=everything - together)):
+            if accept(replace(plan, graph_targets=everything - together)):
                 return together
             if len(more) <= 1:
                 return accepted
@@ -159,14 +167,17 @@ class _Chooser:
 
         return replace(plan, graph_targets=everything - grow(frozenset(), families))
 
-    def _runs(self, plan: IndexPlan) -> bool:
-        self._deadline.check()
-        slim = Materialiser(self._model, plan).module_form(_some_units(plan, 0))
-        try:
-            with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                slim(*self._inputs)
-        except Exception:  # whatever the user's code raises when its sizes do not follow
-            return False
+    def runs(self, plan: IndexPlan) -> bool:
+        """Whether the shapes in the module form fit; nothing is computed."""
+        materialise = Materialiser(self._model, plan)
+        for pattern in range(len(_SPREAD)):
+            self._deadline.check()
+            slim = materialise.module_form(_some_units(plan, pattern))
+            try:
+                with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+                    slim(*self._inputs)
+            except Exception:  # whatever the user's code raises when its sizes do not follow
+                return False
         return True
 
 
@@ -185,7 +196,7 @@ def _forms_agree(
 
 
 def _some_units(plan: IndexPlan, pattern: int) -> list[list[int]]:
-    """Scattered units, a fifth to a half of each target that does not need the graph form."""
+    """Scattered units, some of each target that does not need the graph form, few of large ones."""
     random = np.random.default_rng(pattern)
     kept = []
     for target in plan.targets:
@@ -193,7 +204,9 @@ def _some_units(plan: IndexPlan, pattern: int) -> list[list[int]]:
             kept.append(list(range(target.units)))
             continue
         low = max(1, target.units // 5)
-        count = low + (target.index * (pattern + 3)) % max(1, target.units // 2 - low + 1)
+        high = target.units // 2 if target.units > 8 else max(1, target.units - 1)
+        share = (target.index + 1) * _SPREAD[pattern] % 1
+        count = low + int(share * (high - low + 1))
         kept.append(sorted(random.choice(target.units, count, replace=False).tolist()))
     return kept
 
