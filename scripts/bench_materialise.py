@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -109,12 +110,15 @@ def _interleaved(functions: list[Callable[[], Any]], repeats: int) -> list[list[
     """Milliseconds of each call, the functions taking turns."""
     for function in functions:
         function()
+    gc.collect()
+    gc.disable()  # as timeit does: whose turn it is to collect is chance
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
         for function, record in zip(functions, times, strict=True):
             started = time.perf_counter()
             function()
             record.append(1e3 * (time.perf_counter() - started))
+    gc.enable()
     return times
 
 

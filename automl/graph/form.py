@@ -155,17 +155,17 @@ class _Chooser:
     ) -> IndexPlan:
         """As few ``graph_targets`` as ``accept`` allows."""
         everything = frozenset(range(len(plan.targets)))
-
-        def grow(accepted: frozenset[int], more: Sequence[frozenset[int]]) -> frozenset[int]:
+        accepted: frozenset[int] = frozenset()
+        waiting = [list(families)]
+        while waiting:
+            more = waiting.pop()
             together = accepted.union(*more)
             if accept(replace(plan, graph_targets=everything - together)):
-                return together
-            if len(more) <= 1:
-                return accepted
-            half = len(more) // 2
-            return grow(grow(accepted, more[:half]), more[half:])
-
-        return replace(plan, graph_targets=everything - grow(frozenset(), families))
+                accepted = together
+            elif len(more) > 1:
+                half = len(more) // 2
+                waiting += [more[half:], more[:half]]
+        return replace(plan, graph_targets=everything - accepted)
 
     def runs(self, plan: IndexPlan) -> bool:
         """Whether the shapes in the module form fit; nothing is computed."""

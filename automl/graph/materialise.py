@@ -14,8 +14,7 @@ from __future__ import annotations
 import types
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +32,7 @@ KeptUnits = Sequence[Sequence[int]]
 _STORES = ("_parameters", "_buffers")
 
 
-@dataclass(frozen=True, eq=False)
-class _Slot:
+class _Slot(NamedTuple):
     """A parameter or buffer: in which module it is found first, and which axes cut it."""
 
     store: dict[str, Any]
@@ -185,17 +183,17 @@ class Materialiser:
         here = [torch.from_numpy(p) for p in positions]
         indices_on = {torch.device("cpu"): here}
         made = []
-        for slot in self._slots:
-            dense = tensor = slot.store[slot.name]
-            for dim, axis in slot.cuts:
+        for store, name, cuts, is_parameter in self._slots:
+            dense = tensor = store[name]
+            for dim, axis in cuts:
                 if not whole[axis]:
                     indices = indices_on.get(dense.device)
                     if indices is None:
                         indices = indices_on[dense.device] = [p.to(dense.device) for p in here]
                     tensor = tensor.index_select(dim, indices[axis])
             if tensor is dense:
-                tensor = dense.clone(memory_format=torch.preserve_format)
-            made.append(nn.Parameter(tensor, dense.requires_grad) if slot.is_parameter else tensor)
+                tensor = dense.clone()
+            made.append(nn.Parameter(tensor, dense.requires_grad) if is_parameter else tensor)
         return made
 
     def _empty_clones(self) -> list[nn.Module]:
@@ -219,27 +217,27 @@ class Materialiser:
 
     def _separate(self, clones: list[nn.Module], tensors: list[Tensor]) -> None:
         """Points attributes that refer to dense modules or tensors to the slim ones."""
-
-        def rebind(value: Any) -> Any:
-            if isinstance(value, nn.Module):
-                number = self._number.get(id(value))
-                return value if number is None else clones[number]
-            if isinstance(value, Tensor):
-                slot = self._slot_of.get(id(value))
-                return _detached_copy(value) if slot is None else tensors[slot]
-            if isinstance(value, types.MethodType):
-                return types.MethodType(value.__func__, rebind(value.__self__))
-            if isinstance(value, dict):
-                copied = value.copy()
-                copied.update({key: rebind(item) for key, item in value.items()})
-                return copied
-            if isinstance(value, (list, set)) or type(value) is tuple:
-                return type(value)(rebind(item) for item in value)
-            return value
-
         for clone, (_, referring) in zip(clones, self._private, strict=True):
             for name in referring:
-                clone.__dict__[name] = rebind(clone.__dict__[name])
+                clone.__dict__[name] = self._rebound(clone.__dict__[name], clones, tensors)
+
+    def _rebound(self, value: Any, clones: list[nn.Module], tensors: list[Tensor]) -> Any:
+        if isinstance(value, nn.Module):
+            number = self._number.get(id(value))
+            return value if number is None else clones[number]
+        if isinstance(value, Tensor):
+            slot = self._slot_of.get(id(value))
+            return _detached_copy(value) if slot is None else tensors[slot]
+        if isinstance(value, types.MethodType):
+            owner = self._rebound(value.__self__, clones, tensors)
+            return types.MethodType(value.__func__, owner)
+        if isinstance(value, dict):
+            copied = value.copy()
+            copied.update({k: self._rebound(v, clones, tensors) for k, v in value.items()})
+            return copied
+        if isinstance(value, (list, set)) or type(value) is tuple:
+            return type(value)(self._rebound(item, clones, tensors) for item in value)
+        return value
 
 
 def _detached_copy(tensor: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -74,6 +76,20 @@ def test_the_dense_network_computes_the_same_after_many(slim_and_dense):
     for seed in range(3):
         found.materialise(random_units(found.plan, seed))
     assert torch.equal(run(found.model, found), before)
+
+
+def test_it_is_freed_as_soon_as_nobody_needs_it():
+    found = trace(RefersToItself().eval(), torch.randn(2, 3, 8, 8))
+    gc.collect()
+    gc.disable()
+    try:
+        slim = found.materialise(random_units(found.plan, 0))
+        weight = weakref.ref(slim.a[0].weight)
+        slim.call = slim.blocks = slim.named = None  # its own cycle, as in the dense network
+        del slim
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 # ---- what it keeps
