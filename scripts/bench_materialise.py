@@ -110,15 +110,15 @@ def _interleaved(functions: list[Callable[[], Any]], repeats: int) -> list[list[
     """Milliseconds of each call, the functions taking turns."""
     for function in functions:
         function()
-    gc.collect()
-    gc.disable()  # as timeit does: whose turn it is to collect is chance
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
         for function, record in zip(functions, times, strict=True):
+            gc.collect()
+            gc.disable()  # as timeit does: whose garbage is collected when is chance
             started = time.perf_counter()
             function()
             record.append(1e3 * (time.perf_counter() - started))
-    gc.enable()
+            gc.enable()
     return times
 
 
