@@ -37,7 +37,8 @@ NETWORKS = """
 resnet18@96 resnet50@96 resnext50_32x4d@96 wide_resnet50_2@96 vgg11_bn mobilenet_v2@96
 mobilenet_v3_small@96 mobilenet_v3_large@96 efficientnet_b0@96 efficientnet_v2_s@96 densenet121@96
 squeezenet1_0@96 googlenet@96 shufflenet_v2_x1_0 mnasnet1_0@96 regnet_y_400mf@96 convnext_tiny@96
-vit_b_16 swin_t swin_v2_t@256 maxvit_t timm:deit_tiny_patch16_224 timm:mixer_s16_224 timm:mobilevit_s
+vit_b_16 swin_t swin_v2_t@256 maxvit_t
+timm:deit_tiny_patch16_224 timm:mixer_s16_224 timm:mobilevit_s
 timm:res2net50_26w_4s@96 timm:resnetv2_50@96 timm:resnetv2_50x1_bit@96 timm:convnextv2_atto@96
 timm:levit_128s timm:ghostnet_100@96 timm:pit_ti_224 timm:xcit_nano_12_p16_224
 timm:edgenext_xx_small
