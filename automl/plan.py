@@ -333,10 +333,11 @@ class IndexPlan:
         sizes = [len(units) for units in kept_units]
         numbers = np.fromiter(chain.from_iterable(kept_units), np.int64, sum(sizes))
         numbers += np.repeat(self.offsets[:-1], sizes)
-        in_range = (numbers >= np.repeat(self.offsets[:-1], sizes)) & (
-            numbers < np.repeat(self.offsets[1:], sizes)
+        ends_fit = all(
+            len(units) and units[0] >= 0 and units[-1] < target.units
+            for units, target in zip(kept_units, self.targets, strict=True)
         )
-        if not (all(sizes) and in_range.all() and (np.diff(numbers) > 0).all()):
+        if not (ends_fit and (numbers[1:] > numbers[:-1]).all()):
             self._refuse(kept_units)
         alive = np.zeros(int(self.offsets[-1]) + 1, dtype=bool)
         alive[numbers] = alive[-1] = True
@@ -360,7 +361,7 @@ class IndexPlan:
         alive = self.alive(kept_units)
         first, second, ends = self._end_to_end
         stays = alive[first] & alive[second]
-        return [np.flatnonzero(stays[a:b]) for a, b in pairwise(ends)]
+        return [stays[a:b].nonzero()[0] for a, b in pairwise(ends)]
 
     @cached_property
     def _end_to_end(self) -> tuple[IntArray, IntArray, list[int]]:
