@@ -13,7 +13,7 @@ from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
 from automl.policy import Policy
-from automl.pruning.criteria import Criterion, Scores
+from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.types import InputError, Kept
 
@@ -23,12 +23,16 @@ class Pruner:
 
     Args:
         trace: The traced network.
-        criterion: Importance of units; ``"l1"``, ``"l2"`` or a :class:`Criterion`.
+        criterion: Importance of units; a name from conf/criterion or a :class:`Criterion`.
         calibration: Unlabelled training inputs, normalised as the network expects, shape
             (images, ...); None leaves the layers that read pruned channels as they are.
         reconstruct: Settings of the least-squares repair; None turns it off. Ignored without
             ``calibration``.
         batchnorm_recalibration: Re-estimate batch-norm statistics on ``calibration`` at the end.
+        context: What the criterion looks at; by default the network with ``calibration``.
+
+    Raises:
+        InputError: There is no such criterion, or the context lacks what it needs.
     """
 
     def __init__(
@@ -39,11 +43,14 @@ class Pruner:
         calibration: Tensor | None = None,
         reconstruct: Reconstruction | None = Reconstruction(),  # noqa: B008 - frozen
         batchnorm_recalibration: bool = False,
+        context: Context | None = None,
     ) -> None:
         """Takes the network as it is now; its weights must not change afterwards."""
         self.trace = trace
         self.plan = trace.plan
         self.criterion = _criterion(criterion)
+        self.context = context or Context(trace.model, trace.plan, calibration)
+        require(self.criterion, self.context)
         self._calibration = calibration
         self._reconstruct = reconstruct if calibration is not None else None
         self._recalibrate = batchnorm_recalibration and calibration is not None
@@ -53,7 +60,7 @@ class Pruner:
     @cached_property
     def scores(self) -> Scores:
         """Importance of every unit of every target, higher is better."""
-        return self.criterion(self.trace.model, self.plan)
+        return self.criterion(self.context)
 
     @cached_property
     def order(self) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
@@ -145,17 +152,12 @@ class Pruner:
         if self._calibration is not None and (self._reconstruct or self._recalibrate):
             calibration = digest(self._calibration)
         settings = None if self._reconstruct is None else self._reconstruct.settings()
-        return digest(self.criterion.name, settings, self._recalibrate, calibration)
+        scored_by = self.context.fingerprint(self.criterion)
+        return digest(scored_by, settings, self._recalibrate, calibration)
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:
-    if not isinstance(criterion, str):
-        return criterion
-    from automl.pruning.criteria.magnitude import Magnitude
-
-    if criterion not in ("l1", "l2"):
-        raise InputError(f"criterion must be l1, l2 or a Criterion, got {criterion!r}")
-    return Magnitude("l1" if criterion == "l1" else "l2")
+    return load(criterion) if isinstance(criterion, str) else criterion
 
 
 def policy_from_ratios(pruner: Pruner, ratios: float | dict[str, float], rounding: int) -> Policy:

@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 import automl
+from automl.pruning import criteria
 from automl.pruning.criteria.magnitude import Magnitude
+
+
+def scores_of(name, trace):
+    return criteria.load(name)(criteria.Context(trace.model, trace.plan))
 
 
 class Coupled(nn.Module):
@@ -32,9 +37,7 @@ class Coupled(nn.Module):
 def test_magnitude_sums_over_coupled_layers(norm):
     net = Coupled()
     trace = automl.trace(net, torch.randn(1, 3, 6, 6))
-    scores = dict(
-        zip([t.name for t in trace.targets], Magnitude(norm)(net, trace.plan), strict=True)
-    )
+    scores = dict(zip([t.name for t in trace.targets], scores_of(norm, trace), strict=True))
     power = 1 if norm == "l1" else 2
 
     def per_filter(layer):
@@ -51,11 +54,11 @@ def test_permuting_channels_permutes_scores(norm):
     net, order = Coupled(), torch.randperm(4)
     trace = automl.trace(net, torch.randn(1, 3, 6, 6))
     index = trace.plan.target_index("inner")
-    before = Magnitude(norm)(net, trace.plan)[index]
+    before = scores_of(norm, trace)[index]
     with torch.no_grad():
         net.inner.weight.copy_(net.inner.weight[order].clone())
         net.back.weight.copy_(net.back.weight[:, order].clone())
-    after = Magnitude(norm)(net, trace.plan)[index]
+    after = scores_of(norm, trace)[index]
     np.testing.assert_allclose(after, before[order.numpy()], rtol=1e-12)
 
 
@@ -63,12 +66,13 @@ def test_attention_heads_are_scored_by_all_their_weights():
     net = nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     trace = automl.trace(net, torch.randn(2, 3, 5))
     heads = next(t for t in trace.targets if t.kind == "head")
-    scores = Magnitude("l1")(net, trace.plan)[heads.index]
+    scores = scores_of("l1", trace)[heads.index]
     weight = net[1].self_attn.in_proj_weight.detach().double().abs()
     expected = weight.view(3, 2, 4, 8).sum((0, 2, 3)).numpy()
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
-def test_unknown_norm_is_refused():
-    with pytest.raises(ValueError, match=r"Magnitude\.norm"):
-        Magnitude("l3")
+@pytest.mark.parametrize("p", [0, -1, float("inf"), float("nan"), "1", True])
+def test_powers_that_are_no_norm_are_refused(p):
+    with pytest.raises(ValueError, match=r"Magnitude\.p must be"):
+        Magnitude(p)

@@ -1,62 +1,238 @@
-"""Importance criteria: a score per unit, higher is more worth keeping; one file each."""
+"""Importance criteria: how much is lost when a weight or a unit goes; one file each.
+
+A criterion gives every weight a *saliency*, higher is more worth keeping. Saliencies add up:
+kernels, vectors, blocks and rows are scored by the sum over their weights, and a unit (channel,
+head) by the sum over everything that writes it, over all coupled layers. Criteria that only make
+sense for whole units score those alone and refuse finer grains by name.
+
+The registry is conf/criterion: one YAML per criterion with its class as ``_target_``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from automl.hints import did_you_mean
+from automl.paths import conf_dir
 from automl.plan import IndexPlan
+from automl.pruning.criteria.context import Context, Loss, Need, cross_entropy, require
+from automl.types import InputError
 
+__all__ = [
+    "Context",
+    "Criterion",
+    "ElementCriterion",
+    "Loss",
+    "Need",
+    "Scores",
+    "UnitCriterion",
+    "cross_entropy",
+    "load",
+    "names",
+    "require",
+    "unit_sums",
+    "writing_weights",
+]
+
+#: One array of shape (units,) per target, float64, higher is more important.
 Scores = list[NDArray[np.float64]]
 
 
 class Criterion(Protocol):
-    """Scores the units of every target."""
+    """Scores weights, units or both; :class:`ElementCriterion` and :class:`UnitCriterion`."""
 
     @property
     def name(self) -> str:
         """Identifies the criterion and its settings; part of the journal's key."""
 
-    def __call__(self, model: nn.Module, plan: IndexPlan) -> Scores:
-        """One array of shape (units,) per target, higher is more important."""
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it needs beside the weights: ``data``, ``labels``, ``loss``, ``seed``, ..."""
+
+    def __call__(self, context: Context) -> Scores:
+        """Scores of the units of every target.
+
+        Raises:
+            InputError: The context lacks what the criterion needs, or a target has nothing that
+                the criterion could look at.
+        """
+
+    def saliency(self, context: Context, weights: Sequence[str]) -> dict[str, Tensor]:
+        """Scores of single weights, which add up over any grain.
+
+        Args:
+            context: The network and its data.
+            weights: Names of weight tensors, as in ``model.named_parameters()``.
+
+        Returns:
+            Name -> saliency of the tensor's shape, float32 or float64, detached.
+
+        Raises:
+            InputError: The context lacks what the criterion needs, the criterion scores whole
+                units only, or it cannot score one of these weights.
+        """
 
 
-def written_sums(
-    model: nn.Module, plan: IndexPlan, of_element: Callable[[Tensor], Tensor]
-) -> Scores:
-    """Sums a function of every weight that writes a unit, over all coupled layers.
+class ElementCriterion(ABC):
+    """A criterion with a saliency per weight; units are scored by the sum."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Identifies the criterion and its settings."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Nothing, unless a subclass says so."""
+        return frozenset()
+
+    @abstractmethod
+    def score_weights(self, context: Context, weights: Sequence[str]) -> dict[str, Tensor]:
+        """Name -> saliency, for a context that has been checked; see :meth:`saliency`."""
+
+    def saliency(self, context: Context, weights: Sequence[str]) -> dict[str, Tensor]:
+        """Scores of single weights; see :meth:`Criterion.saliency`."""
+        require(self, context)
+        found = self.score_weights(context, weights)
+        for weight, values in found.items():
+            if not bool(values.isfinite().all()):
+                raise InputError(f"criterion {self.name} is not finite for {weight!r}{_CAUSES}")
+        return found
+
+    def __call__(self, context: Context) -> Scores:
+        """Scores of units: sums over all weights that write them."""
+        weights = list(dict.fromkeys(writing_weights(context.plan)))
+        return unit_sums(context.plan, self.saliency(context, weights))
+
+
+class UnitCriterion(ABC):
+    """A criterion of whole units, such as the statistics of a channel's activations."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Identifies the criterion and its settings."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Nothing, unless a subclass says so."""
+        return frozenset()
+
+    @abstractmethod
+    def score_units(self, context: Context) -> Scores:
+        """Scores of all units, for a context that has been checked."""
+
+    def saliency(self, context: Context, weights: Sequence[str]) -> dict[str, Tensor]:
+        """Refuses.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"criterion {self.name} scores whole channels and heads, not single weights; with a "
+            "finer granularity choose one that does, such as l1, wanda or taylor"
+        )
+
+    def __call__(self, context: Context) -> Scores:
+        """Scores of the units of every target; see :meth:`Criterion.__call__`."""
+        require(self, context)
+        scores = self.score_units(context)
+        for values, target in zip(scores, context.plan.targets, strict=True):
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"criterion {self.name} is not finite for {target.name!r}{_CAUSES}"
+                )
+        return scores
+
+
+_CAUSES = "; look for NaN or huge values in the calibration data"
+
+
+# ---- from weights to units
+
+
+def writing_weights(plan: IndexPlan) -> list[str]:
+    """Names of the weights that write prunable units, in network order.
+
+    A weight that several layers share comes once for each of them.
+    """
+    return [name for name, _, _ in _writers(plan)]
+
+
+def unit_sums(plan: IndexPlan, values: Mapping[str, Tensor]) -> Scores:
+    """Adds up values of weights over the units that they write, over all coupled layers.
 
     Args:
-        model: The dense network.
-        plan: Its plan.
-        of_element: Elementwise function of a weight, for example ``torch.abs``.
+        plan: The network's plan.
+        values: Name of each of ``writing_weights(plan)`` -> values of the weight's shape.
 
     Returns:
         One array of shape (units,) per target, in float64.
     """
     totals = np.zeros(int(plan.offsets[-1]) + 1)
-    state = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {tensor.name: tensor for tensor in plan.tensors}
-    for layer in plan.layers_plan:
-        if not layer.tensors or layer.out_axis is None:
-            continue
-        weight = layer.tensors[0]
-        tensor = shapes.get(weight)
-        if tensor is None or layer.out_axis not in tensor.axes:
-            continue
-        dim = tensor.axes.index(layer.out_axis)
-        others = [d for d in range(len(tensor.shape)) if d != dim]
-        values = of_element(state[weight].detach())
-        sums = values.sum(others, dtype=torch.float64) if others else values.double()
-        axis = plan.axes[layer.out_axis]
+    for name, dim, axis_index in _writers(plan):
+        tensor = values[name]
+        others = [d for d in range(tensor.dim()) if d != dim]
+        sums = tensor.sum(others, dtype=torch.float64) if others else tensor.double()
+        axis = plan.axes[axis_index]
         for units in (axis.first, axis.second):
             np.add.at(totals, units, sums.cpu().numpy())  # -1 lands in the spare last entry
+    return by_target(plan, totals)
+
+
+def by_target(plan: IndexPlan, totals: NDArray[np.float64]) -> Scores:
+    """Cuts values per global unit, shape (units, ...), into one array per target."""
     return [
         totals[start : start + target.units]
         for start, target in zip(plan.offsets, plan.targets, strict=False)
     ]
+
+
+def _writers(plan: IndexPlan) -> Iterable[tuple[str, int, int]]:
+    """Weight, its dimension that is written, and the axis of that dimension."""
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    for layer in plan.layers_plan:
+        if not layer.tensors or layer.out_axis is None:
+            continue
+        tensor = tensors.get(layer.tensors[0])
+        if tensor is not None and layer.out_axis in tensor.axes:
+            yield tensor.name, tensor.axes.index(layer.out_axis), layer.out_axis
+
+
+# ---- the registry
+
+
+def names() -> list[str]:
+    """The criteria that conf/criterion knows, in alphabetical order."""
+    return sorted(file.stem for file in (conf_dir() / "criterion").glob("*.yaml"))
+
+
+def load(name: str, **settings: Any) -> Criterion:
+    """The criterion that conf/criterion calls ``name``.
+
+    Args:
+        name: Name of the YAML file.
+        settings: Replace those in the file.
+
+    Raises:
+        InputError: There is no such criterion, or it does not take these settings.
+    """
+    if name not in names():
+        raise InputError(f"no criterion is called {name!r}; {did_you_mean(name, names())}")
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(conf_dir() / "criterion" / f"{name}.yaml")
+    for setting in settings:
+        if setting not in config:
+            hint = did_you_mean(setting, [str(key) for key in config if key != "_target_"])
+            raise InputError(f"criterion {name!r} has no setting {setting!r}; {hint}")
+    criterion: Criterion = instantiate(config, **settings)
+    return criterion
