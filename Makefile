@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/prunepilot search model=digits data=digits strategy=amc budget.macs=0.25 \
+	$(BIN)/prunepilot search model=digits data=digits strategy=amc baselines=[random] budget.macs=0.25 \
 	    trials=60 seed=0 threads=1 run_dir=$(RUN)
 
 test: $(VENV)/.installed-test

@@ -5,6 +5,7 @@
 | config.yaml | the resolved settings; two runs are the same run if these are equal |
 | environment.json | versions, processor and threads when the run was started |
 | trials.jsonl, trials.parquet | the journal, and the same as a table once the run is done |
+| finalists.jsonl | the best trials, scored again on all validation data |
 | plan.json | the dense network's layers, groups and prunable units |
 | policy.json, policy_uniform.json | what was found, and pruning alike within the same budget |
 | model.safetensors, rebuild.json | the pruned network's tensors, and how to build its modules |
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 JOURNAL = "trials.jsonl"
+FINALISTS = "finalists.jsonl"
 TRIALS = "trials.parquet"
 PLAN = "plan.json"
 POLICY = "policy.json"

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from automl.data import DataSplits, load_data, split_for
+from automl.data.split import stratified
+from automl.data.tensors import TensorSet
 from automl.device import resolve_device, resolve_dtype
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
@@ -122,8 +124,27 @@ class Bench:
 
     @cached_property
     def scorer(self) -> ClassifierScorer:
-        """Scores on the validation images, by the metric that trials are ranked by."""
-        return self._scorer("validation", self.config["scoring"]["score"])
+        """Scores trials, on as many validation images as ``scoring.images`` says."""
+        if self._search_images is None:
+            return self.careful_scorer
+        return self._scorer(self._search_images, self.config["scoring"]["score"])
+
+    @cached_property
+    def careful_scorer(self) -> ClassifierScorer:
+        """Scores by the same metric on all validation images."""
+        return self._scorer(self.data.validation, self.config["scoring"]["score"])
+
+    @cached_property
+    def _search_images(self) -> TensorSet | None:
+        """A class-balanced part of the validation images; None for all of them."""
+        if self.config["scoring"]["images"] is None:
+            return None
+        count = whole(self.config["scoring"], "scoring.images", 1)
+        images = self.data.validation
+        if count >= len(images):
+            return None
+        chosen = stratified(images.labels.cpu().numpy(), count, seed=0)
+        return images.subset(torch.from_numpy(chosen))
 
     @cached_property
     def tuning_scorer(self) -> ClassifierScorer:
@@ -132,15 +153,14 @@ class Bench:
         That learns from labels and moves away from the dense network's outputs, which ``kl``
         would take for damage.
         """
-        return self._scorer("validation", "top1")
+        return self._scorer(self.data.validation, "top1")
 
     @cached_property
     def test_scorer(self) -> ClassifierScorer:
         """Top-1 on the test images; for final networks alone, once each."""
-        return self._scorer("test", "top1")
+        return self._scorer(self.data.test, "top1")
 
-    def _scorer(self, part: str, score: Any) -> ClassifierScorer:
-        images = getattr(self.data, part)
+    def _scorer(self, images: TensorSet, score: Any) -> ClassifierScorer:
         size = self.config["scoring"]["batch_size"]
         if size is not None:
             size = whole(self.config["scoring"], "scoring.batch_size", 1)
@@ -148,7 +168,7 @@ class Bench:
             images.images,
             images.labels,
             score=score,
-            dense=self.loaded.model if part == "validation" else None,
+            dense=None if images is self.data.test else self.loaded.model,
             batch_size=size,
             device=self.device,
             dtype=self.dtype,

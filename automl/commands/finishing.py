@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,22 +31,27 @@ class Finals:
 
     Attributes:
         problem: The problem that was searched.
+        tried: All trials of the search.
         dense: The dense network's measurement.
-        uniform: The trial that prunes every target alike.
-        found: The trial that the strategy chose.
+        best: Name -> chosen trial: the baselines, uniform first, and ``found`` last.
+        count: Among how many of its best trials every search chose.
+
+    All measurements are on all validation images.
     """
 
     problem: Problem
+    tried: Sequence[Trial]
     dense: Measurement
-    uniform: Trial
-    found: Trial
+    best: Mapping[str, Trial]
+    count: int = 1
 
     @property
-    def trials(self) -> dict[str, Trial]:
-        """Name -> trial of the final pruned networks, the one to keep last."""
-        if self.uniform.policy == self.found.policy:
-            return {"found = uniform": self.found}
-        return {"uniform": self.uniform, "found": self.found}
+    def distinct(self) -> dict[str, Trial]:
+        """As ``best``, equal policies under one name (``found = uniform``); the found one last."""
+        names: dict[str, list[str]] = {}
+        for name, trial in reversed(list(self.best.items())):
+            names.setdefault(trial.policy.key, []).append(name)
+        return {" = ".join(same): self.best[same[0]] for same in reversed(list(names.values()))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,7 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
         finals: What the search ended with.
         tuning: How to fine-tune; no epochs, no fine-tuning.
     """
-    pruned = [_pruned(bench, name, trial) for name, trial in finals.trials.items()]
+    pruned = [_pruned(bench, name, trial) for name, trial in finals.distinct.items()]
     dense = _Final("dense", bench.loaded.model, None, finals.dense)
     networks = [dense, *pruned]
     if tuning.epochs:
@@ -76,7 +81,7 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     latencies = _latencies(bench, networks)
     rows = [_row(bench, final, latencies.get(final.name)) for final in networks]
     _save(bench, folder, networks[-1])
-    finals.uniform.policy.save(folder.file(POLICY_UNIFORM))
+    finals.best["uniform"].policy.save(folder.file(POLICY_UNIFORM))
     result = {**_about(bench, finals), "rows": [asdict(row) for row in rows]}
     folder.write_json(RESULT, result)  # last: it says that the run is done
     for checkpoint in folder.path.glob("finetune-*.pt"):
@@ -116,7 +121,7 @@ def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfi
         progress=report,
     )
     network.eval()
-    score, metrics = bench.scorer(network)
+    score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, final.measurement.costs)
     return _Final(f"{final.name}, tuned", network, final.policy, measured)
 
@@ -160,7 +165,9 @@ def _save(bench: Bench, folder: RunFolder, final: _Final) -> None:
 def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
     """What result.json says beside the rows."""
     problem, data = finals.problem, bench.data
-    graph_form = bench.trace.plan.needs_graph_form(finals.found.policy.kept(problem.targets))
+    graph_form = bench.trace.plan.needs_graph_form(
+        finals.best["found"].policy.kept(problem.targets)
+    )
     return {
         "schema": RESULT_SCHEMA,
         "version": RESULT_VERSION,
@@ -169,10 +176,12 @@ def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
         "score": bench.scorer.score,
         "budget": str(problem.budget),
         "limits": problem.limits,
-        "trials": len(problem.trials),
-        "failed": sum(trial.status == "failed" for trial in problem.trials),
+        "trials": len(finals.tried),
+        "failed": sum(trial.status == "failed" for trial in finals.tried),
         "form": "graph" if graph_form else "modules",
         "device": str(bench.device),
+        "search_images": len(bench.scorer),
+        "finalists": finals.count,
         "validation_images": len(data.validation),
         "test_images": len(data.test),
     }

@@ -15,14 +15,15 @@ from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row, print_table
 from automl.cost import standard_costs
 from automl.environment import environment
+from automl.finalists import choose, chosen, finalists
 from automl.journal import Journal
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
-from automl.runs import JOURNAL, RESULT, TRIALS, RunFolder
+from automl.runs import FINALISTS, JOURNAL, RESULT, TRIALS, RunFolder
 from automl.scoring import ScoreError
-from automl.strategies.uniform import Uniform
+from automl.strategies import load
 from automl.training.config import FinetuneConfig
-from automl.types import InputError, Strategy
+from automl.types import InputError, Scorer, SearchResult, Strategy
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class SearchRun:
         whole(config, "trials", 1)
         whole(config, "seed", 0)
         whole(config, "max_failures", 1)
+        whole(config["scoring"], "scoring.finalists", 1)
         set_threads(config)
         Budget.parse(config["budget"])
         folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
@@ -60,7 +62,7 @@ class SearchRun:
         if self.folder.is_done:
             self._show()
             return 0
-        strategy, tuning = self.bench.strategy(), self._tuning()
+        strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self._prove()
         with self.folder.lock():
             self.folder.start(self.config, environment)
@@ -90,23 +92,68 @@ class SearchRun:
         with progress(trials, "trials") as shown:
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self._problem(journal, watch)
-            dense = problem.dense
+            _ = problem.dense  # first: where it cannot be scored, nothing can
             watch.dense = problem.dense_costs
             result = strategy.search(problem, trials, seed)
             watch.end(len(result.trials))
         if hasattr(strategy, "save"):  # what it learned, to start another search from
             strategy.save(self.folder.path)
-        # Known already, so this only looks it up.
-        found = problem.evaluate(result.policy)
-        (uniform,) = Uniform().search(problem, 1, seed).trials
-        return Finals(problem, dense, uniform, found)
+        others = {"uniform": load("uniform").search(problem, 1, seed)}
+        others |= {name: self._baseline(name) for name in self._baselines()}
+        return self._last_round(problem, result, others)
 
-    def _problem(self, journal: Journal | None = None, watch: _Watch | None = None) -> Problem:
+    def _baselines(self) -> list[str]:
+        """Names of the strategies that the table shows beside uniform.
+
+        Raises:
+            InputError: ``baselines`` is no list of strategies.
+        """
+        asked = self.config["baselines"]
+        if not isinstance(asked, list):
+            raise InputError(f"baselines must be a list of strategies, as [random], got {asked}")
+        for name in asked:
+            load(str(name))
+        return [name for name in dict.fromkeys(map(str, asked)) if name != "uniform"]
+
+    def _baseline(self, name: str) -> SearchResult:
+        """The result of another strategy with as many trials, in a journal of its own."""
+        trials, seed = self.config["trials"], self.config["seed"]
+        with (
+            progress(trials, name) as shown,
+            Journal(self.folder.file(f"trials-{name}.jsonl")) as journal,
+        ):
+            watch = _Watch(shown, self.config["scoring"]["score"])
+            problem = self._problem(journal, watch)
+            watch.dense = problem.dense_costs
+            result = load(name).search(problem, trials, seed)
+            watch.end(len(result.trials))
+            return result
+
+    def _last_round(
+        self, problem: Problem, result: SearchResult, others: Mapping[str, SearchResult]
+    ) -> Finals:
+        """Chooses among the best trials of every search, on all validation images."""
+        results = {**others, "found": result}
+        if self.bench.scorer is self.bench.careful_scorer:  # which all were scored on before
+            best = {name: chosen(one) for name, one in results.items()}
+            return Finals(problem, result.trials, problem.dense, best)
+        count = whole(self.config["scoring"], "scoring.finalists", 1)
+        with Journal(self.folder.file(FINALISTS)) as journal:
+            careful = self._problem(journal, scorer=self.bench.careful_scorer)
+            best = {n: choose(finalists(r, problem, count), careful) for n, r in results.items()}
+            return Finals(problem, result.trials, careful.dense, best, count)
+
+    def _problem(
+        self,
+        journal: Journal | None = None,
+        watch: _Watch | None = None,
+        scorer: Scorer | None = None,
+    ) -> Problem:
         bench, granularity = self.bench, self.config["granularity"]
         return Problem(
             bench.trace.plan,
             bench.pruner,
-            bench.scorer,
+            bench.scorer if scorer is None else scorer,
             self.config["budget"],
             standard_costs(bench.trace.plan),
             rounding=whole(granularity, "granularity.rounding", 1),

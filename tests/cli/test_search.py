@@ -120,9 +120,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_run(finished, cli, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == (
-        f"prunepilot: interrupted; go on with: prunepilot resume {run}"
-    )
+    assert err.splitlines()[-1] == (f"prunepilot: interrupted; go on with: prunepilot resume {run}")
     assert "Traceback" not in err
 
     assert cli("resume", run).code == 0
@@ -170,3 +168,31 @@ def test_trials_that_all_fail_end_with_code_1_and_a_folder_to_resume(cli, tmp_pa
     assert result.code == 1
     assert "out of memory" in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
+
+
+def test_the_best_trials_are_scored_again_on_all_validation_images(tmp_path):
+    run = tmp_path / "run"
+    settings = ["scoring.images=64", "scoring.finalists=3", "baselines=[random]"]
+    assert main([*SEARCH, *settings, f"run_dir={run}"]) == 0
+    result = json.loads((run / RESULT).read_text())
+    assert result["search_images"] == 64 < result["validation_images"]
+    assert result["finalists"] == 3
+    again = Journal.read(run / "finalists.jsonl")
+    assert 3 <= len(again) <= 8  # dense, uniform, and three of each search
+    best = max((row["score"], row["policy"]) for row in again if row["index"] >= 0)
+    found = next(row for row in result["rows"] if row["name"].startswith("found"))
+    assert -found["score"] == pytest.approx(best[0])
+    assert (run / "trials-random.jsonl").is_file()
+
+
+def test_baselines_stand_in_the_table(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*SEARCH, "baselines=[deep]", f"run_dir={run}"]) == 0
+    rows = json.loads((run / RESULT).read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dense", "uniform", "deep", "found"]
+    assert rows[-1] == {**rows[-1], "score": _found(finished[0])["score"]}
+    assert " deep " in capsys.readouterr().out
+
+
+def _found(run):
+    return json.loads((run / RESULT).read_text())["rows"][-1]
