@@ -6,6 +6,7 @@
 | environment.json | versions, processor and threads when the run was started |
 | trials.jsonl, trials.parquet | the journal, and the same as a table once the run is done |
 | finalists.jsonl | the best trials, scored again on all validation data |
+| agent.safetensors, learning.csv | what AMC learned, and how |
 | plan.json | the dense network's layers, groups and prunable units |
 | policy.json, policy_uniform.json | what was found, and pruning alike within the same budget |
 | model.safetensors, rebuild.json | the pruned network's tensors, and how to build its modules |

@@ -9,6 +9,10 @@ every network, ``NAME.csv`` (a row per strategy, budget and seed), ``NAME-curves
 ``NAME.png``, and prints a Markdown table: the best validation score after so many trials, mean and
 standard error over seeds; the test top-1 of the final policy, before fine-tuning.
 
+A strategy may be named with settings (``amc:acting=0,credit=false``). With ``--finalists``, the best
+trials of every search are scored again under the settings after ``--final`` (all validation images,
+more images for the repair) before one is chosen; test top-1 is that of the network made with them.
+
 Test images are looked at once per final policy, by no strategy. For CIFAR checkpoints, which have
 seen all training images, validation is half of the test images and test is the other half.
 """
@@ -26,14 +30,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 from automl.commands.build import Bench
 from automl.commands.compose import compose
 from automl.cost import standard_costs
+from automl.finalists import choose, finalists
 from automl.journal import Journal
 from automl.problem import Problem, Trial
 from automl.strategies import load
-from automl.types import InputError
+from automl.types import InputError, Strategy
 
 #: Strategies that find the same policy whatever the seed.
 FIXED = ("uniform", "deep", "shallow")
@@ -57,18 +63,23 @@ class Contest:
 
     @cached_property
     def bench(self) -> Bench:
-        """Network, data, pruner and scorers."""
+        """Network, data, pruner and scorers of the search."""
         return Bench(compose(self.overrides))
+
+    @cached_property
+    def final_bench(self) -> Bench:
+        """The same for the last round."""
+        final = self.args.final
+        return Bench(compose([*self.overrides, *final])) if final else self.bench
 
     @property
     def name(self) -> str:
         """What files are called."""
         return f"{self.args.network}-{self.args.score}"
 
-    def problem(self, budget: float, journal: Journal) -> Problem:
-        """The problem that all strategies get."""
+    def problem(self, budget: float, journal: Journal, bench: Bench) -> Problem:
+        """The problem that all strategies get, or that of the last round."""
         config = compose([*self.overrides, f"budget.{self.args.resource}={budget}"])
-        bench = self.bench
         return Problem(
             bench.trace.plan,
             bench.pruner,
@@ -93,12 +104,13 @@ class Contest:
     def _run(
         self, journal: Journal, budget: float, seed: int, name: str, tested: dict[str, float]
     ) -> dict[str, Any]:
-        problem = self.problem(budget, journal)
-        result = load(name).search(problem, self.args.trials, seed)
-        key = result.policy.key
+        problem = self.problem(budget, journal, self.bench)
+        result = parse_strategy(name).search(problem, self.args.trials, seed)
+        careful = self.problem(budget, journal, self.final_bench)
+        found = choose(finalists(result, problem, self.args.finalists), careful)
+        key = found.policy.key
         if key not in tested:
-            tested[key] = self.test_top1(problem, result.policy)
-        found = problem.evaluate(result.policy)
+            tested[key] = self.test_top1(found.policy)
         assert found.measurement is not None  # a result was scored
         print(
             f"{self.name} {self.args.resource} {budget} seed {seed} {name}: score "
@@ -113,23 +125,36 @@ class Contest:
             "score": found.score,
             "validation_top1": found.measurement.metrics.get("top1"),
             "test_top1": tested[key],
-            "kept": found.policy.kept(problem.targets).tolist(),
-            "curve": best_so_far(result.trials, self.args.trials),
+            "kept": found.policy.kept(careful.targets).tolist(),
+            "curve": best_so_far(problem, result.trials, self.args.trials),
         }
 
-    def test_top1(self, problem: Problem, policy: Any) -> float:
+    def test_top1(self, policy: Any) -> float:
         """Top-1 on the test images, once per policy."""
-        network = self.bench.pruner.for_inference(self.bench.pruner.prune(policy))
-        return float(self.bench.test_scorer(network)[0])
+        bench = self.final_bench
+        network = bench.pruner.for_inference(bench.pruner.prune(policy))
+        return float(bench.test_scorer(network)[0])
 
     def dense_test_top1(self) -> float:
         """Top-1 of the dense network on the test images."""
         return float(self.bench.test_scorer(self.bench.loaded.model)[0])
 
 
-def best_so_far(trials: Sequence[Trial], count: int) -> list[float]:
-    """The best score after every trial; a strategy that ended early stays where it was."""
-    curve = np.maximum.accumulate([trial.score for trial in trials])
+def parse_strategy(text: str) -> Strategy:
+    """A strategy from ``name`` or ``name:key=value,key=value``."""
+    name, _, settings = text.partition(":")
+    pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+    return load(name, **{key: yaml.safe_load(value) for key, _, value in pairs})
+
+
+def best_so_far(problem: Problem, trials: Sequence[Trial], count: int) -> list[float]:
+    """The best score within the budget after every trial.
+
+    A strategy that ended early stays where it was; trials that only learn cost, and score nothing.
+    """
+    within = problem.within(np.array([trial.policy.kept(problem.targets) for trial in trials]))
+    scores = np.where(within, [trial.score for trial in trials], -np.inf)
+    curve = np.maximum.accumulate(scores)
     return [float(score) for score in np.concatenate([curve, [curve[-1]] * (count - len(curve))])]
 
 
@@ -201,6 +226,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--score", default="kl", choices=["top1", "loss", "kl"])
     parser.add_argument("--validation-size", type=int, default=None)
     parser.add_argument("--set", nargs="*", default=[], help="more settings, as in prunepilot")
+    parser.add_argument("--finalists", type=int, default=1, help="trials to score once more")
+    parser.add_argument("--final", nargs="*", default=[], help="settings of the last round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     return parser.parse_args(arguments)

@@ -48,6 +48,7 @@ from automl.types import InputError, SearchResult
 if TYPE_CHECKING:
     from automl.strategies.amc_session import Session
 
+CURVE_FILE = "learning.csv"
 ALGORITHMS = ("ddpg", "td3", "sac")
 
 
@@ -152,7 +153,8 @@ class AMC:
         """Writes the agent of the last search, for the setting ``agent``; returns the file.
 
         Args:
-            path: A folder, in which it is called ``agent.safetensors``, or a file.
+            path: A folder, in which it is called ``agent.safetensors`` and gets the learning
+                curve beside it, ``learning.csv``; or a file.
 
         Raises:
             RuntimeError: There was no search yet.
@@ -160,5 +162,8 @@ class AMC:
         if self._session is None:
             raise RuntimeError("AMC.save: search first, then there is an agent to save")
         from automl.strategies.amc_agent import save_agent
+        from automl.strategies.amc_session import write_curve
 
+        if Path(path).is_dir():
+            write_curve(self._session.curve, Path(path) / CURVE_FILE)
         return save_agent(self._session.agent, self.algorithm, path)

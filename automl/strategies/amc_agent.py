@@ -61,12 +61,14 @@ class EpisodeLearner(OffPolicyAlgorithm):
         planner: Plans episodes.
         teacher: Turns their endings into transitions.
         sigma: Width of the exploration around the actor's action.
+        losses: Mean losses of the latest updates, by name as in ``critic_loss``.
     """
 
     planner: Planner
     teacher: Teacher
     sigma: float = 0.0
     actor_rate: float = 1.0
+    losses: Mapping[str, float] = {}  # noqa: RUF012 - replaced, never changed
     _plan: Floats | None = None
     _at: int = 0
     _key: str = ""
@@ -143,6 +145,9 @@ class EpisodeLearner(OffPolicyAlgorithm):
             return
         with one_thread(), own_random_numbers(digest(self._key, self._n_updates)):
             super().train(gradient_steps, batch_size)
+        logged = self.logger.name_to_value
+        names = ("train/actor_loss", "train/critic_loss")
+        self.losses = {name[6:]: float(logged[name]) for name in names if name in logged}
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)

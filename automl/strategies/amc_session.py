@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from automl.fitting import Floats
 from automl.hashing import digest
+from automl.paths import atomic_write
 from automl.problem import Problem, Trial
 from automl.seeding import own_random_numbers
 from automl.strategies.amc_agent import (
@@ -40,6 +42,12 @@ _ROUNDS = 3
 _LEAST = 4
 
 
+#: Columns of ``learning.csv``. Losses are those of the updates before the episode.
+CURVE_COLUMNS = (
+    "episode", "source", "reward", "best_reward", "sigma", "actor_loss", "critic_loss",
+)  # fmt: skip
+
+
 class NoMorePolicies(Exception):
     """Every policy that can be found has been played."""
 
@@ -50,6 +58,7 @@ class Session:
     Attributes:
         agent: The actor-critic agent.
         found: Trials in the order of the episodes.
+        curve: What learning looked like, a row per episode (see ``CURVE_COLUMNS``).
     """
 
     def __init__(self, problem: Problem, settings: AMC, trials: int, seed: int) -> None:
@@ -61,6 +70,8 @@ class Session:
         self.problem, self.settings, self.trials = problem, settings, trials
         self.env = PruningEnv(problem, settings.reward, wall=settings.wall)
         self.found: list[Trial] = []
+        self.curve: list[dict[str, Any]] = []
+        self._source = ""
         self._rng = np.random.default_rng(seed)
         self._warmup = math.ceil(settings.warmup * trials)
         self._planned = self._first_plans()
@@ -119,6 +130,7 @@ class Session:
             NoMorePolicies: Nothing new can be found.
         """
         kept = next(self._planned, None)
+        self._source = "planned" if kept is not None else "agent"
         if kept is None:
             learned = len(self.found) - self._warmup
             self.agent.sigma = self.settings.sigma * self.settings.sigma_decay ** max(learned, 0)
@@ -198,9 +210,11 @@ class Session:
         self.found.append(trial)
         self._seen.add(kept.tobytes())
         if trial.status != "ok":
+            self._note(math.nan)
             return None
         self._kept.append(kept)
         self._rewards.append(self.env.reward(trial))
+        self._note(self._rewards[-1])
         observations = self.env.episodes.observations(kept)
         if not self.settings.credit:
             rewards = np.full(len(kept), self._above_baseline(self._rewards[-1]))
@@ -208,6 +222,16 @@ class Session:
             return Transitions(observations, info["actions"], rewards), None
         shares = self._fit_credit()
         return Transitions(observations, info["actions"], shares[-1]), shares[:-1]
+
+    def _note(self, reward: float) -> None:
+        row = {
+            "episode": len(self.found),
+            "source": self._source,
+            "reward": reward,
+            "best_reward": max(self._rewards, default=math.nan),
+            "sigma": self.agent.sigma,
+        }
+        self.curve.append({**row, **self.agent.losses})
 
     def _above_baseline(self, reward: float) -> float:
         """A reward less the moving average of those before."""
@@ -225,6 +249,14 @@ class Session:
             return np.zeros(kept.shape)
         self._credit = Credit(kept, np.array(self._rewards), self.problem.space.units)
         return self._credit.shares(kept)
+
+
+def write_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the learning curve as CSV, whole or not at all."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
+    atomic_write(path, table.to_csv(index=False, float_format="%.9g"))
 
 
 def _require_tensorboard() -> None:

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import toy
 
@@ -198,3 +199,16 @@ def test_neighbours_are_near_within_the_budget_and_maximal():
         raised = space.kept(np.minimum(space.level(one) + np.eye(6, dtype=np.int64), 8))
         raised = np.minimum(raised, space.high)
         assert not (np.any(raised != one, axis=1) & budgeted.within(raised)).any()
+
+
+def test_the_learning_curve_is_written_beside_the_agent(tmp_path):
+    strategy = AMC(warmup=0.3, **SMALL)
+    result = strategy.search(problem(), 20, 0)
+    strategy.save(tmp_path)
+    rows = pd.read_csv(tmp_path / "learning.csv")
+    assert list(rows["episode"]) == list(range(1, 21))
+    assert list(rows["source"]) == ["planned"] * 6 + ["agent"] * 14  # guides are warm-up too
+    assert rows["best_reward"].is_monotonic_increasing
+    best = max(scores(result))
+    assert rows["best_reward"].iloc[-1] == pytest.approx(best - 1, abs=1e-6)
+    assert rows["critic_loss"].notna().any() and rows["sigma"].iloc[-1] < rows["sigma"].max()
