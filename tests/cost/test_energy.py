@@ -1,0 +1,194 @@
+"""Energy: a layer worked out by hand, slim networks, memories, and the figures in conf/."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from automl.commands.build import instantiate
+from automl.cost import standard_costs
+from automl.cost.energy import PARTS, EnergyCost, EnergyModel
+from automl.graph.trace import Trace, trace
+from automl.models.cifar import resnet20
+from automl.models.mobilenet import mobilenet_v2
+from automl.models.vit import vit_tiny
+from automl.paths import conf_dir
+from automl.pruning.pruner import Pruner
+from automl.types import InputError
+
+MAKERS = {"resnet20": resnet20, "mobilenet_v2": mobilenet_v2, "vit_tiny": vit_tiny}
+
+
+@cache
+def traced(name: str) -> Trace:
+    torch.manual_seed(0)
+    return trace(MAKERS[name]().eval(), torch.zeros(1, 3, 32, 32))
+
+
+@cache
+def two_convolutions() -> Trace:
+    layers = [nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.Conv2d(8, 2, 1)]
+    return trace(nn.Sequential(*layers), torch.zeros(1, 4, 6, 6))
+
+
+@cache
+def tokens() -> Trace:
+    layers = [nn.Embedding(1000, 16), nn.Linear(16, 8), nn.Linear(8, 4)]
+    return trace(nn.Sequential(*layers), torch.zeros(1, 5, dtype=torch.long))
+
+
+def part(cost: EnergyCost, kept, name: str) -> np.ndarray:
+    """pJ per layer."""
+    return cost.parts(kept)[..., PARTS.index(name)] * 1e9
+
+
+def test_two_layers_cost_what_they_do_by_hand():
+    # 4 of 8 channels of the first convolution stay. All of it fits the smallest SRAM, where a
+    # 32-bit word takes 10 / 2 = 5 pJ.
+    plan = two_convolutions().plan
+    by_hand = [
+        [
+            4 * 4 * 9 * 36 * (3.7 + 0.9),  # 5,184 MACs
+            5184 * 4 * 1.0,  # two operands and a sum read, a sum written
+            # A loaded input serves the 4 output channels there are, a weight 8 positions of 36.
+            (5184 / 4 + 5184 / 8) * 5,
+            4 * 4 * 9 * 5,
+            (4 * 36 + 4 * 36) * 5,
+        ],
+        [
+            4 * 2 * 36 * (3.7 + 0.9),  # 288 MACs
+            288 * 4 * 1.0,
+            (288 / 2 + 288 / 8) * 5,
+            (4 * 2 + 2) * 5,  # with two biases
+            (4 * 36 + 2 * 36) * 5,
+        ],
+    ]
+    cost, kept = EnergyCost(plan), np.array([4])
+    np.testing.assert_allclose(cost.parts(kept) * 1e9, by_hand, rtol=1e-12)
+    assert cost(kept) == pytest.approx(60_969.2e-9, rel=1e-12)
+    table = cost.table(kept)
+    assert table["total"].sum() == pytest.approx(60_969.2e-9)
+    assert list(table["activations_in"]) == ["SRAM 8 KiB"] * 2
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_kept_counts_cost_what_the_slim_network_does(name):
+    found = traced(name)
+    kept = np.maximum(found.plan.dense // 2, 1)
+    slim = Pruner(found).prune(Pruner(found).policy(kept))
+    again = trace(slim, torch.zeros(1, 3, 32, 32)).plan
+    for model in (EnergyModel(), EnergyModel(dtype="int8", batch=16, tile=4)):
+        expected = EnergyCost(again, model)(again.dense)
+        assert EnergyCost(found.plan, model)(kept) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_batch_of_counts_costs_what_each_does(name):
+    plan = traced(name).plan
+    rng = np.random.default_rng(0)
+    kept = rng.integers(1, plan.dense + 1, (2, 3, len(plan.targets)))
+    cost = EnergyCost(plan)
+    alone = [[float(cost(row)) for row in block] for block in kept]
+    np.testing.assert_allclose(cost(kept), alone, rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_energy_never_falls_with_more_units(data):
+    plan = traced(data.draw(st.sampled_from(sorted(MAKERS)))).plan
+    kept = np.array([data.draw(st.integers(1, t.units)) for t in plan.targets])
+    which = data.draw(st.integers(0, len(kept) - 1))
+    more = kept.copy()
+    more[which] = data.draw(st.integers(kept[which], plan.dense[which]))
+    model = EnergyModel(
+        dtype=data.draw(st.sampled_from(["float32", "int8"])),
+        sram_bytes=(1 << 12, 1 << 15),
+        sram_pj=(1.0, 50.0),
+    )
+    assert EnergyCost(plan, model)(kept) <= EnergyCost(plan, model)(more)
+
+
+def test_weights_that_fit_on_the_chip_are_not_fetched_from_dram():
+    plan = traced("resnet20").plan
+    cost, half = EnergyCost(plan), plan.dense // 2
+    assert cost.weights_in(plan.dense) == "DRAM"  # 1.08 MB
+    assert cost.weights_in(half) == "SRAM 1024 KiB"
+    at_most = int(plan.params(half)) * 50  # pJ a word; batch norms are folded, hence "at most"
+    assert part(cost, half, "weights").sum() <= at_most < part(cost, plan.dense, "weights").sum()
+
+
+def test_weights_are_fetched_once_per_batch():
+    plan = traced("resnet20").plan
+    one, many = EnergyCost(plan), EnergyCost(plan, EnergyModel(batch=10))
+    for name, ratio in (("weights", 10), ("activations", 1), ("arithmetic", 1)):
+        np.testing.assert_allclose(
+            part(one, plan.dense, name), ratio * part(many, plan.dense, name), rtol=1e-12
+        )
+    # A linear layer has one position per example, so only a batch lets its weights stay put.
+    assert part(many, plan.dense, "operands")[-1] < part(one, plan.dense, "operands")[-1]
+
+
+def test_depthwise_inputs_serve_one_channel():
+    plan = traced("mobilenet_v2").plan
+    deep = [i for i, layer in enumerate(plan.layers_plan) if layer.depthwise]
+    cost = EnergyCost(plan)
+    macs = plan.layer_macs(plan.dense)
+    positions = [layer.out_height * layer.out_width for layer in plan.layers]
+    loads = [macs[i] + macs[i] / min(8, positions[i]) for i in deep]
+    np.testing.assert_allclose(part(cost, plan.dense, "operands")[deep], np.array(loads) * 5)
+
+
+def test_an_embedding_fetches_the_rows_it_looks_up():
+    plan = tokens().plan
+    model = EnergyModel(sram_bytes=(1000,), sram_pj=(10.0,))
+    cost = EnergyCost(plan, model)
+    assert cost.weights_in(plan.dense) == "DRAM"
+    width = int(plan.layers_at(plan.dense)[0].out_channels)
+    assert part(cost, plan.dense, "weights")[0] == pytest.approx(5 * width * 650)
+
+
+def test_narrower_numbers_cost_less_in_every_part():
+    plan = traced("resnet20").plan
+    costs = [
+        EnergyCost(plan, EnergyModel(dtype=dtype)).parts(plan.dense).sum(0)
+        for dtype in ("float32", "float16", "int8")
+    ]
+    assert np.all(costs[0] > costs[1]) and np.all(costs[1] > costs[2])
+
+
+def test_the_figures_in_conf_are_the_published_ones():
+    settings = yaml.safe_load((conf_dir() / "energy" / "horowitz_45nm.yaml").read_text())
+    made = instantiate(settings, "energy")
+    given_as_lists = {"sram_bytes": tuple(made.sram_bytes), "sram_pj": tuple(made.sram_pj)}
+    assert EnergyModel(**{**vars(made), **given_as_lists}) == EnergyModel()
+
+
+def test_every_problem_knows_energy():
+    plan = traced("resnet20").plan
+    assert standard_costs(plan)["energy_mj"](plan.dense) == EnergyCost(plan)(plan.dense)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"dtype": "float8"}, "energy.dtype 'float8' is not known"),
+        ({"batch": 0}, "energy.batch must be a whole number >= 1, got 0"),
+        ({"tile": 2.5}, "energy.tile must be a whole number >= 1, got 2.5"),
+        ({"dram_pj": -1}, "energy.dram_pj must be a number >= 0, got -1"),
+        ({"dram_pj": 50.0}, "energy.sram_pj must be numbers >= 0 that rise up to dram_pj"),
+        ({"sram_pj": (10.0,)}, "energy.sram_pj must be one number per sram_bytes"),
+        ({"sram_bytes": (4, 2, 8)}, "energy.sram_bytes must be ascending whole numbers"),
+        ({"multiply_pj": {}}, "energy.multiply_pj.float32 must be a number >= 0, got None"),
+    ],
+)
+def test_bad_figures_are_refused(settings, says):
+    with pytest.raises(InputError) as refused:
+        EnergyModel(**settings)
+    assert says in str(refused.value)
