@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from automl.cost import EnergyModel, standard_costs
 from automl.data import DataSplits, load_data, split_for
 from automl.data.split import stratified
 from automl.data.tensors import TensorSet
@@ -19,7 +20,7 @@ from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.pruning.pruner import Pruner
 from automl.scoring import ClassifierScorer
-from automl.types import InputError, Strategy
+from automl.types import CostModel, InputError, Resource, Strategy
 
 Config = Mapping[str, Any]
 
@@ -145,6 +146,12 @@ class Bench:
             return None
         chosen = stratified(images.labels.cpu().numpy(), count, seed=0)
         return images.subset(torch.from_numpy(chosen))
+
+    @cached_property
+    def costs(self) -> dict[Resource, CostModel]:
+        """What networks cost, by resource."""
+        energy: EnergyModel = instantiate(self.config["energy"], "energy")
+        return standard_costs(self.trace.plan, energy)
 
     @cached_property
     def tuning_scorer(self) -> ClassifierScorer:

@@ -13,7 +13,6 @@ from automl.budget import Budget
 from automl.commands.build import Bench, instantiate, set_threads, whole
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row, print_table
-from automl.cost import standard_costs
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists
 from automl.journal import Journal
@@ -155,7 +154,7 @@ class SearchRun:
             bench.pruner,
             bench.scorer if scorer is None else scorer,
             self.config["budget"],
-            standard_costs(bench.trace.plan),
+            bench.costs,
             rounding=whole(granularity, "granularity.rounding", 1),
             min_keep=granularity["min_keep"],
             journal=journal,
