@@ -92,7 +92,7 @@ class SearchRun:
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self._problem(journal, watch)
             _ = problem.dense  # first: where it cannot be scored, nothing can
-            watch.dense = problem.dense_costs
+            watch.dense, watch.limits = problem.dense_costs, problem.limits
             result = strategy.search(problem, trials, seed)
             watch.end(len(result.trials))
         if hasattr(strategy, "save"):  # what it learned, to start another search from
@@ -123,7 +123,7 @@ class SearchRun:
         ):
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self._problem(journal, watch)
-            watch.dense = problem.dense_costs
+            watch.dense, watch.limits = problem.dense_costs, problem.limits
             result = load(name).search(problem, trials, seed)
             watch.end(len(result.trials))
             return result
@@ -181,10 +181,12 @@ class _Watch:
 
     Attributes:
         dense: Costs of the dense network, which others are shown as shares of.
+        limits: The budget; some strategies learn from policies over it, which are never the best.
     """
 
     def __init__(self, shown: Progress, score: str) -> None:
         self.dense: Mapping[Any, float] = {}
+        self.limits: Mapping[Any, float] = {}
         self._shown, self._score = shown, score
         self._best: Trial | None = None
         self._ended = False
@@ -192,9 +194,14 @@ class _Watch:
     def __call__(self, trial: Trial) -> None:
         if self._ended:
             return
-        if self._best is None or trial.score > self._best.score:
+        if self._within(trial) and (self._best is None or trial.score > self._best.score):
             self._best = trial
-        self._shown.update(trial.index + 1, self._text(self._best))
+        best = "" if self._best is None else self._text(self._best)
+        self._shown.update(trial.index + 1, best)
+
+    def _within(self, trial: Trial) -> bool:
+        costs = {} if trial.measurement is None else trial.measurement.costs
+        return all(costs.get(name, 0.0) <= most for name, most in self.limits.items())
 
     def end(self, trials: int) -> None:
         """Shows how many trials it was, those that were known before included."""
