@@ -1,0 +1,244 @@
+"""Sensitivity analysis: prune targets one at a time, then put the best policy together.
+
+The classic of the field (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; Han et
+al., 2015, choose thresholds by it), made to use a number of trials as well as it can:
+
+1. The uniform policy, so that the result is never worse, and the dense network.
+2. The analysis: damage of each target alone at some counts (``sensitivity_analysis``). It does not
+   depend on the budget: with the same journal, a search for another budget pays only for what
+   follows.
+3. Policies from it, each within the budget and using it: by additive damage
+   (``sensitivity_solver``), also of its powers and of other metrics that the scorer reports, and by
+   one threshold that all targets' damage stays below.
+4. The trials that are left refine: an additive model is fitted to the complete policies tried so
+   far (``sensitivity_model``), and what a draw from its posterior thinks best among all policies,
+   and near the best found, is tried next.
+
+The result is the best policy tried, by the problem's own score.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from automl.fitting import Floats, Ints
+from automl.hints import did_you_mean
+from automl.problem import Problem, Trial, best
+from automl.strategies.neighbours import neighbour
+from automl.strategies.sensitivity_analysis import (
+    SCORE,
+    Analysis,
+    curves,
+    damages,
+    plan_probes,
+)
+from automl.strategies.sensitivity_model import Interaction
+from automl.strategies.sensitivity_solver import Solver
+from automl.types import InputError, Kept, SearchResult
+
+_log = logging.getLogger(__name__)
+
+POLICIES = ("additive", "threshold")
+
+#: Powers of the damages that are added up at first; below 1 favours pruning few targets hard.
+_EXPONENTS = (1.0, 0.75, 1.25)
+#: Metrics that are added up at first, beside the one that was chosen.
+_METRICS = ("kl", "loss")
+#: Neighbours of the best policies that are thought of for each one tried, and of how many.
+_NEIGHBOURS, _PARENTS = 8, 4
+#: The uniform policy, the dense network, and one policy from the analysis.
+_OVERHEAD = 3
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Searches by sensitivity analysis; see the module's docstring.
+
+    Attributes:
+        policy: How a policy is made from the analysis: ``additive`` (least sum of damages, then
+            refined) or ``threshold`` (no target's own damage above one threshold; one policy).
+        damage: What is added up: ``score`` (what the problem ranks by) or a metric of the scorer.
+        analysis: Part of the trials that may go to the analysis, in [0, 1]. Where that is less
+            than one per target, up to one per target is taken all the same.
+        refine: Whether the trials that are left refine the policy.
+    """
+
+    policy: str = "additive"
+    damage: str = SCORE
+    analysis: float = 0.5
+    refine: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            InputError: ``policy`` is unknown.
+            ValueError: ``analysis`` is out of range.
+        """
+        if self.policy not in POLICIES:
+            hint = did_you_mean(self.policy, POLICIES)
+            raise InputError(f"no sensitivity policy is called {self.policy!r}; {hint}")
+        if not 0 <= self.analysis <= 1:
+            raise ValueError(f"Sensitivity.analysis must be in [0, 1], got {self.analysis}")
+
+    def search(self, problem: Problem, trials: int, seed: int) -> SearchResult:
+        """Scores at most ``trials`` policies, the analysis included.
+
+        Raises:
+            InputError: The scorer does not report ``damage``.
+            SearchStopped: Too many trials in a row failed, or none met the budget.
+            ValueError: ``trials`` is below 1.
+        """
+        if trials < 1:
+            raise ValueError(f"Sensitivity.trials must be >= 1, got {trials}")
+        return _Search(self, problem, trials, np.random.default_rng(seed)).run()
+
+
+def analyse(problem: Problem, probes: int) -> Analysis:
+    """Measures the dense network and ``probes`` policies, fewer where the grids hold no more."""
+    planned = plan_probes(problem, probes)
+    dense = problem.evaluate(problem.policy(problem.space.units.copy()), allow_over_budget=True)
+    policies = [problem.policy(probe.kept) for probe in planned]
+    trials = problem.evaluate_many(policies, allow_over_budget=True)
+    return Analysis(dense, tuple(planned), tuple(trials))
+
+
+def by_threshold(problem: Problem, table: Floats) -> Kept:
+    """The largest policy within the budget in which no damage alone exceeds one threshold.
+
+    As the threshold falls, targets get units back in the order of the damage that each step ends;
+    steps that still fit when the budget is reached are taken too.
+
+    Args:
+        problem: Grids and budget.
+        table: Damages, ``Solver.table``.
+    """
+    space = problem.space
+    first = space.level(space.low)
+
+    def when(target: Ints, fraction: Floats) -> Floats:
+        # ``fraction`` lies midway between two counts; the lower one's damage is what ends.
+        level = np.floor(fraction * space.units[target] / space.step[target]).astype(np.int64)
+        return np.asarray(-table[target, level - first[target]])
+
+    return problem.climb(when)
+
+
+def probes_for(problem: Problem, trials: int, share: float) -> int:
+    """How many of ``trials`` go to the analysis; the same for every budget."""
+    free = sum(len(grid) > 1 for grid in problem.grids)
+    return max(0, min(max(int(share * trials), free), trials - _OVERHEAD))
+
+
+class _Search:
+    """One search's state."""
+
+    def __init__(
+        self, settings: Sensitivity, problem: Problem, trials: int, rng: np.random.Generator
+    ) -> None:
+        self._settings, self._problem, self._trials, self._rng = settings, problem, trials, rng
+        self._solver = Solver(problem)
+        self._found: dict[str, Trial] = {}
+
+    def run(self) -> SearchResult:
+        problem = self._problem
+        self._try(problem.fit(np.ones(len(problem.targets))))
+        if self._trials > 1:
+            probes = probes_for(problem, self._trials, self._settings.analysis)
+            analysis = analyse(problem, probes)
+            self._add(analysis.dense)
+            for trial in analysis.trials:
+                self._add(trial)
+            self._continue(analysis)
+        allowed = [t for t in self._found.values() if problem.within(self._kept(t))]
+        return SearchResult(best(allowed).policy, tuple(self._found.values()))
+
+    def _continue(self, analysis: Analysis) -> None:
+        table = self._solver.table(curves(self._problem, analysis, self._settings.damage))
+        for kept in self._first(analysis, table):
+            if self._left:
+                self._try(kept)
+        while self._left and self._goes_on:
+            wanted = self._next(analysis, table)
+            if wanted is None:
+                break
+            self._try(wanted)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether to refine; without refinement, only until there is a result."""
+        return self._settings.refine or all(t.status == "failed" for t in self._complete)
+
+    # ---- candidates
+
+    def _first(self, analysis: Analysis, table: Floats) -> Iterator[Kept]:
+        """Policies from the analysis alone."""
+        if self._settings.policy == "threshold":
+            yield by_threshold(self._problem, table)
+            return
+        solver = self._solver
+        yield solver.kept(solver.solve(table))
+        if not self._settings.refine:
+            return
+        for exponent in _EXPONENTS[1:]:
+            yield solver.kept(solver.solve(table**exponent))
+        yield by_threshold(self._problem, table)
+        measured = {} if analysis.dense.measurement is None else analysis.dense.measurement.metrics
+        for metric in _METRICS:
+            if metric in measured and metric != self._settings.damage:
+                other = solver.table(curves(self._problem, analysis, metric))
+                yield solver.kept(solver.solve(other))
+
+    def _next(self, analysis: Analysis, table: Floats) -> Kept | None:
+        """What the model, fitted to all complete policies so far, wants to try; None: no more."""
+        tried = [t for t in self._complete if t.status == "ok"] or self._complete
+        tried.sort(key=lambda trial: -trial.score)
+        at = self._solver.positions(np.array([self._kept(trial) for trial in tried]))
+        damage = damages(analysis.dense, tried)
+        alone = table[np.arange(at.shape[1]), at]
+        positive = damage > 0  # not where the trial failed (NaN) either
+        drawn = table
+        if positive.any():
+            model = Interaction.fitted(alone[positive], damage[positive])
+            drawn = model.table(table, self._rng)
+        pool = self._pool(drawn, at[:_PARENTS])
+        known = {self._kept(trial).tobytes() for trial in self._complete}
+        new = [one for one in pool if self._solver.kept(one).tobytes() not in known]
+        if not new:
+            return None
+        chosen = min(new, key=lambda one: float(self._solver.total(drawn, one)))
+        return self._solver.kept(chosen)
+
+    def _pool(self, table: Floats, parents: Ints) -> list[Ints]:
+        """The best policy for these curves, and neighbours of it and of the best tried."""
+        optimum = self._solver.solve(table, list(parents))
+        around = [self._solver.kept(one) for one in (optimum, *parents)]
+        drawn = [
+            neighbour(self._problem, kept, self._rng) for kept in around for _ in range(_NEIGHBOURS)
+        ]
+        return [optimum, *self._solver.positions(np.array(drawn))]
+
+    # ---- trials
+
+    @property
+    def _left(self) -> int:
+        return self._trials - len(self._found)
+
+    @property
+    def _complete(self) -> list[Trial]:
+        """Trials within the budget."""
+        return [t for t in self._found.values() if self._problem.within(self._kept(t))]
+
+    def _kept(self, trial: Trial) -> Kept:
+        kept: Kept = trial.policy.kept(self._problem.targets)
+        return kept
+
+    def _try(self, kept: Kept) -> None:
+        self._add(self._problem.evaluate(self._problem.policy(kept)))
+
+    def _add(self, trial: Trial) -> None:
+        self._found.setdefault(trial.policy.key, trial)

@@ -1,0 +1,223 @@
+"""The best policy for additive damage under any budget: exact costs, coupled or not.
+
+Minimises ``sum_t damage[t][kept[t]]`` over the grids of all targets, subject to every limit of the
+problem. A knapsack with one choice per target could be solved by dynamic programming if costs added
+up over targets too. They do not: the MACs of a layer are the product of what two targets keep,
+measured latencies are tables of both. So the problem's own cost function is called, which takes
+thousands of candidates at once:
+
+1. Lagrangian relaxation. For a price per unit of cost, targets are minimised one after the other,
+   each over its whole grid at the exact cost given all others, until nothing changes: for all
+   prices, mixtures of resources and starting points together (Everett, "Generalized Lagrange
+   Multiplier Method", 1963; coordinate descent because of the coupling).
+2. Exchange. From the best of those within the budget: every change of one, two or three targets by
+   a few steps that lowers the damage is tried in order of what it gains, and the first that keeps
+   the budget is taken, until none does. The result is optimal among such changes, and uses the
+   budget.
+
+Brute force on small networks says how far this is from the optimum (docs/sensitivity.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, product
+
+import numpy as np
+
+from automl.fitting import Bools, Floats, Ints
+from automl.problem import Problem
+from automl.types import Kept
+
+#: Prices tried in one round, and rounds (each zooms in to where the budget begins to hold).
+_PRICES, _ZOOMS = 16, 2
+_SWEEPS = 12
+#: Changes looked at in one neighbourhood; larger ones are sampled.
+_MOST_MOVES = 20_000
+_CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """Minimises additive damages for one problem; see the module's docstring.
+
+    Candidates are positions in the grids, shape (..., targets).
+
+    Attributes:
+        problem: Grids, costs and budget.
+    """
+
+    problem: Problem
+
+    @cached_property
+    def sizes(self) -> Ints:
+        """Counts that each target may keep, (targets,)."""
+        return np.array([len(grid) for grid in self.problem.grids])
+
+    @cached_property
+    def _counts(self) -> Kept:
+        """The grids side by side, (targets, longest), padded with their last count."""
+        longest = int(self.sizes.max())
+        padded = [np.pad(grid, (0, longest - len(grid)), "edge") for grid in self.problem.grids]
+        return np.stack(padded)
+
+    def kept(self, at: Ints) -> Kept:
+        """Units kept at positions, batched."""
+        return np.asarray(self._counts[np.arange(len(self.sizes)), at])
+
+    def positions(self, kept: Kept) -> Ints:
+        """The positions of counts that are on the grids, batched."""
+        space = self.problem.space
+        return np.asarray(space.level(kept) - space.level(space.low))
+
+    def table(self, damages: Sequence[Floats]) -> Floats:
+        """Curves side by side, (targets, longest), padded with infinity."""
+        table = np.full(self._counts.shape, np.inf)
+        for row, curve in zip(table, damages, strict=True):
+            row[: len(curve)] = curve
+        return table
+
+    def total(self, table: Floats, at: Ints) -> Floats:
+        """Damage of candidates, batched: (..., targets) gives (...)."""
+        return np.asarray(table[np.arange(len(self.sizes)), at].sum(axis=-1))
+
+    def within(self, at: Ints) -> Bools:
+        """Whether candidates meet the budget, batched."""
+        return self.problem.within(self.kept(at))
+
+    def solve(self, table: Floats, starts: Sequence[Ints] = ()) -> Ints:
+        """The best candidate found, (targets,); within the budget, and no step can be added.
+
+        Args:
+            table: What ``table`` gives.
+            starts: More candidates within the budget to improve on.
+        """
+        found = [self.positions(self.problem.space.low), *starts, *self.relaxed(table)]
+        best = sorted(_distinct(found), key=lambda at: float(self.total(table, at)))[:3]
+        improved = [self.exchange(table, at) for at in best]
+        return min(improved, key=lambda at: float(self.total(table, at)))
+
+    # ---- Lagrangian relaxation
+
+    def relaxed(self, table: Floats) -> list[Ints]:
+        """The minimisers within the budget, for many prices of cost."""
+        finite = table[np.isfinite(table) & (table > 0)]
+        if not len(finite):
+            return []
+        mixtures = self._mixtures()
+        low = np.full(len(mixtures), np.log(0.01 * finite.min()))
+        high = np.full(len(mixtures), np.log(100.0 * finite.sum()))
+        found: list[Ints] = []
+        for _ in range(_ZOOMS):
+            prices = np.linspace(low, high, _PRICES)  # (prices, mixtures)
+            rows = (np.exp(prices)[:, :, None] * mixtures).reshape(-1, mixtures.shape[1])
+            at = self._descend(table, rows)
+            fits = self.within(at)
+            found += list(at[fits])
+            # Row of the last price that is too low for the budget, per mixture.
+            last = np.where(fits, -1, np.arange(len(at)) // len(mixtures))
+            last = np.maximum(last.reshape(prices.shape).max(axis=0), 0)
+            column = np.arange(len(mixtures))
+            low, high = prices[last, column], prices[np.minimum(last + 1, _PRICES - 1), column]
+        return _distinct(found)
+
+    def _mixtures(self) -> Floats:
+        """Prices of the limited resources relative to each other, (mixtures, resources)."""
+        count = len(self.problem.limits)
+        ends = np.eye(count)
+        return ends if count == 1 else np.concatenate([ends, np.full((1, count), 1 / count)])
+
+    def _descend(self, table: Floats, prices: Floats) -> Ints:
+        """Coordinate descent on damage + price * cost; prices (rows, resources)."""
+        rows, targets = len(prices), len(self.sizes)
+        at = np.tile(self.positions(self.problem.space.units), (rows, 1))
+        for _ in range(_SWEEPS):
+            before = at.copy()
+            for t in range(targets):
+                choices = int(self.sizes[t])
+                tried = np.repeat(at[:, None, :], choices, axis=1)
+                tried[:, :, t] = np.arange(choices)
+                value = table[t, :choices] + self._priced(tried, prices)
+                # Reversed, so that of equals the largest count is taken.
+                at[:, t] = choices - 1 - np.argmin(value[:, ::-1], axis=1)
+            if np.array_equal(at, before):
+                break
+        return at
+
+    def _priced(self, at: Ints, prices: Floats) -> Floats:
+        """Price of candidates (rows, choices, targets) by each row's prices."""
+        kept = self.kept(at)
+        loads = [self.problem.cost_of(r, kept) / most for r, most in self.problem.limits.items()]
+        return np.asarray(np.einsum("rcl,rl->rc", np.stack(loads, axis=-1), prices))
+
+    # ---- exchange
+
+    def exchange(self, table: Floats, at: Ints) -> Ints:
+        """Improves a candidate within the budget until no small change does."""
+        at = np.array(at)
+        while True:
+            better = next(
+                (new for moves in self._neighbourhoods if (new := self._step(table, at, moves))
+                 is not None),
+                None,
+            )  # fmt: skip
+            if better is None:
+                return self._filled(table, at)
+            at = better
+
+    def _step(self, table: Floats, at: Ints, moves: Ints) -> Ints | None:
+        """The best change that keeps the budget, or None where none lowers the damage."""
+        new = at + moves
+        new = new[np.all((new >= 0) & (new < self.sizes), axis=1)]
+        gain = self.total(table, at) - self.total(table, new)
+        worthwhile = np.flatnonzero(gain > 1e-12 * (1 + abs(float(self.total(table, at)))))
+        order = worthwhile[np.argsort(-gain[worthwhile], kind="stable")]
+        for start in range(0, len(order), _CHUNK):
+            some = new[order[start : start + _CHUNK]]
+            fits = np.flatnonzero(self.within(some))
+            if len(fits):
+                return np.asarray(some[fits[0]])
+        return None
+
+    def _filled(self, table: Floats, at: Ints) -> Ints:
+        """Single steps that cost no damage but still fit (where curves are flat)."""
+        single = np.eye(len(at), dtype=np.int64)
+        while True:
+            able = np.flatnonzero(at + 1 < self.sizes)
+            able = able[self.within(at + single[able])] if len(able) else able
+            if not len(able):
+                return at
+            at = at + single[able[np.argmin(self.total(table, at + single[able]))]]
+
+    @cached_property
+    def _neighbourhoods(self) -> tuple[Ints, ...]:
+        """Changes of one, two and three targets, each (changes, targets); the last ones sampled."""
+        free = np.flatnonzero(self.sizes > 1).tolist()
+        rng = np.random.default_rng(0)
+        return tuple(
+            _changes(len(self.sizes), free, count, steps, rng)
+            for count, steps in ((1, 4), (2, 3), (3, 2))
+            if len(free) >= count
+        )
+
+
+def _changes(
+    targets: int, free: list[int], count: int, steps: int, rng: np.random.Generator
+) -> Ints:
+    """All changes of ``count`` targets by 1 to ``steps`` steps, at least one of them upwards."""
+    sizes = [s for s in range(-steps, steps + 1) if s]
+    deltas = np.array([d for d in product(sizes, repeat=count) if max(d) > 0])
+    members = np.array(list(combinations(free, count)))
+    most = max(_MOST_MOVES // len(deltas), 1)
+    if len(members) > most:
+        members = members[np.sort(rng.choice(len(members), size=most, replace=False))]
+    moves = np.zeros((len(members), len(deltas), targets), np.int64)
+    rows = np.arange(len(members))[:, None, None]
+    moves[rows, np.arange(len(deltas))[None, :, None], members[:, None, :]] = deltas
+    return moves.reshape(-1, targets)
+
+
+def _distinct(found: Sequence[Ints]) -> list[Ints]:
+    return list({at.tobytes(): at for at in found}.values())
