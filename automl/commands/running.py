@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -62,7 +62,7 @@ class SearchRun:
             self._show()
             return 0
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
-        self._prove()
+        self.prove()
         with self.folder.lock():
             self.folder.start(self.config, environment)
             print(f"run folder: {self.folder.path}", flush=True)
@@ -73,14 +73,14 @@ class SearchRun:
         self._show()
         return 0
 
-    def _prove(self) -> None:
+    def prove(self) -> None:
         """Lets all bad input show before anything is written.
 
         Raises:
             InputError: The budget is out of reach, or the dense network cannot be scored.
         """
         scorer = self.bench.scorer  # made first: what it refuses, it refuses before tracing
-        self._problem()
+        self.problem()
         try:
             scorer.prepare()
         except ScoreError as error:
@@ -90,7 +90,7 @@ class SearchRun:
         trials, seed = self.config["trials"], self.config["seed"]
         with progress(trials, "trials") as shown:
             watch = _Watch(shown, self.config["scoring"]["score"])
-            problem = self._problem(journal, watch)
+            problem = self.problem(journal, watch)
             _ = problem.dense  # first: where it cannot be scored, nothing can
             watch.dense, watch.limits = problem.dense_costs, problem.limits
             result = strategy.search(problem, trials, seed)
@@ -122,7 +122,7 @@ class SearchRun:
             Journal(self.folder.file(f"trials-{name}.jsonl")) as journal,
         ):
             watch = _Watch(shown, self.config["scoring"]["score"])
-            problem = self._problem(journal, watch)
+            problem = self.problem(journal, watch)
             watch.dense, watch.limits = problem.dense_costs, problem.limits
             result = load(name).search(problem, trials, seed)
             watch.end(len(result.trials))
@@ -138,16 +138,26 @@ class SearchRun:
             return Finals(problem, result.trials, problem.dense, best)
         count = whole(self.config["scoring"], "scoring.finalists", 1)
         with Journal(self.folder.file(FINALISTS)) as journal:
-            careful = self._problem(journal, scorer=self.bench.careful_scorer)
+            careful = self.problem(journal, scorer=self.bench.careful_scorer)
             best = {n: choose(finalists(r, problem, count), careful) for n, r in results.items()}
             return Finals(problem, result.trials, careful.dense, best, count)
 
-    def _problem(
+    def problem(
         self,
         journal: Journal | None = None,
-        watch: _Watch | None = None,
+        watch: Callable[[Trial], None] | None = None,
         scorer: Scorer | None = None,
     ) -> Problem:
+        """The problem that the settings describe.
+
+        Args:
+            journal: Where trials are written; None keeps them in memory.
+            watch: Called after every trial.
+            scorer: In place of the one that scores trials.
+
+        Raises:
+            InputError: There is nothing to prune, or the budget is out of reach.
+        """
         bench, granularity = self.bench, self.config["granularity"]
         return Problem(
             bench.trace.plan,
