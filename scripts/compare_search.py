@@ -9,9 +9,9 @@ every network, ``NAME.csv`` (a row per strategy, budget and seed), ``NAME-curves
 ``NAME.png``, and prints a Markdown table: the best validation score after so many trials, mean and
 standard error over seeds; the test top-1 of the final policy, before fine-tuning.
 
-A strategy may be named with settings (``amc:acting=0,credit=false``). With ``--finalists``, the best
-trials of every search are scored again under the settings after ``--final`` (all validation images,
-more images for the repair) before one is chosen; test top-1 is that of the network made with them.
+A strategy may be named with settings (``amc:acting=0,credit=false``). With ``--finalists``, the
+best trials of every search are scored again under the settings after ``--final`` (all validation
+images, more images for the repair) before one is chosen, and tested as these settings make it.
 
 Test images are looked at once per final policy, by no strategy. For CIFAR checkpoints, which have
 seen all training images, validation is half of the test images and test is the other half.

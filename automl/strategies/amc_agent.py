@@ -68,7 +68,7 @@ class EpisodeLearner(OffPolicyAlgorithm):
     teacher: Teacher
     sigma: float = 0.0
     actor_rate: float = 1.0
-    losses: Mapping[str, float] = {}  # noqa: RUF012 - replaced, never changed
+    losses: Mapping[str, float] = {}
     _plan: Floats | None = None
     _at: int = 0
     _key: str = ""

@@ -212,3 +212,15 @@ def test_the_learning_curve_is_written_beside_the_agent(tmp_path):
     best = max(scores(result))
     assert rows["best_reward"].iloc[-1] == pytest.approx(best - 1, abs=1e-6)
     assert rows["critic_loss"].notna().any() and rows["sigma"].iloc[-1] < rows["sigma"].max()
+
+
+def test_tensorboard_gets_the_scalars(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    AMC(tensorboard=str(tmp_path), **SMALL).search(problem(), 12, 0)
+    (folder,) = tmp_path.iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"rollout/ep_rew_mean", "train/critic_loss", "train/actor_loss"} <= tags
