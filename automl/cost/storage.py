@@ -21,7 +21,7 @@ arXiv 1602.01528, section III).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -62,6 +62,10 @@ class Format(Protocol):
     @property
     def name(self) -> str:
         """Name of the format with its values."""
+
+    @property
+    def values(self) -> Values:
+        """How values are stored."""
 
     def bits(self, mask: Mask) -> int:
         """Exact bits of a matrix that is non-zero where ``mask`` is; mask (rows, columns)."""
@@ -291,6 +295,22 @@ def padding(mask: Mask, index_bits: int = 4) -> int:
     return int((zeros >> index_bits).sum())
 
 
+def largest(weight: ArrayLike, density: float) -> Mask:
+    """Marks the largest weights by magnitude, the nearest number to ``density`` of them.
+
+    Equal magnitudes stay in the order of their positions.
+
+    Args:
+        weight: Any shape.
+        density: Fraction to mark, in [0, 1].
+    """
+    magnitude = np.abs(np.asarray(weight))
+    count = round(density * magnitude.size)
+    mask = np.zeros(magnitude.size, bool)
+    mask[np.argsort(-magnitude.ravel(), kind="stable")[:count]] = True
+    return mask.reshape(magnitude.shape)
+
+
 def as_matrix(weight: ArrayLike) -> NDArray[np.generic]:
     """A weight as a matrix: one row per output, the rest of an output in one row."""
     array = np.asarray(weight)
@@ -317,6 +337,10 @@ class Storage:
         masks = {name: as_matrix(weight) != 0 for name, weight in weights.items()}
         shapes = {name: (mask.shape[0], mask.shape[1]) for name, mask in masks.items()}
         return cls(shapes, other, masks)
+
+    def thinned(self, masks: Mapping[str, Mask]) -> Storage:
+        """The same network with other zeros; masks by name, of the weights' shapes."""
+        return replace(self, masks={name: as_matrix(mask) != 0 for name, mask in masks.items()})
 
     @property
     def size(self) -> int:

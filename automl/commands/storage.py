@@ -1,0 +1,217 @@
+"""``prunepilot storage``: bytes of a network under every format, from dense to very sparse."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automl.commands.options import add_override_arguments
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from automl.commands.build import Bench
+    from automl.cost.storage import Storage
+
+    Weights = Mapping[str, NDArray[Any]]
+
+SUMMARY = "show how many bytes a network takes under each storage format, by density"
+EXAMPLE = "prunepilot storage model=resnet20 --densities 0.05,0.1,0.2,0.5 --out sizes/"
+
+_DENSITIES = "0.01,0.02,0.05,0.1,0.2,0.3,0.5,0.7,1"
+
+TABLE, PLOT = "storage.csv", "storage.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options."""
+    parser.add_argument(
+        "--densities",
+        metavar="D,D,...",
+        default=_DENSITIES,
+        help="fractions of weights that are not zero, in (0, 1] (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", type=Path, help="of the network that this policy leaves"
+    )
+    parser.add_argument(
+        "--magnitude",
+        action="store_true",
+        help="exact bytes when the smallest weights of every layer are zero, not the mean",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"a new folder for {TABLE} and, where matplotlib is installed, {PLOT}",
+    )
+    add_override_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table and writes what was asked for."""
+    from automl.commands.compose import compose
+
+    densities = _densities(args.densities)
+    _check(args.out)
+    config = compose(args.overrides)
+
+    from automl.commands.build import Bench, set_threads
+    from automl.cost.storage import Storage
+
+    set_threads(config)
+    bench = Bench(config)
+    weights, others = _weights(bench, args.policy)
+    storage = Storage.of(weights, others)
+    curve = _curve(storage, densities, weights if args.magnitude else None)
+    _print(bench.loaded.name, storage, curve)
+    if args.out is not None:
+        _write(args.out, curve, bench.loaded.name)
+    return 0
+
+
+def _check(folder: Path | None) -> None:
+    from automl.types import InputError
+
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise InputError(f"--out {folder} is there already; choose a new folder")
+
+
+def _densities(text: str) -> list[float]:
+    """The densities asked for, ascending.
+
+    Raises:
+        InputError: One is no number in (0, 1].
+    """
+    from automl.types import InputError
+
+    try:
+        found = sorted({float(word) for word in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not all(0 < density <= 1 for density in found):
+        raise InputError(f"--densities must be numbers in (0, 1] with commas between, got {text!r}")
+    return found
+
+
+def _weights(bench: Bench, policy: Path | None) -> tuple[dict[str, NDArray[Any]], int]:
+    """Weight matrices by name, and how many parameters there are besides."""
+    plan, network = bench.trace.plan, bench.loaded.model
+    if policy is not None:
+        network = _slim(bench, policy)
+    parameters = {name: p.detach().cpu().numpy() for name, p in network.named_parameters()}
+    held = [plan.aliases.get(name, name) for layer in plan.layers_plan for name in layer.tensors]
+    weights = {n: parameters[n] for n in held if n in parameters and parameters[n].ndim > 1}
+    return weights, sum(p.size for name, p in parameters.items() if name not in weights)
+
+
+def _slim(bench: Bench, path: Path) -> nn.Module:
+    """The network that a policy leaves; not repaired, which changes no size."""
+    from automl.policy import Policy
+    from automl.pruning.pruner import Pruner
+
+    policy, pruner = Policy.load(path), Pruner(bench.trace)
+    policy.check(bench.trace.plan.targets, pruner.model_hash)
+    return pruner.materialise(pruner.kept_units(policy.kept(bench.trace.plan.targets)))
+
+
+def _curve(storage: Storage, densities: Sequence[float], weights: Weights | None) -> pd.DataFrame:
+    """Bytes by density and format: the mean, or, with weights, of their largest ones."""
+    from automl.cost.storage import FORMATS, TwoOfFour, largest
+
+    curve = storage.curve(densities)
+    for density in densities if weights is not None else ():
+        assert weights is not None  # for the type checker
+        thinned = storage.thinned({n: largest(w, density) for n, w in weights.items()})
+        for form in FORMATS:
+            if not isinstance(form, TwoOfFour):  # which chooses its own zeros
+                curve.loc[density, form.name] = thinned.bytes(form)
+    return curve
+
+
+def _print(name: str, storage: Storage, curve: pd.DataFrame) -> None:
+    """The table, with the smallest of the formats that hold the same values marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from automl.cost.storage import FORMATS
+
+    table = Table(title=f"bytes of {name} by density", title_justify="left")
+    table.add_column("format", no_wrap=True)
+    columns = {f"{density:g}": curve.loc[density].to_dict() for density in curve.index}
+    if storage.density < 1:
+        exact = {form.name: storage.bytes(form) for form in FORMATS}
+        columns[f"as it is ({storage.density:.3g})"] = exact
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    least = [_smallest(column) for column in columns.values()]
+    for form in FORMATS:
+        cells = zip(columns.values(), least, strict=True)
+        table.add_row(form.name, *(_cell(c[form.name], form.name in best) for c, best in cells))
+    # A pipe has no width, for which rich takes 80 columns, too few for these.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print("*: the smallest that holds the same values; biases and norms are fp32 everywhere")
+
+
+def _smallest(sizes: Mapping[str, float]) -> set[str]:
+    """Of the formats with the same values, the smallest each."""
+    from automl.cost.storage import FORMATS
+
+    by_bits: dict[int, list[str]] = {}
+    for form in FORMATS:
+        if not math.isnan(sizes[form.name]):
+            by_bits.setdefault(form.values.bits, []).append(form.name)
+    return {min(names, key=lambda n: sizes[n]) for names in by_bits.values() if len(names) > 1}
+
+
+def _cell(size: float, is_least: bool) -> str:
+    if math.isnan(size):
+        return "-"
+    units = (("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+    unit, factor = next((one for one in units if size >= one[1]), units[-1])
+    return f"{size / factor:.3g} {unit}{'*' if is_least else ' '}"
+
+
+def _write(folder: Path, curve: pd.DataFrame, name: str) -> None:
+    """The table as CSV, and the plot."""
+    from automl.paths import atomic_write
+    from automl.types import InputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / TABLE, curve.to_csv())
+        written = [TABLE]
+        if _plot(folder / PLOT, curve, name):
+            written.append(PLOT)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
+    print(f"wrote {folder} ({', '.join(written)})")
+    if PLOT not in written:
+        print("no plot: matplotlib is not installed (pip install matplotlib)")
+
+
+def _plot(path: Path, curve: pd.DataFrame, name: str) -> bool:
+    """Draws bytes over density; whether matplotlib is there to do it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    styles = itertools.cycle(("-", "--", ":", "-."))
+    for style, column in zip(styles, curve.columns, strict=False):
+        axes.plot(curve.index, curve[column] / 1e6, style, label=column)
+    axes.set(xscale="log", yscale="log", xlabel="density", ylabel="MB", title=name)
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120)
+    return True
