@@ -109,12 +109,17 @@ class Space:
     high: Kept
 
     @classmethod
-    def of(cls, targets: Sequence[Target], rounding: int = 8, min_keep: float = 0.0) -> Space:
+    def of(
+        cls,
+        targets: Sequence[Target],
+        rounding: int | Sequence[int] = 8,
+        min_keep: float = 0.0,
+    ) -> Space:
         """The space of a network.
 
         Args:
             targets: The network's targets; heads are never rounded.
-            rounding: See ``step_for``.
+            rounding: See ``step_for``; one for each target, or one for all.
             min_keep: Least fraction of its units that every target keeps, in [0, 1].
 
         Raises:
@@ -122,12 +127,17 @@ class Space:
         """
         if not targets:
             raise InputError("nothing in this network can be pruned; `trace` says why")
-        if rounding < 1:
-            raise InputError(f"rounding must be >= 1, got {rounding}")
+        if isinstance(rounding, int):
+            rounding = [rounding] * len(targets)
+        if min(rounding) < 1:
+            raise InputError(f"rounding must be >= 1, got {min(rounding)}")
         if not 0 <= min_keep <= 1:
             raise InputError(f"min_keep must be in [0, 1], got {min_keep}")
         units = np.array([target.units for target in targets], np.int64)
-        steps = [step_for(t.units, 1 if t.kind == "head" else rounding) for t in targets]
+        steps = [
+            step_for(target.units, 1 if target.kind == "head" else its)
+            for target, its in zip(targets, rounding, strict=True)
+        ]
         step = np.array(steps, np.int64)
         # The tolerance keeps 0.3 * 10 = 3.0000000000000004 from being rounded up to 4.
         least = np.ceil(np.ceil(min_keep * units - 1e-9) / step).astype(np.int64)

@@ -23,6 +23,8 @@ from automl.models import LoadedModel, load_model
 from automl.paths import atomic_write
 from automl.plan import IndexPlan
 from automl.policy import Policy
+from automl.pruning.masked_plan import MaskedPlan, is_inside
+from automl.pruning.masks import PACKED, attach, pack, unpack
 from automl.runs import (
     PLAN,
     POLICY,
@@ -101,7 +103,7 @@ def save_pruned(
     network: nn.Module,
     *,
     dense: LoadedModel,
-    plan: IndexPlan,
+    plan: IndexPlan | MaskedPlan,
     policy: Policy,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -114,7 +116,7 @@ def save_pruned(
             trained since.
         dense: What the network was pruned from.
         plan: Its structure.
-        policy: What was kept, with indices.
+        policy: What was kept, with the indices of channels; masks are taken from the network.
         mean: Normalisation of the images, kept for whoever runs the network.
         std: Likewise.
     """
@@ -123,7 +125,7 @@ def save_pruned(
     rebuild = Rebuild(dense.factory, dense.kwargs, dense.input_shape, mean, std, form)
     atomic_write(folder / PLAN, plan.to_json())
     policy.save(folder / POLICY)
-    atomic_write(folder / WEIGHTS, safetensors.torch.save(_unique(network)))
+    atomic_write(folder / WEIGHTS, safetensors.torch.save(pack(_unique(network), network)))
     atomic_write(folder / REBUILD, rebuild.to_json())
 
 
@@ -134,7 +136,7 @@ def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
         folder: Where the four files lie.
 
     Returns:
-        The network in eval mode on the CPU, with the weights that were saved.
+        The network in eval mode on the CPU, with the weights and masks that were saved.
 
     Raises:
         InputError: A file is missing or damaged, or they do not belong together.
@@ -147,8 +149,24 @@ def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
         rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
     ).model
     network = Materialiser(dense, plan)(kept_units(policy, plan))
-    _fill(network, _tensors(folder / WEIGHTS), folder)
+    tensors = _tensors(folder / WEIGHTS)
+    _fill(network, {n: t for n, t in tensors.items() if not n.endswith(PACKED)}, folder)
+    attach(network, _masks(tensors, network, policy, folder))
     return network.eval()
+
+
+def _masks(
+    tensors: Mapping[str, Tensor], network: nn.Module, policy: Policy, folder: Path
+) -> dict[str, Tensor]:
+    """The masks, one for every weight that the policy prunes inside."""
+    try:
+        masks = unpack(tensors, network)
+    except InputError as error:
+        raise InputError(f"{folder / WEIGHTS}: {error}") from None
+    for one in policy.decisions:
+        if is_inside(one.granularity) and one.kept < one.units and one.target not in masks:
+            raise InputError(f"{folder / WEIGHTS} lacks the mask of {one.target}")
+    return masks
 
 
 def kept_units(policy: Policy, plan: IndexPlan) -> list[tuple[int, ...]]:
@@ -157,8 +175,11 @@ def kept_units(policy: Policy, plan: IndexPlan) -> list[tuple[int, ...]]:
     Raises:
         InputError: The policy is of another network, or leaves the choice of units open.
     """
-    policy.check(plan.targets)
-    decisions = {decision.target: decision for decision in policy.decisions}
+    whole = [one for one in policy.decisions if not is_inside(one.granularity)]
+    if policy.decisions and not whole:  # pruned inside layers alone
+        return [tuple(range(target.units)) for target in plan.targets]
+    Policy(tuple(whole), policy.model_hash).check(plan.targets)
+    decisions = {decision.target: decision for decision in whole}
     units = []
     for target in plan.targets:
         decision = decisions[target.name]

@@ -140,7 +140,7 @@ class Problem:
         budget: Budget | Mapping[str, Any],
         cost_models: Mapping[Resource, CostModel],
         *,
-        rounding: int = 8,
+        rounding: int | Sequence[int] = 8,
         min_keep: float = 0.0,
         journal: TrialLog | None = None,
         on_trial: Callable[[Trial], None] | None = None,
@@ -155,7 +155,8 @@ class Problem:
             scorer: Scores them on held-out data.
             budget: What they may cost (see ``Budget.parse``).
             cost_models: What they do cost; all are reported, those in the budget limit.
-            rounding: Kept counts are multiples of this (see ``automl.fitting.step_for``).
+            rounding: Kept counts are multiples of this (see ``automl.fitting.step_for``); one
+                for each target, or one for all.
             min_keep: Least fraction of its units that every target keeps.
             journal: Where trials are written and looked up; None keeps them in memory.
             on_trial: Called after every new trial, those answered by the journal included.

@@ -12,13 +12,17 @@ import torch
 from torch import nn
 
 from automl.cost import EnergyModel, standard_costs
+from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
 from automl.data.split import stratified
 from automl.data.tensors import TensorSet
 from automl.device import resolve_device, resolve_dtype
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
+from automl.plan import IndexPlan
+from automl.pruning.masked_plan import Grains, MaskedPlan
 from automl.pruning.pruner import Pruner
+from automl.pruning.sparse_pruner import SparsePruner
 from automl.scoring import ClassifierScorer
 from automl.types import CostModel, InputError, Resource, Strategy
 
@@ -98,17 +102,40 @@ class Bench:
         }
 
     @cached_property
-    def pruner(self) -> Pruner:
-        """Makes slim networks."""
+    def plan(self) -> IndexPlan | MaskedPlan:
+        """What can be pruned, by the granularity that was asked for."""
+        grains = read_grains(self.config["granularity"])
+        if grains is None:
+            return self.trace.plan
+        levels = whole(self.config["granularity"], "granularity.levels", 2)
+        exclude, model, plan = self.config["exclude"], self.loaded.model, self.trace.plan
+        return MaskedPlan.of(model, plan, grains, exclude=exclude, levels=levels)
+
+    @property
+    def rounding(self) -> int | list[int]:
+        """The steps in which a search chooses kept counts."""
+        settings = self.config["granularity"]
+        step = whole(settings, "granularity.rounding", 1) if "rounding" in settings else 1
+        return self.plan.steps(step) if isinstance(self.plan, MaskedPlan) else step
+
+    @cached_property
+    def pruner(self) -> Pruner | SparsePruner:
+        """Makes slim networks, and sparse ones where the granularity is finer than channels."""
+        return self.pruner_of(self.plan)
+
+    def pruner_of(self, plan: IndexPlan | MaskedPlan) -> Pruner | SparsePruner:
+        """The pruner of a plan of this network."""
         repair = self.config["repair"]
         settings = repair["reconstruction"]
-        return Pruner(
-            self.trace,
-            criterion=instantiate(self.config["criterion"], "criterion"),
-            calibration=self._calibration() if self.prunes_with_data else None,
-            reconstruct=None if settings is None else instantiate(settings, "repair"),
-            batchnorm_recalibration=flag(repair, "repair.batchnorm_recalibration"),
-        )
+        arguments: dict[str, Any] = {
+            "criterion": instantiate(self.config["criterion"], "criterion"),
+            "calibration": self._calibration() if self.prunes_with_data else None,
+            "reconstruct": None if settings is None else instantiate(settings, "repair"),
+            "batchnorm_recalibration": flag(repair, "repair.batchnorm_recalibration"),
+        }
+        if isinstance(plan, MaskedPlan):
+            return SparsePruner(self.trace, plan, **arguments)
+        return Pruner(self.trace, **arguments)
 
     @property
     def prunes_with_data(self) -> bool:
@@ -150,6 +177,8 @@ class Bench:
     @cached_property
     def costs(self) -> dict[Resource, CostModel]:
         """What networks cost, by resource."""
+        if isinstance(self.plan, MaskedPlan):
+            return masked_costs(self.plan)
         energy: EnergyModel = instantiate(self.config["energy"], "energy")
         return standard_costs(self.trace.plan, energy)
 
@@ -200,6 +229,30 @@ def _require_finite(loaded: LoadedModel) -> None:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             source = loaded.checkpoint or loaded.factory
             raise InputError(f"{name} of {source} holds NaN or infinite values; load other weights")
+
+
+#: Keys of conf/granularity that are not the granularity's own.
+_OF_EVERY_GRAIN = ("name", "scope", "levels", "min_keep", "rounding")
+
+
+def read_grains(section: Config) -> Grains | None:
+    """Which grain each layer is pruned by; None for whole channels alone.
+
+    Raises:
+        InputError: A setting is off.
+    """
+    if section.get("scope", "layer") not in ("layer", "global"):
+        raise InputError(f"granularity.scope must be layer or global, got {section['scope']!r}")
+    if "_target_" in section:
+        own = {key: value for key, value in section.items() if key not in _OF_EVERY_GRAIN}
+        return Grains(inside=instantiate(own, "granularity"))
+    if section["name"] != "mixed":
+        return None
+    names, layers = section["grains"], section["layers"]
+    if not isinstance(names, list) or not isinstance(layers, Mapping):
+        raise InputError("granularity.grains is a list and granularity.layers a mapping of names")
+    grains = Grains.parse([str(name) for name in names], {str(k): v for k, v in layers.items()})
+    return None if grains.names == ["channel"] else grains
 
 
 def instantiate(section: Config, name: str) -> Any:

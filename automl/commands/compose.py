@@ -20,6 +20,8 @@ from automl.types import InputError
 
 #: What a person names in place of ``model=OPTION``: torchvision:NAME, timm:NAME, my.pkg.factory.
 _CUSTOM = "custom"
+#: What stands for granularity=[channel,nm:4] and granularity=block:4x4.
+_SEVERAL = "mixed"
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +30,8 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     Args:
         overrides: ``key=value`` in Hydra's syntax. ``model=torchvision:NAME``,
             ``model=timm:NAME`` and ``model=my.pkg.factory`` are accepted beside the options of
-            conf/model, and new keys below any ``kwargs`` need no ``+``.
+            conf/model, ``granularity=[channel,nm:4]`` beside those of conf/granularity, and new
+            keys below any ``kwargs`` need no ``+``.
 
     Returns:
         Nested dicts, lists and scalars, all interpolations resolved.
@@ -55,6 +58,10 @@ def _rewrite(text: str) -> list[str]:
         raise InputError(f"cannot read {text!r}: settings are KEY=VALUE, as budget.macs=0.5")
     if key == "model" and value not in groups()["model"] and any(mark in value for mark in ".:"):
         return [f"model={_CUSTOM}", f"model.factory='{value}'"]
+    if key == "granularity" and value not in groups()["granularity"]:
+        grains = value if value.startswith("[") else f"[{value}]"
+        if value.startswith("[") or ":" in value:
+            return [f"{key}={_SEVERAL}", f"{key}.grains={grains}"]
     if ".kwargs." in key and not key.startswith(("+", "~")):
         return [f"++{text}"]
     return [text]

@@ -156,7 +156,7 @@ def _save(bench: Bench, folder: RunFolder, final: _Final) -> None:
         folder.path,
         final.network,
         dense=bench.loaded,
-        plan=bench.trace.plan,
+        plan=bench.plan,
         policy=final.policy,
         **bench.normalisation,
     )
@@ -165,9 +165,7 @@ def _save(bench: Bench, folder: RunFolder, final: _Final) -> None:
 def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
     """What result.json says beside the rows."""
     problem, data = finals.problem, bench.data
-    graph_form = bench.trace.plan.needs_graph_form(
-        finals.best["found"].policy.kept(problem.targets)
-    )
+    graph_form = bench.plan.needs_graph_form(finals.best["found"].policy.kept(problem.targets))
     return {
         "schema": RESULT_SCHEMA,
         "version": RESULT_VERSION,

@@ -160,12 +160,12 @@ class SearchRun:
         """
         bench, granularity = self.bench, self.config["granularity"]
         return Problem(
-            bench.trace.plan,
+            bench.plan,
             bench.pruner,
             bench.scorer if scorer is None else scorer,
             self.config["budget"],
             bench.costs,
-            rounding=whole(granularity, "granularity.rounding", 1),
+            rounding=bench.rounding,
             min_keep=granularity["min_keep"],
             journal=journal,
             on_trial=watch,

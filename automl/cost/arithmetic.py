@@ -7,13 +7,22 @@ All three come from the one counting function of the project, the polynomials of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.plan import IndexPlan
 from automl.types import Kept, Resource
+
+
+class Counts(Protocol):
+    """What can be counted: ``automl.plan.IndexPlan``, ``automl.pruning.masked_plan.MaskedPlan``."""
+
+    def macs(self, kept: Kept) -> NDArray[Any]:
+        """Multiply-accumulates of one example; batched."""
+
+    def params(self, kept: Kept) -> NDArray[Any]:
+        """Trainable parameters; batched."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class MacsCost:
     Element-wise work, pooling and normalisation are not counted, as in the literature.
     """
 
-    plan: IndexPlan
+    plan: Counts
     resource: ClassVar[Resource] = "macs"
 
     def __call__(self, kept: Kept) -> NDArray[np.float64]:
@@ -35,7 +44,7 @@ class MacsCost:
 class ParamsCost:
     """Trainable parameters; a tensor shared by several layers counts once."""
 
-    plan: IndexPlan
+    plan: Counts
     resource: ClassVar[Resource] = "params"
 
     def __call__(self, kept: Kept) -> NDArray[np.float64]:
@@ -52,7 +61,7 @@ class SizeCost:
         bytes_per_param: 4 for fp32, 2 for bf16.
     """
 
-    plan: IndexPlan
+    plan: Counts
     bytes_per_param: int = 4
     resource: ClassVar[Resource] = "size_bytes"
 

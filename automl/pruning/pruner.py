@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,7 @@ from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
+from automl.pruning.masks import attach, watch
 from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.types import InputError, Kept
 
@@ -98,16 +100,31 @@ class Pruner:
             InputError: If the policy is of another network.
         """
         policy.check(self.plan.targets)
-        units = self._units_of(policy)
+        return self.make(policy.kept(self.plan.targets), self.units_of(policy))
+
+    def make(
+        self, kept: Kept, units: KeptUnits, masks: Mapping[str, Tensor] | None = None
+    ) -> nn.Module:
+        """The slim network of chosen units, repaired, in eval mode.
+
+        Args:
+            kept: Kept counts, shape (targets,).
+            units: The units that stay, of every target.
+            masks: Parameter -> which of its weights in the slim network stay; the others are 0.0
+                and remain so (``automl.pruning.masks``).
+        """
         slim = self.materialise.module_form(units)
-        kept = policy.kept(self.plan.targets)
-        if self._reconstruct is not None and (kept < self.plan.dense).any():
+        attach(slim, masks or {})
+        if self._reconstruct is not None and (masks or (kept < self.plan.dense).any()):
             self._repairer(slim, kept, units)
         if self._recalibrate:
             self._recalibrate_batchnorm(slim, kept)
-        return self.materialise.finish(slim, kept)
+        network = self.materialise.finish(slim, kept)
+        if masks:
+            watch(network)
+        return network
 
-    def _units_of(self, policy: Policy) -> KeptUnits:
+    def units_of(self, policy: Policy) -> KeptUnits:
         """The units that the policy names, else the most important ones."""
         named = {decision.target: decision.indices for decision in policy.decisions}
         chosen = self.kept_units(policy.kept(self.plan.targets))

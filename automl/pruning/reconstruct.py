@@ -14,6 +14,7 @@ For a layer with inputs U (samples x features), weights W and target Y, all cent
 
 solved by Cholesky in float64; the intercept goes to the layer's bias or, where it has none, to the
 running mean of the batch norm behind it. Convolutions are fitted on random output positions.
+Masked weights stay zero: D is then confined to the others (see ``regression.solve``).
 
 Source: the regression is that of He et al., "Channel Pruning for Accelerating Very Deep Neural
 Networks" (arXiv 1707.06168), section 3.1, as used by AMC (arXiv 1802.03494, section 3.4).
@@ -35,6 +36,7 @@ from automl.graph.interpret import ProgramRun, consumers
 from automl.graph.materialise import KeptUnits
 from automl.graph.program import references
 from automl.plan import IndexPlan, Instruction, LayerPlan
+from automl.pruning.masks import masks_of
 from automl.pruning.regression import Fit, solve
 from automl.types import Kept
 
@@ -144,10 +146,11 @@ class Repairer:
             if site is None:
                 return
             axis = site.layer.in_axis
-            reads_pruned = axis is not None and bool(changed[axis])
-            if reads_pruned or (drifted and self._settings.scope == "downstream"):
+            damaged = axis is not None and bool(changed[axis])
+            damaged |= _weight_mask(slim, site) is not None
+            if damaged or (drifted and self._settings.scope == "downstream"):
                 self._refit(run, slim, site, masks)
-            drifted |= reads_pruned
+            drifted |= damaged
 
         with torch.no_grad():
             ProgramRun(slim, self._plan, kept, [self._inputs], before).run()
@@ -189,8 +192,10 @@ class Repairer:
         weight = _as_matrices(layer, groups)
         norm = None if site.norm is None else slim.get_submodule(site.norm)
         centred = getattr(layer, "bias", None) is not None or norm is not None
-        fit = solve(inputs, _by_group(wanted, groups), weight, self._settings.ridge, centred)
-        _write(layer, norm, fit)
+        zeros = _weight_mask(slim, site)
+        pattern = None if zeros is None else _by_columns(zeros, groups)
+        goal, ridge = _by_group(wanted, groups), self._settings.ridge
+        _write(layer, norm, solve(inputs, goal, weight, ridge, centred, pattern))
 
     def _wanted(
         self, run: ProgramRun, slim: nn.Module, site: _Site, masks: list[np.ndarray[Any, Any]]
@@ -351,7 +356,16 @@ def _as_matrices(layer: nn.Module, groups: int) -> Tensor:
     """Weights as (groups, features of a group, outputs of a group), in the order of patches."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    return _by_columns(weight, groups)
+
+
+def _by_columns(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+
+def _weight_mask(slim: nn.Module, site: _Site) -> Tensor | None:
+    """Which weights of a masked layer may be other than zero."""
+    return masks_of(slim.get_submodule(site.call.target)).get("weight")
 
 
 def _by_group(wanted: Tensor, groups: int) -> Tensor:

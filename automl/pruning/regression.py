@@ -11,6 +11,10 @@ from torch import Tensor
 _CHUNK = 2048
 _RETRIES = 6
 _NOISE = 1e-12
+#: Of conjugate gradients: most steps, the relative error at which they end, no division by zero.
+_STEPS = 200
+_ACCURACY = 1e-6
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +25,14 @@ class Fit:
     intercept: Tensor
 
 
-def solve(inputs: Tensor, wanted: Tensor, weight: Tensor, ridge: float, centred: bool) -> Fit:
+def solve(
+    inputs: Tensor,
+    wanted: Tensor,
+    weight: Tensor,
+    ridge: float,
+    centred: bool,
+    mask: Tensor | None = None,
+) -> Fit:
     """Fits ``inputs @ W + b`` to ``wanted``, pulled towards the given weights.
 
     Args:
@@ -30,6 +41,8 @@ def solve(inputs: Tensor, wanted: Tensor, weight: Tensor, ridge: float, centred:
         weight: Weights so far, shape (groups, features, outputs).
         ridge: Strength of the pull, relative to the mean power of the inputs.
         centred: Whether an intercept may be fitted; else b = 0.
+        mask: Which weights may change, booleans of the shape of ``weight``; None for all. The
+            others, zeros of a mask, stay exactly as they are.
 
     Returns:
         The fit, in the dtype of ``weight``; the old weights where the inputs are constant.
@@ -40,7 +53,11 @@ def solve(inputs: Tensor, wanted: Tensor, weight: Tensor, ridge: float, centred:
     old = weight.double()
     # Below this power, centred inputs are the rounding noise of constant ones.
     noise = inputs.shape[1] * _NOISE * input_mean.square().mean((1, 2))
-    change = _regularised(gram, cross - gram @ old, ridge, noise)
+    residual = cross - gram @ old
+    if mask is None:
+        change = _regularised(gram, residual, ridge, noise)
+    else:
+        change = _masked(gram, residual, ridge, noise, mask)
     new = old + change
     intercept = (wanted_mean - input_mean @ new)[:, 0]
     return Fit(new.to(weight.dtype), intercept.to(weight.dtype))
@@ -83,3 +100,31 @@ def _regularised(gram: Tensor, residual: Tensor, ridge: float, noise: Tensor) ->
             if bool(torch.isfinite(found).all()):
                 return found
     return torch.zeros_like(residual)
+
+
+def _masked(gram: Tensor, residual: Tensor, ridge: float, noise: Tensor, mask: Tensor) -> Tensor:
+    """Solves the same where only the entries of ``mask`` may be other than zero.
+
+    Every output has a support of its own, so that there is no one matrix to factorise: conjugate
+    gradients, preconditioned by the diagonal, run for all outputs at once, one product with the
+    Gram matrix a step.
+    """
+    power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
+    strength = (ridge * power)[:, None, None]
+    scale = mask / (gram.diagonal(dim1=1, dim2=2)[..., None] + strength)
+    left = torch.where((power > noise)[:, None, None], residual, 0.0) * mask
+    change = torch.zeros_like(left)
+    direction = scale * left
+    energy = (left * direction).sum(1, keepdim=True)
+    goal = energy * _ACCURACY**2
+    for _ in range(_STEPS):
+        if not bool((energy > goal).any()):
+            break
+        product = (gram @ direction + strength * direction) * mask
+        length = energy / (direction * product).sum(1, keepdim=True).clamp_min(_TINY)
+        change += length * direction
+        left -= length * product
+        before, towards = energy, scale * left
+        energy = (left * towards).sum(1, keepdim=True)
+        direction = towards + energy / before.clamp_min(_TINY) * direction
+    return change if bool(torch.isfinite(change).all()) else torch.zeros_like(change)

@@ -1,0 +1,203 @@
+"""The pruner of finer grains: masks inside layers, on the slim network where channels go too."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl.graph.materialise import KeptUnits
+from automl.graph.trace import Trace
+from automl.hashing import digest
+from automl.policy import Policy
+from automl.pruning.criteria import Context, Criterion, UnitCriterion
+from automl.pruning.masked_plan import MaskedPlan, MaskedWeight
+from automl.pruning.pruner import Pruner
+from automl.pruning.reconstruct import Reconstruction
+from automl.types import InputError, Kept
+
+
+class SparsePruner:
+    """Prunes inside layers, after whole channels where the plan has those; see :class:`Pruner`.
+
+    The criterion looks at the dense network once; where channels are pruned first, its scores of
+    the weights that are left are used. What is left is repaired in one pass: every layer that is
+    masked, reads pruned channels or has inputs that drifted is refitted, zeros staying zeros.
+
+    Args:
+        trace: The traced network.
+        plan: Its targets.
+        criterion: Importance of weights; a name from conf/criterion or a :class:`Criterion`.
+        calibration: As for :class:`Pruner`.
+        reconstruct: As for :class:`Pruner`.
+        batchnorm_recalibration: As for :class:`Pruner`.
+        context: What the criterion looks at; by default the network with ``calibration``.
+
+    Raises:
+        InputError: The criterion scores whole units only, or the context lacks what it needs.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        plan: MaskedPlan,
+        *,
+        criterion: str | Criterion = "l2",
+        calibration: Tensor | None = None,
+        reconstruct: Reconstruction | None = Reconstruction(),  # noqa: B008 - frozen
+        batchnorm_recalibration: bool = False,
+        context: Context | None = None,
+    ) -> None:
+        """Takes the network as it is now; its weights must not change afterwards."""
+        self.trace = trace
+        self.plan = plan
+        self.channels = Pruner(
+            trace,
+            criterion=criterion,
+            calibration=calibration,
+            reconstruct=reconstruct,
+            batchnorm_recalibration=batchnorm_recalibration,
+            context=context,
+        )
+        if isinstance(self.channels.criterion, UnitCriterion):
+            self.channels.criterion.saliency(self.channels.context, [])  # refuses
+
+    # ---- who is kept
+
+    @cached_property
+    def saliency(self) -> dict[str, Tensor]:
+        """Importance of every single weight of the dense network, by parameter."""
+        names = [weight.name for weight in self.plan.weights]
+        return self.channels.criterion.saliency(self.channels.context, names)
+
+    def policy(self, kept: Kept) -> Policy:
+        """The policy that keeps so many units of every target.
+
+        Which channels stay is written down; inside layers the criterion decides (a layer may have
+        millions of weights), and the masks are saved with the network.
+        """
+        channels, inside = self.plan.split(kept)
+        decisions = self.channels.policy(channels).decisions if self.plan.channels else ()
+        targets = self.plan.targets[len(decisions) :]
+        rest = Policy.from_kept(targets, inside)
+        return Policy((*decisions, *rest.decisions), self.model_hash)
+
+    # ---- the network
+
+    def prune(self, policy: Policy) -> nn.Module:
+        """The network with zeros, and masks that keep them, repaired, in eval mode.
+
+        Raises:
+            InputError: If the policy is of another network.
+        """
+        policy.check(self.plan.targets)
+        channels, inside = self.plan.split(policy.kept(self.plan.targets))
+        units = self._units(policy, channels)
+        return self.channels.make(channels, units, self.masks(inside, units))
+
+    def masks(self, inside: Kept, units: KeptUnits) -> dict[str, Tensor]:
+        """Which weights of the slim network stay, by parameter; without those that all stay.
+
+        Args:
+            inside: Kept units of every weight in ``plan.weights``.
+            units: The channels that stay.
+        """
+        positions = [torch.from_numpy(at) for at in self.plan.base.positions(units)]
+        return {
+            weight.name: weight.mask(self._left(weight, positions), int(kept))
+            for weight, kept in zip(self.plan.weights, inside, strict=True)
+            if kept < weight.units
+        }
+
+    def _left(self, weight: MaskedWeight, positions: list[Tensor]) -> Tensor:
+        """The saliency of what the pruned channels leave of a weight."""
+        saliency = self.saliency[weight.name]
+        for dim, axis in enumerate((weight.out_axis, weight.in_axis)):
+            if axis is not None:
+                stored = 1 - dim if weight.transposed else dim
+                saliency = saliency.index_select(stored, positions[axis].to(saliency.device))
+        return saliency
+
+    def _units(self, policy: Policy, channels: Kept) -> KeptUnits:
+        if not self.plan.channels:
+            return [range(target.units) for target in self.plan.base.targets]
+        first = policy_of_channels(policy, self.plan)
+        return self.channels.units_of(first)
+
+    def for_inference(self, network: nn.Module) -> nn.Module:
+        """The same function without the batch norms that can be folded into layers."""
+        return self.channels.for_inference(network)
+
+    # ---- identity
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the dense weights."""
+        return self.channels.model_hash
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies everything besides the policy that decides what :meth:`prune` returns."""
+        return digest("masks", self.channels.fingerprint)
+
+
+def policy_of_channels(policy: Policy, plan: MaskedPlan) -> Policy:
+    """The decisions of a policy on whole channels, heads and hidden units."""
+    names = {target.name for target in plan.base.targets}
+    kept = tuple(one for one in policy.decisions if one.target in names)
+    return Policy(kept, policy.model_hash)
+
+
+def global_counts(pruner: SparsePruner, ratio: float) -> Kept:
+    """Kept units of every weight from one ranking over all layers.
+
+    Units are ranked by saliency per weight, so that units of different sizes compare; as many of
+    the highest stay as keep no more than ``1 - ratio`` of all weights, and at least one in every
+    layer. The ratios of the layers fall out.
+
+    Args:
+        pruner: Of the network; its plan must not prune channels.
+        ratio: Fraction of the weights to remove, in [0, 1).
+
+    Returns:
+        Shape (targets,).
+
+    Raises:
+        InputError: Channels are pruned, too, or so few weights cannot be kept.
+    """
+    plan = pruner.plan
+    if plan.channels:
+        raise InputError("granularity.scope=global ranks single layers' units, not channels")
+    scores, owner, cost = [], [], []
+    for i, weight in enumerate(plan.weights):
+        grain, sizes = weight.granularity, weight.sizes
+        unit_scores = grain.unit_scores(weight.canonical(pruner.saliency[weight.name]))
+        size = int(grain.nonzeros(np.asarray(1), sizes))
+        scores.append(unit_scores.cpu().numpy() / size)
+        owner.append(np.full(weight.units, i))
+        cost.append(np.full(weight.units, size))
+    return _largest_prefix(scores, owner, cost, 1 - ratio)
+
+
+def _largest_prefix(
+    scores: list[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    owner: list[np.ndarray[tuple[int], np.dtype[np.int64]]],
+    cost: list[np.ndarray[tuple[int], np.dtype[np.int64]]],
+    keep: float,
+) -> Kept:
+    """Units per owner, best first, within ``keep`` of the total cost and at least one each."""
+    values, owners, costs = (np.concatenate(part) for part in (scores, owner, cost))
+    ends = np.cumsum([0, *(len(part) for part in owner)])[:-1]
+    first = np.array([start + int(np.argmax(s)) for start, s in zip(ends, scores, strict=True)])
+    order = np.argsort(-values, kind="stable")
+    order = np.concatenate([first, order[~np.isin(order, first)]])
+    limit = keep * costs.sum()
+    if costs[first].sum() > limit:
+        raise InputError(
+            f"ratio {1 - keep:g} would empty a layer: one unit in each of {len(first)} layers is "
+            f"{100 * costs[first].sum() / costs.sum():.3g} % of the weights; choose a lower ratio"
+        )
+    stay = order[np.cumsum(costs[order]) <= limit]
+    return np.bincount(owners[stay], minlength=len(first)).astype(np.int64)
