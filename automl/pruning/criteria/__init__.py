@@ -38,6 +38,7 @@ __all__ = [
     "names",
     "require",
     "unit_sums",
+    "writing_dims",
     "writing_weights",
 ]
 
@@ -95,12 +96,23 @@ class ElementCriterion(ABC):
 
     @abstractmethod
     def score_weights(self, context: Context, weights: Sequence[str]) -> dict[str, Tensor]:
-        """Name -> saliency, for a context that has been checked; see :meth:`saliency`."""
+        """Name -> saliency, for a context that has been checked; see :meth:`saliency`.
+
+        It may score more weights than asked for, where one pass over the data serves them all.
+        """
 
     def saliency(self, context: Context, weights: Sequence[str]) -> dict[str, Tensor]:
         """Scores of single weights; see :meth:`Criterion.saliency`."""
         require(self, context)
-        found = self.score_weights(context, weights)
+        if not self.needs:
+            return self._finite(self.score_weights(context, weights))
+        known: dict[str, Tensor] = context.cache.setdefault(f"saliency of {self!r}", {})
+        missing = [name for name in weights if name not in known]
+        if missing:
+            known.update(self._finite(self.score_weights(context, missing)))
+        return {name: known[name] for name in weights}
+
+    def _finite(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         for weight, values in found.items():
             if not bool(values.isfinite().all()):
                 raise InputError(f"criterion {self.name} is not finite for {weight!r}{_CAUSES}")
@@ -163,7 +175,7 @@ def writing_weights(plan: IndexPlan) -> list[str]:
 
     A weight that several layers share comes once for each of them.
     """
-    return [name for name, _, _ in _writers(plan)]
+    return [name for name, _, _ in writing_dims(plan)]
 
 
 def unit_sums(plan: IndexPlan, values: Mapping[str, Tensor]) -> Scores:
@@ -177,7 +189,7 @@ def unit_sums(plan: IndexPlan, values: Mapping[str, Tensor]) -> Scores:
         One array of shape (units,) per target, in float64.
     """
     totals = np.zeros(int(plan.offsets[-1]) + 1)
-    for name, dim, axis_index in _writers(plan):
+    for name, dim, axis_index in writing_dims(plan):
         tensor = values[name]
         others = [d for d in range(tensor.dim()) if d != dim]
         sums = tensor.sum(others, dtype=torch.float64) if others else tensor.double()
@@ -195,8 +207,8 @@ def by_target(plan: IndexPlan, totals: NDArray[np.float64]) -> Scores:
     ]
 
 
-def _writers(plan: IndexPlan) -> Iterable[tuple[str, int, int]]:
-    """Weight, its dimension that is written, and the axis of that dimension."""
+def writing_dims(plan: IndexPlan) -> Iterable[tuple[str, int, int]]:
+    """Every weight that writes units, its dimension that is written, and that dimension's axis."""
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     for layer in plan.layers_plan:
         if not layer.tensors or layer.out_axis is None:

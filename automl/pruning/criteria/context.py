@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ def cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
 class Context:
     """One network and the data that criteria score it on.
 
-    Passes over the data are kept in ``cache``, so that criteria and layers share them: make one
-    context per network and data, and pass it around.
+    Results of passes over the data are kept in ``cache``, so that layers and grains share them:
+    make one context per network and data and pass it around, and a new one when weights change.
 
     Attributes:
         model: The dense network, in eval mode; no criterion changes it.
@@ -121,6 +121,15 @@ class Context:
         return dict(self.model.named_parameters(remove_duplicate=False))
 
     @property
+    def inputs_are_finite(self) -> bool:
+        """Whether no input is NaN or infinite; looked at once."""
+        if "finite" not in self.cache:
+            x = self.inputs
+            floating = x is not None and x.is_floating_point()
+            self.cache["finite"] = not floating or bool(cast(Tensor, x).isfinite().all())
+        return bool(self.cache["finite"])
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         first = next(self.model.parameters(), None)
@@ -132,10 +141,18 @@ class Context:
         Args:
             examples: How many inputs; all where there are fewer.
             batch_size: How many at once; the last batch may be smaller.
+
+        Raises:
+            InputError: The network takes batches of one size, and there are fewer inputs.
         """
         if self.inputs is None:
             raise ValueError("Context.inputs must be a tensor, got None")
         stop = min(examples, len(self.inputs))
+        if not self.plan.dynamic_batch:  # its forward has made the batch size a constant
+            batch_size = self.plan.batch
+            stop -= stop % batch_size
+            if stop == 0:
+                raise InputError(f"this network takes {batch_size} inputs at once: give as many")
         for start in range(0, stop, batch_size):
             rows = slice(start, min(start + batch_size, stop))
             labels = None if self.labels is None else self.labels[rows].to(self.device)
@@ -183,3 +200,5 @@ def require(criterion: Criterion, context: Context) -> None:
         missing = ["labels"]  # says both
     if missing:
         raise InputError(f"criterion {criterion.name} needs {_WHAT_TO_GIVE[missing[0]]}")
+    if "data" in criterion.needs and not context.inputs_are_finite:
+        raise InputError(f"criterion {criterion.name}: the calibration data hold NaN or infinity")
