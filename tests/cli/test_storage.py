@@ -1,0 +1,94 @@
+import builtins
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from automl.cost.storage import FORMATS, largest
+from automl.models.digits import digits_cnn
+from automl.runs import load_pruned
+
+ON_CPU = ("threads=1", "device=cpu", "repair=none")
+
+
+def storage(cli, *arguments):
+    return cli("storage", "model=digits", *ON_CPU, *arguments)
+
+
+def table(cli, tmp_path, *arguments) -> pd.DataFrame:
+    result = storage(cli, "--out", tmp_path / "out", *arguments)
+    assert result.code == 0, result.err
+    return pd.read_csv(tmp_path / "out" / "storage.csv", index_col="density")
+
+
+def test_it_shows_every_format_and_writes_table_and_plot(cli, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = storage(cli, "--densities", "0.1,1", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert all(form.name in result.out for form in FORMATS)
+    assert f"wrote {tmp_path / 'out'} (storage.csv, storage.png)" in result.out
+    frame = pd.read_csv(tmp_path / "out" / "storage.csv", index_col="density")
+    params = sum(p.numel() for p in digits_cnn().parameters())
+    assert frame["dense fp32"].tolist() == [4 * params] * 2
+    assert (tmp_path / "out" / "storage.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_the_table_alone(cli, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def no_matplotlib(name, *rest, **more):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    result = storage(cli, "--densities", "0.5", "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "(storage.csv)" in result.out and "matplotlib is not installed" in result.out
+
+
+def test_the_smallest_of_each_kind_is_marked(cli):
+    lines = storage(cli, "--densities", "0.01,1").out.splitlines()
+    cells = {line.split("│")[1].strip(): line.split("│")[2:4] for line in lines if "│" in line}
+    marked = {name: ["*" in cell for cell in row] for name, row in cells.items()}
+    assert marked["dense fp32"] == [False, True]
+    assert marked["index table fp32"] == [True, False]
+    assert marked["CSC relative 4-bit codes (EIE)"] == [True, False]
+    assert marked["dense int8"] == [False, False]  # the only one of its values
+
+
+def test_magnitude_counts_exactly(cli, tmp_path):
+    mean = table(cli, tmp_path, "--densities", "0.1")
+    exact = table(cli, tmp_path / "exact", "--densities", "0.1", "--magnitude")
+    assert exact["2:4 fp32"].equals(mean["2:4 fp32"])
+    assert not exact["CSC relative fp32"].equals(mean["CSC relative fp32"])
+    np.testing.assert_allclose(exact["bitmap fp32"], mean["bitmap fp32"], rtol=1e-3)
+
+
+def test_a_policy_is_measured_by_what_it_leaves(cli, tmp_path):
+    slim = tmp_path / "slim"
+    pruned = cli("prune", "model=digits", *ON_CPU, "--ratio", "0.5", "--out", slim)
+    assert pruned.code == 0, pruned.err
+    frame = table(cli, tmp_path, "--densities", "1", "--policy", slim / "policy.json")
+    params = sum(p.numel() for p in load_pruned(slim).parameters())
+    assert frame["dense fp32"].tolist() == [4 * params]
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "1.5", "0.1,,2", "nan"])
+def test_densities_off_the_scale_are_refused(cli, text):
+    result = storage(cli, f"--densities={text}")
+    assert result.code == 2
+    assert "--densities must be numbers in (0, 1]" in result.err
+
+
+def test_a_folder_with_files_is_refused_before_anything_is_loaded(cli, tmp_path):
+    (tmp_path / "there").write_text("")
+    result = storage(cli, "--out", tmp_path)
+    assert result.code == 2 and "choose a new folder" in result.err
+
+
+def test_the_largest_weights_are_marked():
+    weight = np.array([[0.1, -3.0], [2.0, 0.0]])
+    assert largest(weight, 0.5).tolist() == [[False, True], [True, False]]
+    assert largest(weight, 0.0).sum() == 0 and largest(weight, 1.0).all()
+    assert largest(np.ones(10), 0.3).tolist() == [True] * 3 + [False] * 7
