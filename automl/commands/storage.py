@@ -196,7 +196,7 @@ def _write(folder: Path, curve: pd.DataFrame, name: str) -> None:
         raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
     print(f"wrote {folder} ({', '.join(written)})")
     if PLOT not in written:
-        print("no plot: matplotlib is not installed (pip install matplotlib)")
+        print("no plot: matplotlib is not installed (pip install prunepilot[plot])")
 
 
 def _plot(path: Path, curve: pd.DataFrame, name: str) -> bool:
