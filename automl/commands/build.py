@@ -20,6 +20,7 @@ from automl.device import resolve_device, resolve_dtype
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.plan import IndexPlan
+from automl.pruning.criteria import Context, Criterion
 from automl.pruning.masked_plan import Grains, MaskedPlan
 from automl.pruning.pruner import Pruner
 from automl.pruning.sparse_pruner import SparsePruner
@@ -27,6 +28,9 @@ from automl.scoring import ClassifierScorer
 from automl.types import CostModel, InputError, Resource, Strategy
 
 Config = Mapping[str, Any]
+
+#: Training images for criteria that need some and do not say how many.
+_CRITERION_IMAGES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,8 @@ class Bench:
         repair = self.config["repair"]
         settings = repair["reconstruction"]
         arguments: dict[str, Any] = {
-            "criterion": instantiate(self.config["criterion"], "criterion"),
+            "criterion": self.criterion,
+            "context": self.context,
             "calibration": self._calibration() if self.prunes_with_data else None,
             "reconstruct": None if settings is None else instantiate(settings, "repair"),
             "batchnorm_recalibration": flag(repair, "repair.batchnorm_recalibration"),
@@ -144,11 +149,29 @@ class Bench:
         return repair["reconstruction"] is not None or bool(repair["batchnorm_recalibration"])
 
     def _calibration(self) -> torch.Tensor:
-        """Normalised training images, shape (n, channels, height, width)."""
-        count = whole(self.config["repair"], "repair.calibration_images", 1)
+        """Normalised training images for the repair, shape (n, channels, height, width)."""
+        return self._examples(whole(self.config["repair"], "repair.calibration_images", 1))[0]
+
+    def _examples(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised training images, shape (n, channels, height, width), and their labels."""
         images = self.data.calibration(count)
         batches = images.batches(len(images), self.device, **self.normalisation)
-        return next(iter(batches))[0]
+        return next(iter(batches))
+
+    @cached_property
+    def criterion(self) -> Criterion:
+        """What decides which units go first."""
+        criterion: Criterion = instantiate(self.config["criterion"], "criterion")
+        return criterion
+
+    @cached_property
+    def context(self) -> Context:
+        """What the criterion looks at: training images, if it needs any."""
+        found: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        if {"data", "labels"} & self.criterion.needs:
+            found = self._examples(getattr(self.criterion, "images", _CRITERION_IMAGES))
+        seed = whole(self.config, "seed", 0)
+        return Context(self.loaded.model, self.trace.plan, *found, seed=seed)
 
     @cached_property
     def scorer(self) -> ClassifierScorer:
