@@ -215,7 +215,7 @@ class _Search:
 
     def _pool(self, table: Floats, parents: Ints) -> list[Ints]:
         """The best policy for these curves, and neighbours of it and of the best tried."""
-        optimum = self._solver.solve(table, list(parents))
+        optimum = self._solver.solve(table, list(parents), kicks=0)
         around = [self._solver.kept(one) for one in (optimum, *parents)]
         drawn = [
             neighbour(self._problem, kept, self._rng) for kept in around for _ in range(_NEIGHBOURS)

@@ -25,9 +25,9 @@ _HIGHER_IS_BETTER = frozenset({"top1", "top5"})
 #: The metric that means "what the problem ranks trials by".
 SCORE = "score"
 
-#: How damage grows, d log(damage) / d log(removed / kept), where nothing was measured, and the
-#: range in which measured slopes are believed. Quadratic damage of what is removed is 2 near dense.
-_SLOPE, _SLOPES = 1.5, (0.5, 3.0)
+#: How damage grows, d log(damage) / d ``stress``, where nothing was measured, and the range in
+#: which measured slopes are believed. Quadratic damage of what is removed is 2 near dense.
+_SLOPE, _SLOPES = 1.2, (0.5, 3.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,17 +127,17 @@ def plan_probes(problem: Problem, count: int) -> list[Probe]:
     return [_probe(problem, {t: at}) for _, t, at in ranked[:count]]
 
 
-def possible_savings(problem: Problem) -> Floats:
+def possible_savings(problem: Problem, resources: Sequence[str] | None = None) -> Floats:
     """What pruning each target alone to its least saves, (targets,), in (0, 1].
 
-    The mean over all resources of the fraction of the dense network's cost.
+    The mean over resources, by default all, of the fraction of the dense network's cost.
     """
     alone = np.tile(problem.space.units, (len(problem.targets), 1))
     np.fill_diagonal(alone, problem.space.low)
     saved = [
         1 - problem.cost_of(model, alone) / dense  # type: ignore[arg-type]
         for model, dense in problem.dense_costs.items()
-        if dense > 0
+        if dense > 0 and (resources is None or model in resources)
     ]
     return np.clip(np.mean(saved, axis=0), 1e-6, 1.0) if saved else np.ones(len(alone))
 
@@ -186,7 +186,7 @@ def curves(problem: Problem, analysis: Analysis, metric: str = SCORE) -> tuple[F
     """Damage of every target at every count of its grid: >= 0, 0 for dense, non-increasing.
 
     Points are made monotone by isotonic regression of the logarithm (measurements are noisy), and
-    joined by straight lines of log(damage) over log(removed / kept). Beyond the points a line goes
+    joined by straight lines of log(damage) over ``stress``. Beyond the points a line goes
     on with the slope that all targets have in common; a target without points has the curve that
     they have in common. What was measured of a group is divided among its members alike.
 
@@ -208,14 +208,18 @@ def curves(problem: Problem, analysis: Analysis, metric: str = SCORE) -> tuple[F
     )
 
 
-def odds_removed(keep: Floats) -> Floats:
-    """log(removed / kept), rising as less is kept; minus infinity for the dense network."""
+def stress(keep: Floats) -> Floats:
+    """log(removed / sqrt(kept)), rising as less is kept; minus infinity for the dense network.
+
+    Over it, log(damage) is straighter than over log(removed) or log(removed / kept): measured on
+    ResNet-20 and the digits network (docs/sensitivity.md).
+    """
     with np.errstate(divide="ignore"):
-        return np.asarray(np.log1p(-keep) - np.log(keep))
+        return np.asarray(np.log1p(-keep) - 0.5 * np.log(keep))
 
 
 def _points(problem: Problem, analysis: Analysis, metric: str) -> list[Floats]:
-    """Per target (points, 2): log(removed / kept) and log(damage), in order of the first."""
+    """Per target (points, 2): stress and log(damage), in order of the first."""
     found = analysis.damages(metric)
     positive = found[np.isfinite(found) & (found > 0)]
     # What is not measurably worse than dense counts as half of the least that was measured.
@@ -227,7 +231,7 @@ def _points(problem: Problem, analysis: Analysis, metric: str) -> list[Floats]:
         height = float(np.log(max(damage / len(probe.members), floor)))
         for t in probe.members:
             keep = np.array(probe.kept[t] / problem.space.units[t])
-            points[t].append((float(odds_removed(keep)), height))
+            points[t].append((float(stress(keep)), height))
     return [np.array(sorted(own)).reshape(-1, 2) for own in points]
 
 
@@ -239,7 +243,7 @@ def _common_slope(points: Sequence[Floats]) -> float:
 
 
 def _curve(keep: Floats, points: Floats, slope: float, offset: float) -> Floats:
-    at = odds_removed(keep)
+    at = stress(keep)
     if not len(points):
         return np.asarray(np.exp(offset + slope * at))
     x, y = points[:, 0], isotonic(points[:, 1])

@@ -10,10 +10,10 @@ thousands of candidates at once:
    each over its whole grid at the exact cost given all others, until nothing changes: for all
    prices, mixtures of resources and starting points together (Everett, "Generalized Lagrange
    Multiplier Method", 1963; coordinate descent because of the coupling).
-2. Exchange. From the best of those within the budget: every change of one, two or three targets by
-   a few steps that lowers the damage is tried in order of what it gains, and the first that keeps
-   the budget is taken, until none does. The result is optimal among such changes, and uses the
-   budget.
+2. Exchange. From the best of those within the budget: every change of one to four targets by a
+   few steps that lowers the damage is tried in order of what it gains, and the first that keeps
+   the budget is taken, until none does; then again from the best with some targets lowered at
+   random. The result is optimal among such changes, and uses the budget.
 
 Brute force on small networks says how far this is from the optimum (docs/sensitivity.md).
 """
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
+from math import comb
 
 import numpy as np
 
@@ -34,8 +35,12 @@ from automl.types import Kept
 #: Prices tried in one round, and rounds (each zooms in to where the budget begins to hold).
 _PRICES, _ZOOMS = 16, 2
 _SWEEPS = 12
+#: Candidates that are improved by exchange.
+_BEST = 3
 #: Changes looked at in one neighbourhood; larger ones are sampled.
-_MOST_MOVES = 20_000
+_MOST_MOVES = 25_000
+#: Targets that change at once.
+_MOST_CHANGED = 4
 _CHUNK = 512
 
 
@@ -87,17 +92,33 @@ class Solver:
         """Whether candidates meet the budget, batched."""
         return self.problem.within(self.kept(at))
 
-    def solve(self, table: Floats, starts: Sequence[Ints] = ()) -> Ints:
+    def solve(self, table: Floats, starts: Sequence[Ints] = (), kicks: int = 8) -> Ints:
         """The best candidate found, (targets,); within the budget, and no step can be added.
 
         Args:
             table: What ``table`` gives.
             starts: More candidates within the budget to improve on.
+            kicks: Restarts from around the best candidate.
         """
+
+        def total(at: Ints) -> float:
+            return float(self.total(table, at))
+
         found = [self.positions(self.problem.space.low), *starts, *self.relaxed(table)]
-        best = sorted(_distinct(found), key=lambda at: float(self.total(table, at)))[:3]
-        improved = [self.exchange(table, at) for at in best]
-        return min(improved, key=lambda at: float(self.total(table, at)))
+        improved = [self.exchange(table, at) for at in sorted(_distinct(found), key=total)[:_BEST]]
+        best = min(improved, key=total)
+        rng = np.random.default_rng(0)
+        for _ in range(kicks):
+            best = min(best, self.exchange(table, self._kicked(best, rng)), key=total)
+        return best
+
+    def _kicked(self, at: Ints, rng: np.random.Generator) -> Ints:
+        """A candidate with a third of its targets, at least two, lowered at random."""
+        count = min(max(len(at) // 3, 2), len(at))
+        chosen = rng.choice(len(at), size=count, replace=False)
+        at = np.array(at)
+        at[chosen] = rng.integers(0, at[chosen] + 1)
+        return at
 
     # ---- Lagrangian relaxation
 
@@ -193,30 +214,36 @@ class Solver:
 
     @cached_property
     def _neighbourhoods(self) -> tuple[Ints, ...]:
-        """Changes of one, two and three targets, each (changes, targets); the last ones sampled."""
+        """Changes of one target, two, ... (changes, targets); of many targets a sample."""
         free = np.flatnonzero(self.sizes > 1).tolist()
         rng = np.random.default_rng(0)
         return tuple(
-            _changes(len(self.sizes), free, count, steps, rng)
-            for count, steps in ((1, 4), (2, 3), (3, 2))
-            if len(free) >= count
+            _changes(self.sizes, free, count, rng)
+            for count in range(1, min(len(free), _MOST_CHANGED) + 1)
         )
 
 
-def _changes(
-    targets: int, free: list[int], count: int, steps: int, rng: np.random.Generator
-) -> Ints:
-    """All changes of ``count`` targets by 1 to ``steps`` steps, at least one of them upwards."""
-    sizes = [s for s in range(-steps, steps + 1) if s]
-    deltas = np.array([d for d in product(sizes, repeat=count) if max(d) > 0])
-    members = np.array(list(combinations(free, count)))
+def _changes(sizes: Ints, free: list[int], count: int, rng: np.random.Generator) -> Ints:
+    """All changes of ``count`` targets by some steps, at least one of them upwards.
+
+    By as many steps as leave ``_MOST_MOVES`` changes; where one step each is more than that
+    already, the targets are sampled.
+    """
+    choices = comb(len(free), count)
+    fits = int((_MOST_MOVES / choices) ** (1 / count) / 2)
+    steps = min(max(fits, 1), int(sizes.max()) - 1)
+    by = [step for step in range(-steps, steps + 1) if step]
+    deltas = np.array([delta for delta in product(by, repeat=count) if max(delta) > 0])
     most = max(_MOST_MOVES // len(deltas), 1)
-    if len(members) > most:
-        members = members[np.sort(rng.choice(len(members), size=most, replace=False))]
-    moves = np.zeros((len(members), len(deltas), targets), np.int64)
+    if choices <= most:
+        members = np.array(list(combinations(free, count)))
+    else:
+        drawn = np.argpartition(rng.random((most, len(free))), count - 1, axis=1)[:, :count]
+        members = np.array(free)[drawn]
+    moves = np.zeros((len(members), len(deltas), len(sizes)), np.int64)
     rows = np.arange(len(members))[:, None, None]
     moves[rows, np.arange(len(deltas))[None, :, None], members[:, None, :]] = deltas
-    return moves.reshape(-1, targets)
+    return moves.reshape(-1, len(sizes))
 
 
 def _distinct(found: Sequence[Ints]) -> list[Ints]:
