@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
@@ -15,7 +17,7 @@ from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
-from automl.pruning.masks import attach, watch
+from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.types import InputError, Kept
 
@@ -115,14 +117,36 @@ class Pruner:
         """
         slim = self.materialise.module_form(units)
         attach(slim, masks or {})
-        if self._reconstruct is not None and (masks or (kept < self.plan.dense).any()):
-            self._repairer(slim, kept, units)
-        if self._recalibrate:
-            self._recalibrate_batchnorm(slim, kept)
+        self.repair(slim, kept, units)
         network = self.materialise.finish(slim, kept)
         if masks:
             watch(network)
         return network
+
+    def repair(self, network: nn.Module, kept: Kept, units: KeptUnits) -> None:
+        """Refits a slim or masked network in place, where this pruner repairs at all.
+
+        Args:
+            network: In eval mode, with the module names of the dense network.
+            kept: Its kept counts, shape (targets,).
+            units: The units that it has kept, of every target.
+        """
+        damaged = (kept < self.plan.dense).any() or masks_of(network)
+        if self._reconstruct is not None and damaged:
+            self._repairer(network, kept, units)
+        if self._recalibrate:
+            self._recalibrate_batchnorm(network, kept)
+
+    def again(self, trace: Trace) -> Pruner:
+        """The same pruner for another network that takes the same inputs."""
+        return Pruner(
+            trace,
+            criterion=self.criterion,
+            calibration=self._calibration,
+            reconstruct=self._reconstruct,
+            batchnorm_recalibration=self._recalibrate,
+            context=replace(self.context, model=trace.model, plan=trace.plan, cache={}),
+        )
 
     def units_of(self, policy: Policy) -> KeptUnits:
         """The units that the policy names, else the most important ones."""
@@ -139,7 +163,9 @@ class Pruner:
         from automl.training.batchnorm import recalibrate_batchnorm
 
         assert self._calibration is not None
-        network = self.materialise.finish(slim, kept)
+        network = slim
+        if not isinstance(slim, GraphModule):
+            network = self.materialise.finish(slim, kept)
         recalibrate_batchnorm(network, torch.split(self._calibration, 256))
 
     def for_inference(self, network: nn.Module) -> nn.Module:

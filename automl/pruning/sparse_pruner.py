@@ -94,7 +94,7 @@ class SparsePruner:
         """
         policy.check(self.plan.targets)
         channels, inside = self.plan.split(policy.kept(self.plan.targets))
-        units = self._units(policy, channels)
+        units = self.units(policy)
         return self.channels.make(channels, units, self.masks(inside, units))
 
     def masks(self, inside: Kept, units: KeptUnits) -> dict[str, Tensor]:
@@ -120,7 +120,8 @@ class SparsePruner:
                 saliency = saliency.index_select(stored, positions[axis].to(saliency.device))
         return saliency
 
-    def _units(self, policy: Policy, channels: Kept) -> KeptUnits:
+    def units(self, policy: Policy) -> KeptUnits:
+        """The channels that stay, of every target of the traced plan."""
         if not self.plan.channels:
             return [range(target.units) for target in self.plan.base.targets]
         first = policy_of_channels(policy, self.plan)

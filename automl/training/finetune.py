@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from automl.hashing import digest, weights_hash
+from automl.pruning.masks import protect
 from automl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from automl.training.config import FinetuneConfig
 from automl.training.feed import BatchSource, Feed, ReadyBatches, epoch_seed
@@ -101,11 +102,13 @@ def finetune(
     checkpoint: Path | None = None,
     resume: bool = True,
     progress: Callable[[EpochRow], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> FinetuneResult:
     """Trains ``model`` in place and leaves it with its best weights.
 
     With a validation scorer those are the best by its score, the network as it came among them,
-    so that fine-tuning never makes it worse there; without one, the last.
+    so that fine-tuning never makes it worse there; without one, the last. Masks
+    (``automl.pruning.masks``) are kept: pruned weights are 0.0 after every step.
 
     Args:
         model: Maps a batch to logits (batch, classes). Moved to ``device``; modes are restored.
@@ -126,6 +129,8 @@ def finetune(
         resume: Continue from ``checkpoint`` where it is there; a finished one is read and nothing
             is trained. False starts over, and replaces it after the first epoch.
         progress: Called with every new row of the history.
+        after_step: Called after every step of the optimiser with the number of steps done since
+            the first epoch; may change weights and masks.
 
     Returns:
         History and which epoch was kept.
@@ -144,7 +149,7 @@ def finetune(
     if teacher is not None:
         _move(teacher, device, channels_last=False)
     feed = Feed(train, config.batch_size, config.seed, device, mean, std, augment, channels_last)
-    run = _Run(model, config, feed, teacher, validation_scorer, dtype, checkpoint)
+    run = _Run(model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step)
     with restored_modes(model), contextlib.ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
@@ -177,6 +182,7 @@ class _Run:
         scorer: Scorer | None,
         dtype: torch.dtype,
         checkpoint: Path | None,
+        after_step: Callable[[int], None] | None,
     ) -> None:
         self.model = model
         self.config = config
@@ -185,7 +191,9 @@ class _Run:
         self.scorer = scorer
         self.dtype = dtype
         self.checkpoint = checkpoint
+        self.after_step = after_step
         self.optimizer = _optimizer(model, config)
+        protect(self.optimizer, model)
         self.history: list[EpochRow] = []
         self.best: _Best | None = None
         # Taken now, because it holds the weights that the run starts from.
@@ -247,6 +255,8 @@ class _Run:
                 self._set_lr(learning_rate(self.config, step, self.feed.steps))
                 total += self._step(x, y).double() * len(x)
                 seen += len(x)
+                if self.after_step is not None:
+                    self.after_step(step + 1)
         if seen == 0:
             raise InputError("there is nothing to fine-tune on: the training data are empty")
         return learning_rate(self.config, first_step, self.feed.steps), self._mean(total, seen)

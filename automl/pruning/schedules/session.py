@@ -1,0 +1,374 @@
+"""What schedules work on: masks inside layers, or whole channels cut for real at every stage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl.graph.materialise import Materialiser
+from automl.graph.trace import trace
+from automl.policy import Policy
+from automl.pruning.granularities.ranking import top
+from automl.pruning.masks import SUFFIX, attach, detach, enforce, masks_of
+from automl.pruning.pruner import Pruner
+from automl.pruning.schedules import AfterStep
+from automl.pruning.sparse_pruner import SparsePruner
+from automl.types import InputError, Kept
+
+
+class Training(Protocol):
+    """How a session trains."""
+
+    def __call__(
+        self, network: nn.Module, epochs: int, last: bool, after_step: AfterStep | None
+    ) -> None:
+        """Trains in place; ``last`` keeps the best epoch by validation score."""
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Normalised training inputs and labels, another batch for every number."""
+
+    def untrained(self) -> nn.Module:
+        """The dense network with its first, random weights.
+
+        Raises:
+            InputError: They are not known.
+        """
+
+
+def open_session(pruner: Pruner | SparsePruner, policy: Policy, training: Training) -> _Session:
+    """The session that leads to a policy.
+
+    Args:
+        pruner: Of the dense network.
+        policy: What is kept in the end; which units, the sessions decide on the way.
+        training: How to train.
+    """
+    if isinstance(pruner, SparsePruner):
+        return MaskSession(pruner, policy, training)
+    return ChannelSession(pruner, policy, training)
+
+
+class _Session:
+    """What both kinds share: training, and sharing out ratios.
+
+    Attributes:
+        network: As it is now.
+    """
+
+    network: nn.Module
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._updates = 0
+
+    def train(
+        self, epochs: int, *, last: bool = False, after_step: AfterStep | None = None
+    ) -> None:
+        """Trains the network as it is."""
+        self._training(self.network, epochs, last, after_step)
+        self.network.eval()
+
+    def regrow(self, fraction: float) -> None:
+        """Refuses; sessions of masks do it."""
+        raise InputError("only weights inside layers can be regrown; see schedule=rigl")
+
+
+class MaskSession(_Session):
+    """Masks inside layers; channels, where they are pruned, too, go at the first stage."""
+
+    def __init__(self, pruner: SparsePruner, policy: Policy, training: Training) -> None:
+        """Prunes nothing yet."""
+        super().__init__(training)
+        self._pruner, self.policy = pruner, policy
+        self._channels, self._inside = pruner.plan.split(policy.kept(pruner.plan.targets))
+        self._units = pruner.units(policy)
+        self._point: dict[str, Tensor] | None = None
+        self._started = False
+
+    def prune(self, ratio: Callable[[float], float]) -> None:
+        """Masks what now scores least, beside what is masked already, and repairs."""
+        kept = _counts([w.units for w in self._pruner.plan.weights], self._inside, ratio)
+        if not self._started and (kept == self._inside).all():
+            self._started, self.network = True, self._pruner.prune(self.policy)
+            return
+        self._start()
+        attach(self.network, self._chosen(kept))
+        self._pruner.channels.repair(self.network, self._channels, self._units)
+
+    def blend(self, share: float) -> None:
+        """Masks the part of what goes that has the least magnitude."""
+        self._start()
+        _blend(self.network, self._target, share)
+
+    @cached_property
+    def _target(self) -> dict[str, Tensor]:
+        return self._chosen(self._inside)
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self.network = self._pruner.channels.make(self._channels, self._units)
+
+    def _chosen(self, kept: Kept) -> dict[str, Tensor]:
+        """Masks by the scores of the network as it is; pruned weights go first."""
+        before = masks_of(self.network)
+        pairs = list(zip(self._pruner.plan.weights, kept, strict=True))
+        pairs = [(weight, count) for weight, count in pairs if count < weight.units]
+        criterion, context = self._pruner.channels.criterion, self._context()
+        saliency = criterion.saliency(context, [weight.name for weight, _ in pairs])
+        chosen = {}
+        for weight, count in pairs:
+            scores = saliency[weight.name].double()
+            if weight.name in before:
+                scores = scores.masked_fill(~before[weight.name], -torch.inf)
+            chosen[weight.name] = weight.mask(scores, int(count))
+        return chosen
+
+    def _context(self) -> Any:
+        network = self.network.eval()
+        return replace(self._pruner.channels.context, model=network, plan=self._plan, cache={})
+
+    @cached_property
+    def _plan(self) -> Any:
+        """The structure of the network as it is, without pruned channels."""
+        if (self._channels == self._pruner.plan.base.dense).all():
+            return self._pruner.plan.base
+        return trace(copy.deepcopy(self.network), self._pruner.trace.example_inputs).plan
+
+    def start_anew(self) -> None:
+        """Starts from the first weights of the network, slim where channels are pruned."""
+        untrained = _like(self._training.untrained(), self._pruner.trace.model)
+        self._started = True
+        self.network = Materialiser(untrained, self._pruner.plan.base)(self._units)
+
+    def remember(self) -> None:
+        """Keeps a copy of all weights."""
+        state = self.network.state_dict()
+        self._point = {n: t.clone() for n, t in state.items() if not n.endswith(SUFFIX)}
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Copies them back, without what is pruned."""
+        if self._point is None:
+            raise ValueError("Session.rewind: remember() must come first, got no point")
+        self.network.load_state_dict(self._point, strict=False)
+        enforce(self.network)
+
+    def regrow(self, fraction: float) -> None:
+        """Moves the least weights of every mask to where the gradient is largest."""
+        self._updates += 1
+        masks = masks_of(self.network)
+        gradients = self._gradients(list(masks))
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        moved = {
+            name: regrown(mask, parameters[name].detach(), gradients[name], fraction)
+            for name, mask in masks.items()
+        }
+        for name, mask in masks.items():
+            mask.copy_(moved[name])  # in place: hooks and optimisers hold this tensor
+        enforce(self.network)
+
+    def _gradients(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Gradients of the masked weights as if they were not, on a fresh batch, in eval mode."""
+        inputs, labels = self._training.batch(self._updates)
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        loss = self._pruner.channels.context.loss
+        if loss is None:
+            raise InputError("schedule rigl needs a loss: give loss(outputs, labels)")
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        with torch.enable_grad():
+            value = loss(self.network(inputs), labels)
+            found = torch.autograd.grad(value, [parameters[name] for name in names])
+        for module, mode in modes:
+            module.training = mode
+        return dict(zip(names, found, strict=True))
+
+    def finish(self) -> nn.Module:
+        """The network with its masks."""
+        return self.network.eval()
+
+
+class ChannelSession(_Session):
+    """Whole channels; every stage cuts the slim network of the last one further."""
+
+    def __init__(self, pruner: Pruner, policy: Policy, training: Training) -> None:
+        """Prunes nothing yet."""
+        super().__init__(training)
+        self._pruner, self._final = pruner, policy.kept(pruner.plan.targets)
+        self._trace = pruner.trace
+        self._units: list[Sequence[int]] = [range(t.units) for t in pruner.plan.targets]
+        self._point: nn.Module | None = None
+        self._blended = False
+        self._asked = policy
+        self.network = pruner.trace.materialise(self._units)
+
+    @property
+    def policy(self) -> Policy:
+        """What the network has kept, by the dense network's numbers."""
+        targets = self._pruner.plan.targets
+        kept = [len(units) for units in self._units]
+        indices = [
+            None if len(u) == t.units else u for u, t in zip(self._units, targets, strict=True)
+        ]
+        return Policy.from_kept(targets, kept, indices=indices, model_hash=self._pruner.model_hash)
+
+    def prune(self, ratio: Callable[[float], float]) -> None:
+        """Cuts off what now scores least, and repairs."""
+        targets = self._pruner.plan.targets
+        kept = _counts([target.units for target in targets], self._final, ratio)
+        if self._untouched and (kept == self._final).all():
+            self._units = list(self._pruner.units_of(self._asked))
+            self.network = self._pruner.make(kept, self._units)
+            return
+        now = self._pruner if self._untouched else self._pruner.again(self._traced())
+        places = {target.name: target.index for target in now.plan.targets}
+        counts = now.plan.dense.copy()
+        for target, count, units in zip(targets, kept, self._units, strict=True):
+            if count == len(units):
+                continue
+            if target.name not in places:
+                raise InputError(
+                    f"after its first stage the network has no group {target.name!r} any more; "
+                    "use schedule=one_shot or schedule=progressive"
+                )
+            counts[places[target.name]] = count
+        chosen = now.kept_units(counts)
+        self.network = now.make(counts, chosen)
+        for i, target in enumerate(targets):
+            if target.name in places:
+                before, stay = self._units[i], chosen[places[target.name]]
+                self._units[i] = [before[unit] for unit in stay]
+        self._untouched = False
+
+    #: Whether the network is still a copy of the dense one.
+    _untouched = True
+
+    @property
+    def _is_dense(self) -> bool:
+        pairs = zip(self._units, self._pruner.plan.targets, strict=True)
+        return all(len(units) == target.units for units, target in pairs)
+
+    def _traced(self) -> Any:
+        return trace(self.network.eval(), self._pruner.trace.example_inputs)
+
+    def train(
+        self, epochs: int, *, last: bool = False, after_step: AfterStep | None = None
+    ) -> None:
+        """Trains the network as it is."""
+        super().train(epochs, last=last, after_step=after_step)
+        self._untouched = False
+
+    def blend(self, share: float) -> None:
+        """Masks the part of the channels that go that has the least magnitude."""
+        self._blended = True
+        _blend(self.network, self._target, share)
+
+    @cached_property
+    def _target(self) -> dict[str, Tensor]:
+        """For every parameter what the final network keeps of it."""
+        plan = self._pruner.plan
+        positions = plan.positions(self._pruner.units_of(self._asked))
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        target = {}
+        for tensor in plan.tensors:
+            if tensor.name not in parameters:
+                continue
+            mask = torch.ones(tensor.shape, dtype=torch.bool)
+            for dim, axis in enumerate(tensor.axes):
+                if axis is not None:
+                    stays = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+                    stays[torch.from_numpy(positions[axis])] = True
+                    shape = [-1 if d == dim else 1 for d in range(mask.dim())]
+                    mask &= stays.reshape(shape)
+            target[tensor.name] = mask.to(parameters[tensor.name].device)
+        return target
+
+    def start_anew(self) -> None:
+        """Starts from the first weights of the network."""
+        untrained = _like(self._training.untrained(), self._pruner.trace.model)
+        self.network = Materialiser(untrained, self._pruner.plan)(self._units)
+        self._untouched = False
+
+    def remember(self) -> None:
+        """Keeps a dense copy of all weights."""
+        if not self._is_dense:
+            raise ValueError("Session.remember: nothing must be pruned yet, got a slim network")
+        self._point = copy.deepcopy(self.network)
+
+    def rewind(self) -> None:
+        """Cuts the network out of that copy."""
+        if self._point is None:
+            raise ValueError("Session.rewind: remember() must come first, got no point")
+        self.network = Materialiser(self._point, self._pruner.plan)(self._units)
+
+    def finish(self) -> nn.Module:
+        """The slim network."""
+        if self._blended:
+            detach(self.network)
+            self._units = list(self._pruner.units_of(self._asked))
+            self.network = Materialiser(self.network, self._pruner.plan)(self._units)
+        return self.network.eval()
+
+
+def regrown(mask: Tensor, weight: Tensor, gradient: Tensor, fraction: float) -> Tensor:
+    """A mask of as many weights, some moved (RigL, arXiv 1911.11134, algorithm 1).
+
+    Args:
+        mask: Which weights there are now.
+        weight: Their values.
+        gradient: Of all weights, also those that are not there.
+        fraction: Which part of them is dropped, in [0, 1].
+
+    Returns:
+        Booleans of the same shape: the rest of the mask, and of all others as many with the
+        largest gradients as were dropped (those just dropped may come back).
+    """
+    there = int(mask.sum())
+    stay = there - int(fraction * there)
+    magnitude = weight.abs().double().masked_fill(~mask, -1.0).flatten()
+    rest = top(magnitude, stay)
+    pull = gradient.abs().double().flatten().masked_fill(rest, -1.0)
+    return (rest | top(pull, there - stay)).reshape(mask.shape)
+
+
+def _blend(network: nn.Module, target: dict[str, Tensor], share: float) -> None:
+    """Masks, of all weights outside of ``target``, the share with the least magnitude."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    before, masks = masks_of(network), {}
+    for name, stays in target.items():
+        doomed = int((~stays).sum())
+        if not doomed:
+            continue
+        magnitude = parameters[name].detach().abs().double()
+        if name in before:
+            magnitude = magnitude.masked_fill(~before[name], -1.0)
+        magnitude = magnitude.masked_fill(stays, torch.inf)
+        kept = stays.numel() - round(share * doomed)
+        masks[name] = top(magnitude.flatten(), kept).reshape(stays.shape)
+    attach(network, masks)
+
+
+def _counts(units: Sequence[int], final: Kept, ratio: Callable[[float], float]) -> Kept:
+    """Units kept at a stage, never fewer than in the end."""
+    wished = [
+        round(count * (1 - ratio(1 - kept / count)))
+        for count, kept in zip(units, final.tolist(), strict=True)
+    ]
+    return np.maximum(np.array(wished, np.int64), final)
+
+
+def _like(network: nn.Module, model: nn.Module) -> nn.Module:
+    """The network where the other one is."""
+    first = next(model.parameters(), None)
+    return network if first is None else network.to(first.device)
+
+
+__all__ = ["ChannelSession", "MaskSession", "Training", "open_session", "regrown"]
