@@ -15,8 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the search of the folder's config.yaml again; its journal answers what is done."""
-    from automl.commands.search import execute
+    """Runs what the folder's config.yaml says again; its journal answers what is done."""
+    from automl.commands import search, sensitivity
     from automl.runs import RunFolder
 
-    return execute(RunFolder(args.run_dir).config())
+    config = RunFolder(args.run_dir).config()
+    if config.pop(sensitivity.VERB, None) is not None:
+        return sensitivity.execute(config)
+    return search.execute(config)
