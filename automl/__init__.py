@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from automl.graph.trace import trace as trace
     from automl.plan import IndexPlan as IndexPlan
     from automl.policy import Policy as Policy
+    from automl.report.loading import load_runs as load_runs
     from automl.searcher import Searcher as Searcher
     from automl.types import InputError as InputError
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Policy": "automl.policy",
     "Searcher": "automl.searcher",
     "Trace": "automl.graph.trace",
+    "load_runs": "automl.report.loading",
     "prune": "automl.api",
     "trace": "automl.graph.trace",
 }

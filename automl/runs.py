@@ -40,12 +40,15 @@ POLICY_UNIFORM = "policy_uniform.json"
 WEIGHTS = "model.safetensors"
 REBUILD = "rebuild.json"
 RESULT = "result.json"
+#: Of a cell of a sweep that failed: the reason. Of a sweep: its cells.
+FAILED = "failed.json"
+SWEEP = "sweep.json"
 
 REBUILD_SCHEMA = "prunepilot/rebuild"
 REBUILD_VERSION = 1
 
 #: Settings that say where and how loudly a run goes, not what it computes.
-_NOT_IDENTITY = frozenset({"run_dir"})
+_NOT_IDENTITY = frozenset({"run_dir", "launcher", "choices"})
 
 _LOCK = ".lock"
 

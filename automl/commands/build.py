@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from automl.budget import Budget
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
@@ -42,6 +43,18 @@ class Bench:
     """
 
     config: Config
+
+    def sharing(self, config: Config) -> Bench:
+        """A bench with another strategy, budget or the like, and all that is made already.
+
+        Args:
+            config: Settings equal to these in everything that ``Bench`` builds from but the
+                strategy.
+        """
+        other = Bench(config)
+        made = {name: value for name, value in vars(self).items() if name != "config"}
+        vars(other).update(made)
+        return other
 
     @cached_property
     def device(self) -> torch.device:
@@ -204,6 +217,27 @@ class Bench:
             return masked_costs(self.plan)
         energy: EnergyModel = instantiate(self.config["energy"], "energy")
         return standard_costs(self.trace.plan, energy)
+
+    def costs_for(self, budget: Any) -> dict[Resource, CostModel]:
+        """The costs, with latency where the budget limits it: that has to be measured.
+
+        Raises:
+            InputError: The budget is malformed, or latency cannot be told (see ``latency_cost``).
+        """
+        limited = {limit.resource for limit in Budget.parse(budget).limits}
+        return {**self.costs, "latency_ms": self.latency} if "latency_ms" in limited else self.costs
+
+    @cached_property
+    def latency(self) -> CostModel:
+        """Predicted latency on this device, from measured tables."""
+        from automl.commands.latency import latency_cost
+
+        if isinstance(self.plan, MaskedPlan):
+            raise InputError(
+                "budget.latency_ms is for granularity=channel: masked networks are not slimmer, "
+                "and tables hold no sparse kernels"
+            )
+        return latency_cost(self)
 
     @cached_property
     def tuning_scorer(self) -> ClassifierScorer:

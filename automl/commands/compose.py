@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from automl.commands.options import ROOT, groups
+from automl.commands.options import ROOT, default_choices, groups
 from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.types import InputError
@@ -49,7 +49,34 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         known = _hydra(choices)
         for override in parsed:
             _check_key(override, known)
-        return _plain(_hydra([*texts, *_data_of_model(choices, known)]))
+        data = _data_of_model(choices, known)
+        config = _plain(_hydra([*texts, *data]))
+        return {**config, "choices": _choices([*parsed, *map(_parse, data)])}
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """All combinations of a sweep's values, each as overrides with one value.
+
+    Args:
+        overrides: As for :func:`compose`; values may be lists without brackets (``seed=0,1,2``),
+            ``range(3)`` and the other sweeps of Hydra's syntax.
+
+    Raises:
+        InputError: An override cannot be read.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    (combinations,) = BasicSweeper.split_arguments([_parse(text) for text in overrides], None)
+    return [list(texts) for texts in combinations]
+
+
+def _choices(parsed: Sequence[Override]) -> dict[str, str]:
+    """Group -> option: what a run is called by."""
+    chosen = default_choices()
+    chosen |= {
+        o.key_or_group: str(o.value()) for o in parsed if _is_choice(o) and not o.is_delete()
+    }
+    return chosen
 
 
 def _rewrite(text: str) -> list[str]:
@@ -87,7 +114,9 @@ def _is_choice(override: Override) -> bool:
 
 def _check_option(override: Override) -> None:
     if override.is_sweep_override():
-        raise InputError(f"{override.input_line!r} is a sweep; give one value (quote a comma)")
+        raise InputError(
+            f"{override.input_line!r} is a sweep; add -m to run all values, or quote the comma"
+        )
     if not _is_choice(override) or override.is_delete():
         return
     group, option = override.key_or_group, override.value()

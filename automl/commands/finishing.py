@@ -147,6 +147,7 @@ def _row(bench: Bench, final: _Final, latency: Latency | None) -> Row:
         test_top1=bench.test_scorer(final.network)[1]["top1"],
         latency_ms=None if latency is None else latency.median_ms,
         latency_ratio=None if latency is None else latency.ratio,
+        costs=dict(found.costs),
     )
 
 
@@ -176,6 +177,8 @@ def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
         "limits": problem.limits,
         "trials": len(finals.tried),
         "failed": sum(trial.status == "failed" for trial in finals.tried),
+        # Those of trials that an earlier process did are in the journal, and count too.
+        "search_seconds": round(sum(trial.seconds for trial in finals.tried), 3),
         "form": "graph" if graph_form else "modules",
         "device": str(bench.device),
         "search_images": len(bench.scorer),

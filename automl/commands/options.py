@@ -67,6 +67,11 @@ def _about(file: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
+def default_choices() -> dict[str, str]:
+    """Group -> the option that config.yaml chooses."""
+    return _defaults((conf_dir() / f"{ROOT}.yaml").read_text(encoding="utf-8"))
+
+
 def _defaults(text: str) -> dict[str, str]:
     entries = yaml.safe_load(text)["defaults"]
     return {

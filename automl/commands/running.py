@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 from automl.budget import Budget
 from automl.commands.build import Bench, instantiate, set_threads, whole
 from automl.commands.finishing import Finals, finish
-from automl.commands.table import Row, print_table
+from automl.commands.table import Row as TableRow
+from automl.commands.table import print_table
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists
-from automl.journal import Journal
+from automl.journal import Journal, Row
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
 from automl.runs import FINALISTS, JOURNAL, RESULT, TRIALS, RunFolder
@@ -33,15 +34,24 @@ class SearchRun:
         config: The resolved configuration.
         bench: The network, data, pruner and scorers.
         folder: Where it is written.
+        known: Journal rows of the dense network from a sister run.
     """
 
     config: Mapping[str, Any]
     bench: Bench
     folder: RunFolder
+    known: Sequence[Row] = ()
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> SearchRun:
+    def of(
+        cls, config: Mapping[str, Any], bench: Bench | None = None, known: Sequence[Row] = ()
+    ) -> SearchRun:
         """Checks what can be checked without loading anything.
+
+        Args:
+            config: The resolved configuration.
+            bench: What was made for a run that differs in strategy or budget only.
+            known: See the attribute.
 
         Raises:
             InputError: A setting is off, or the folder holds something else.
@@ -54,10 +64,14 @@ class SearchRun:
         Budget.parse(config["budget"])
         folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
         folder.check_free_for(config)
-        return cls(config, Bench(config), folder)
+        return cls(config, bench or Bench(config), folder, tuple(known))
 
-    def execute(self) -> int:
-        """Searches, fine-tunes, measures and writes everything; returns the exit code."""
+    def execute(self, title: str = "trials") -> int:
+        """Searches, fine-tunes, measures and writes everything; returns the exit code.
+
+        Args:
+            title: What the progress display is called.
+        """
         if self.folder.is_done:
             self._show()
             return 0
@@ -67,7 +81,7 @@ class SearchRun:
             self.folder.start(self.config, environment)
             print(f"run folder: {self.folder.path}", flush=True)
             with Journal(self.folder.file(JOURNAL)) as journal:
-                finals = self._search(strategy, journal)
+                finals = self._search(strategy, journal, title)
                 journal.write_parquet(self.folder.file(TRIALS))
             finish(self.bench, self.folder, finals, tuning)
         self._show()
@@ -86,9 +100,13 @@ class SearchRun:
         except ScoreError as error:
             raise InputError(f"the dense network cannot be scored: {error}") from error
 
-    def _search(self, strategy: Strategy, journal: Journal) -> Finals:
+    def _search(self, strategy: Strategy, journal: Journal, title: str) -> Finals:
         trials, seed = self.config["trials"], self.config["seed"]
-        with progress(trials, "trials") as shown:
+        there = {row["key"] for row in journal}
+        for row in self.known:
+            if row["key"] not in there:
+                journal.append(row)
+        with progress(trials, title) as shown:
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self.problem(journal, watch)
             _ = problem.dense  # first: where it cannot be scored, nothing can
@@ -164,7 +182,7 @@ class SearchRun:
             bench.pruner,
             bench.scorer if scorer is None else scorer,
             self.config["budget"],
-            bench.costs,
+            bench.costs_for(self.config["budget"]),
             rounding=bench.rounding,
             min_keep=granularity["min_keep"],
             journal=journal,
@@ -182,7 +200,7 @@ class SearchRun:
     def _show(self) -> None:
         """Prints the result that the folder holds."""
         result = json.loads(self.folder.file(RESULT).read_text(encoding="utf-8"))
-        print_table([Row(**row) for row in result["rows"]], result)
+        print_table([TableRow(**row) for row in result["rows"]], result)
         print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
 
 

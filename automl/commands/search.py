@@ -19,10 +19,20 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
     add_override_arguments(parser)
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="run every combination of values, as strategy=amc,uniform seed=0,1,2",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs a new search."""
+    """Runs a new search, or a sweep of them."""
+    if args.multirun:
+        from automl.commands.sweep import run_sweep
+
+        return run_sweep(args.overrides)
     from automl.commands.compose import compose
 
     return execute(compose(args.overrides))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _FORMS = {
@@ -26,6 +26,7 @@ class Row:
         test_top1: In [0, 1], measured once.
         latency_ms: Median time of one example on one thread; None where it was not measured.
         latency_ratio: To the dense network, side by side.
+        costs: All costs that the cost models count, by resource.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     test_top1: float
     latency_ms: float | None = None
     latency_ratio: float | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:

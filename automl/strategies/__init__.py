@@ -17,6 +17,14 @@ def names() -> list[str]:
     return sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """The settings of a strategy as conf/strategy has them; none where it does not know it."""
+    import yaml
+
+    file = conf_dir() / "strategy" / f"{name}.yaml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
 def load(name: str, **settings: Any) -> Strategy:
     """The strategy that conf/strategy calls ``name``.
 

@@ -1,0 +1,113 @@
+"""``prunepilot compare``: strategies against each other and against uniform pruning."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY = "compare runs: strategy x budget, mean and standard error over seeds, against uniform"
+EXAMPLE = "prunepilot compare runs/sweep --out tables --pareto latency_ratio"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options."""
+    parser.add_argument(
+        "paths", metavar="RUN_OR_SWEEP", type=Path, nargs="+", help="folders of runs or sweeps"
+    )
+    parser.add_argument("--out", type=Path, help="folder for compare.csv, compare.md, compare.tex")
+    parser.add_argument(
+        "--pareto",
+        metavar="COST[,GAIN]",
+        help="show only what no other network beats in both, as latency_ratio,test_top1",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table and writes it where asked."""
+    return show(args.paths, args.out, args.pareto)
+
+
+def show(paths: Sequence[Path], out: Path | None = None, pareto: str | None = None) -> int:
+    """Prints the comparison of all runs below the paths.
+
+    Args:
+        paths: Folders of runs or sweeps.
+        out: Where to write it as CSV, Markdown and LaTeX; None writes nothing.
+        pareto: Columns of a Pareto front, ``COST`` or ``COST,GAIN``.
+
+    Returns:
+        0, or 1 where no run has finished.
+    """
+    from automl.report.comparing import compare
+    from automl.report.loading import finals, load_runs, problems
+
+    runs = load_runs(*paths)
+    for line in problems(runs):
+        print(line)
+    found = finals(runs)
+    if found.empty:
+        print("no run has finished")
+        return 1
+    table = compare(found)
+    if pareto:
+        table = _front(table, pareto)
+    _print(table, runs)
+    if out is not None:
+        _write(table, out)
+    return 0
+
+
+def _front(table: pd.DataFrame, columns: str) -> pd.DataFrame:
+    from automl.report.comparing import pareto_front
+
+    cost, _, gain = columns.partition(",")
+    return pareto_front(table, cost, gain or "test_top1")
+
+
+def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from automl.report.comparing import cells
+
+    # A pipe has no width, for which rich takes 80 columns, too few for these.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for (model, data), part in table.groupby(["model", "data"], sort=False):
+        headings, rows = cells(part.drop(columns=["model", "data"]))
+        shown = Table(title=f"{model} on {data}", title_justify="left")
+        for heading in headings:
+            name = heading in ("budget", "strategy")
+            shown.add_column(heading, justify="left" if name else "right", no_wrap=True)
+        for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
+            shown.add_row(*row, end_section=row[0] != following[0])
+        console.print(shown)
+    dense = runs[runs["network"] == "dense"].drop_duplicates(["model", "data"])
+    for row in dense.itertuples():
+        print(f"dense {row.model} on {row.data}: test top-1 {100 * row.test_top1:.2f} %")
+    print(
+        "over uniform: points of test top-1 under the same budget, p of a paired t-test over seeds;"
+        "\nat its latency: over uniform at the same measured latency; latency: ratio to dense"
+    )
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    from automl.paths import atomic_write
+    from automl.report.comparing import cells, latex, markdown
+    from automl.types import InputError
+
+    headings, rows = cells(table)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic_write(out / "compare.csv", table.to_csv(index=False))
+        atomic_write(out / "compare.md", markdown(headings, rows) + "\n")
+        atomic_write(out / "compare.tex", latex(headings, rows) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from None
+    print(f"wrote {out} (compare.csv, compare.md, compare.tex)")

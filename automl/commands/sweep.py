@@ -1,0 +1,247 @@
+"""``prunepilot search -m``: many searches from one command.
+
+Every combination of the values is a *cell*: a run in a folder of its own, named after what was
+varied. Cells that are done are skipped, cells that were cut go on from their journal, so a sweep
+that was killed is finished by the same command. A cell that fails says why in ``failed.json`` and
+stops no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from automl.commands.build import Bench, instantiate
+from automl.commands.compose import compose, expand
+from automl.commands.running import SearchRun
+from automl.hashing import digest
+from automl.journal import Journal, Row
+from automl.paths import atomic_write
+from automl.problem import SearchStopped
+from automl.runs import FAILED, JOURNAL, RESULT, SWEEP, RunFolder
+from automl.types import InputError
+
+#: Settings that do not change what a ``Bench`` holds besides its strategy.
+_NOT_BENCH = frozenset(
+    "strategy budget trials run_dir baselines finetune max_failures latency_budget_s choices "
+    "launcher".split()
+)
+#: Characters of a setting that may stand in a folder's name.
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=.,-_[]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One search of a sweep.
+
+    Attributes:
+        name: What was varied, as in ``strategy=amc,seed=0``; the folder is called so.
+        overrides: All settings.
+        folder: The run folder.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        status: ``done``, ``failed`` or ``skipped`` (it was done before).
+        text: The result, or the reason, in one line.
+        seconds: How long it took.
+    """
+
+    status: str
+    text: str
+    seconds: float
+
+
+def run_sweep(overrides: Sequence[str]) -> int:
+    """Runs all cells that are not done; returns 0, or 1 if some failed.
+
+    Args:
+        overrides: Settings in Hydra's syntax, some with several values.
+
+    Raises:
+        InputError: A setting is off in any cell; nothing has run then.
+    """
+    folder = Path(_run_dir(overrides))
+    cells = cells_of(overrides, folder)
+    configs = [compose(cell.overrides) for cell in cells]
+    for cell, config in zip(cells, configs, strict=True):
+        with _named(cell):
+            SearchRun.of(config)
+    launcher = instantiate(configs[0]["launcher"], "launcher")
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {"schema": "prunepilot/sweep", "version": 1, "cells": [cell.name for cell in cells]}
+    atomic_write(folder / SWEEP, json.dumps(plan, indent=2) + "\n")
+    open_cells = [cell for cell in cells if not RunFolder(Path(cell.folder)).is_done]
+    done = len(cells) - len(open_cells)
+    print(f"sweep: {folder}, {len(cells)} cells, {done} done before", flush=True)
+    overview = Overview(len(cells), done)
+    try:
+        for cell, outcome in launcher.launch(run_cell, open_cells, folder):
+            overview.add(cell, _lost(cell, outcome))
+    except KeyboardInterrupt:
+        print("\nprunepilot: interrupted; the same command goes on with it", file=sys.stderr)
+        return 130
+    overview.end(folder)
+    return 1 if overview.failed else 0
+
+
+def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:
+    """The cells of a sweep, in the order of the values.
+
+    Raises:
+        InputError: An override cannot be read, or two cells would be the same.
+    """
+    fixed = [text for text in overrides if not text.startswith("run_dir=")]
+    combinations = expand(fixed)
+    varied = [i for i, texts in enumerate(zip(*combinations, strict=True)) if len(set(texts)) > 1]
+    cells = []
+    for texts in combinations:
+        name = ",".join(texts[i] for i in varied) or "only"
+        path = folder / "".join(c if c in _SAFE else "_" for c in name)
+        cells.append(Cell(name, (*texts, f"run_dir='{path}'"), str(path)))
+    if len({cell.folder for cell in cells}) < len(cells):
+        raise InputError("two cells of the sweep would be the same; give every value once")
+    return cells
+
+
+def run_cell(cell: Cell) -> Outcome:
+    """Runs one cell and keeps what it prints in its folder; raises only to interrupt."""
+    started = time.monotonic()
+    failed = Path(cell.folder) / FAILED
+    printed = io.StringIO()
+    try:
+        config = compose(cell.overrides)
+        run = SearchRun.of(config, _shared_bench(config), _DENSE.setdefault(_key(config), []))
+        with contextlib.redirect_stdout(printed):
+            run.execute(title=cell.name)
+        _DENSE[_key(config)][:] = _dense_rows(Path(cell.folder))
+        failed.unlink(missing_ok=True)
+        return Outcome("done", _result_line(cell), time.monotonic() - started)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        expected = isinstance(error, InputError | SearchStopped)
+        reason = text if expected else f"{type(error).__name__}: {text}"
+        _note_failure(failed, reason)
+        return Outcome("failed", reason, time.monotonic() - started)
+
+
+# What cells of one process have in common: the network, its trace, data, and dense measurement.
+_BENCHES: dict[str, Bench] = {}
+_DENSE: dict[str, list[Row]] = {}
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    parts = {name: value for name, value in config.items() if name not in _NOT_BENCH}
+    if config["model"].get("checkpoint"):  # the seed only matters for random weights
+        del parts["seed"]
+    return digest(parts)
+
+
+def _shared_bench(config: Mapping[str, Any]) -> Bench:
+    key = _key(config)
+    known = _BENCHES.get(key)
+    if known is None:
+        _BENCHES.clear()  # one network at a time in memory
+    _BENCHES[key] = Bench(config) if known is None else known.sharing(config)
+    return _BENCHES[key]
+
+
+def _dense_rows(folder: Path) -> list[Row]:
+    return [row for row in Journal.read(folder / JOURNAL) if row["index"] < 0]
+
+
+def _note_failure(path: Path, reason: str) -> None:
+    content = {"error": reason, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
+    # Where not even this can be written, the overview still says so.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _lost(cell: Cell, outcome: Any) -> Outcome:
+    """The outcome, or that of a cell whose process died before it could say anything."""
+    if isinstance(outcome, Outcome):
+        return outcome
+    reason = f"its process was lost ({type(outcome).__name__})"
+    _note_failure(Path(cell.folder) / FAILED, reason)
+    return Outcome("failed", reason, 0.0)
+
+
+def _result_line(cell: Cell) -> str:
+    result = json.loads((Path(cell.folder) / RESULT).read_text(encoding="utf-8"))
+    row = result["rows"][-1]
+    score = f"{result['score']} {row['score']:.4f}, " if result["score"] != "top1" else ""
+    return f"{score}test top-1 {100 * row['test_top1']:.2f} %"
+
+
+class Overview:
+    """What the terminal shows of a sweep: a line per finished cell, and the end."""
+
+    def __init__(self, total: int, done: int) -> None:
+        """``done`` of ``total`` cells were done before."""
+        self.failed = 0
+        self._total, self._done, self._before = total, done, done
+        self._started = time.monotonic()
+
+    def add(self, cell: Cell, outcome: Outcome) -> None:
+        """Shows a finished cell and how long the others may take."""
+        self._done += 1
+        self.failed += outcome.status == "failed"
+        elapsed = time.monotonic() - self._started
+        left = (self._total - self._done) * elapsed / (self._done - self._before)
+        until = f", about {_duration(left)} left" if self._done < self._total else ""
+        mark = "FAILED: " if outcome.status == "failed" else ""
+        took = _duration(outcome.seconds)
+        print(
+            f"[{self._done}/{self._total}] {cell.name}: {mark}{outcome.text} ({took}{until})",
+            flush=True,
+        )
+
+    def end(self, folder: Path) -> None:
+        """Says what to do next, and shows the comparison."""
+        from automl.commands import compare
+
+        if self.failed < self._total:
+            compare.show([folder])
+        if self.failed:
+            print(f"{self.failed} cells failed (failed.json says why); run the command again")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _run_dir(overrides: Sequence[str]) -> str:
+    given = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
+    if given and given[-1]:
+        return given[-1].strip("'\"")
+    return f"runs/sweep-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Says which cell has bad input."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{cell.name}: {error}") from None

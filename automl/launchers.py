@@ -1,0 +1,158 @@
+"""Where the cells of a sweep run: here one after the other, in processes, or on a cluster.
+
+A launcher maps a function over cells and hands back results as they finish, in any order; cells do
+not depend on each other. Packages are imported when a launcher starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from automl.types import InputError
+
+#: Runs one cell; what it returns is handed on.
+Run = Callable[[Any], Any]
+
+_POLL_S = 1.0
+
+
+class Launcher(Protocol):
+    """Runs cells."""
+
+    def launch(self, run: Run, cells: Sequence[Any], folder: Path) -> Iterator[tuple[Any, Any]]:
+        """Runs every cell.
+
+        Args:
+            run: Takes a cell; picklable, and raises nothing of its own.
+            cells: What it is called with.
+            folder: The sweep's folder, for logs.
+
+        Yields:
+            (cell, what ``run`` returned, or the exception of a cell whose process was lost).
+
+        Raises:
+            InputError: A package that the launcher needs is not installed.
+        """
+
+
+@dataclass(frozen=True)
+class Basic:
+    """One cell after the other, in this process; traces and networks are shared between them."""
+
+    def launch(self, run: Run, cells: Sequence[Any], folder: Path) -> Iterator[tuple[Any, Any]]:
+        """See :class:`Launcher`."""
+        for cell in cells:
+            yield cell, run(cell)
+
+
+@dataclass(frozen=True)
+class Joblib:
+    """Several cells at a time on this machine.
+
+    A killed worker is reported with its cell, and the other cells go on in fresh ones.
+
+    Attributes:
+        jobs: Processes.
+    """
+
+    jobs: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks the number of processes."""
+        if not isinstance(self.jobs, int) or self.jobs < 1:
+            raise InputError(f"launcher.jobs must be a whole number >= 1, got {self.jobs!r}")
+
+    def launch(self, run: Run, cells: Sequence[Any], folder: Path) -> Iterator[tuple[Any, Any]]:
+        """See :class:`Launcher`."""
+        try:
+            from joblib.externals.loky import as_completed, get_reusable_executor
+        except ImportError:
+            raise _needs("joblib") from None
+
+        waiting, suspects = list(cells), []
+        while waiting:
+            executor = get_reusable_executor(max_workers=self.jobs, kill_workers=True)
+            futures = {executor.submit(run, cell): cell for cell in waiting}
+            waiting = []
+            for future in as_completed(futures):
+                cell = futures[future]
+                if future.exception() is None:
+                    yield cell, future.result()
+                else:  # its worker died, or another's death broke the pool
+                    suspects.append(cell)
+            executor.shutdown(kill_workers=True)
+        # One worker's death fails all cells that were waiting; alone, the guilty one shows itself.
+        for cell in suspects:
+            executor = get_reusable_executor(max_workers=1, kill_workers=True)
+            future = executor.submit(run, cell)
+            error = future.exception()
+            yield cell, future.result() if error is None else error
+            executor.shutdown(kill_workers=True)
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Every cell a job, by submitit; its logs are in the sweep's folder under ``slurm``.
+
+    Attributes:
+        cluster: ``slurm``, ``local`` (processes here, to try it), or None to find out.
+        partition: Where to submit to.
+        minutes: Time limit of a job.
+        cpus: Per job.
+        memory_gb: Per job.
+        gpus: Per job.
+        at_once: Jobs that run at the same time.
+        setup: Shell lines before a job starts.
+    """
+
+    cluster: str | None = None
+    partition: str | None = None
+    minutes: int = 1440
+    cpus: int = 1
+    memory_gb: float = 8
+    gpus: int = 0
+    at_once: int = 64
+    setup: list[str] = field(default_factory=list)
+
+    def launch(self, run: Run, cells: Sequence[Any], folder: Path) -> Iterator[tuple[Any, Any]]:
+        """See :class:`Launcher`."""
+        try:
+            import submitit
+        except ImportError:
+            raise _needs("slurm") from None
+
+        try:
+            executor = submitit.AutoExecutor(folder / "slurm", cluster=self.cluster)
+        except RuntimeError as error:
+            raise InputError(f"launcher=slurm: {error}; or set launcher.cluster=local") from None
+        executor.update_parameters(name="prunepilot", timeout_min=self.minutes, **self._resources())
+        jobs = dict(zip(executor.map_array(run, cells), cells, strict=True))
+        while jobs:
+            done = [job for job in jobs if job.done()]
+            for job in done:
+                lost = job.exception()
+                yield jobs.pop(job), job.result() if lost is None else lost
+            if not done:
+                time.sleep(_POLL_S)
+
+    def _resources(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "cpus_per_task": self.cpus,
+            "mem_gb": self.memory_gb,
+            "slurm_array_parallelism": self.at_once,
+        }
+        if self.gpus:
+            found["gpus_per_node"] = self.gpus
+        if self.partition:
+            found["slurm_partition"] = self.partition
+        if self.setup:
+            found["slurm_setup"] = list(self.setup)
+        return found
+
+
+def _needs(extra: str) -> InputError:
+    return InputError(f"launcher={extra} needs a package: pip install 'prunepilot[{extra}]'")

@@ -1,0 +1,190 @@
+"""Run folders as a table: ``automl.load_runs``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automl.runs import CONFIG, FAILED, RESULT, RunFolder
+from automl.strategies import defaults
+from automl.types import RESOURCES, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA, VERSION = "prunepilot/result", 1
+
+#: One row per final network; of runs without a result one row, with NaN after ``problem``.
+COLUMNS = (
+    "run", "status", "problem", "model", "data", "strategy", "settings", "budget", "seed",
+    "network", "tuned", "test_top1", "validation_top1", "score", "score_name",
+    *RESOURCES, "measured_latency_ms", "latency_ratio", "macs_ratio", "params_ratio",
+    "trials", "failed_trials", "search_seconds", "tuning_epochs",
+)  # fmt: skip
+
+#: Runs lie at most so many folders below what is named.
+_DEPTH = 4
+
+
+def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
+    """What runs found, a row per final network.
+
+    Args:
+        paths: Run folders, sweeps, or folders that hold them.
+
+    Returns:
+        A frame with the columns ``COLUMNS``. ``status`` is ``done``, ``failed``, ``unfinished`` or
+        ``damaged``; ``problem`` says why. ``network`` is ``dense``, ``found`` or the name of a
+        baseline; a network that is both has a row for each. Costs are per example, in the unit
+        of their name; ``latency_ms`` is predicted, ``measured_latency_ms`` and ``latency_ratio``
+        (to dense) were measured side by side. Accuracies are in [0, 1].
+
+    Raises:
+        InputError: A path does not exist, or holds no run.
+    """
+    import pandas as pd
+
+    folders = [folder for path in paths for folder in _runs_below(Path(path))]
+    rows = [row for folder in dict.fromkeys(folders) for row in _rows(folder)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _runs_below(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; name a run, a sweep, or a folder of runs")
+    found = sorted(_walk(path, _DEPTH))
+    if not found:
+        raise InputError(f"{path} holds no runs (no {CONFIG} in it or below)")
+    return found
+
+
+def _walk(path: Path, depth: int) -> Iterator[Path]:
+    if (path / CONFIG).is_file() or (path / FAILED).is_file():
+        yield path
+    elif depth:
+        for child in path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                yield from _walk(child, depth - 1)
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    row: dict[str, Any] = {"run": str(folder)}
+    try:
+        row |= _about_config(RunFolder(folder))
+        if not (folder / RESULT).is_file():
+            yield row | _without_result(folder)
+            return
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if (result.get("schema"), result.get("version")) != (SCHEMA, VERSION):
+            raise ValueError(f"its result is of another version ({result.get('version')})")
+        rows = [row | found for found in _networks(result)]
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        reason = text if isinstance(error, InputError | ValueError) else f"unreadable: {text}"
+        yield row | {"status": "damaged", "problem": reason}
+        return
+    yield from rows
+
+
+def _without_result(folder: Path) -> dict[str, str]:
+    if not (folder / FAILED).is_file():
+        return {"status": "unfinished", "problem": f"prunepilot resume {folder}"}
+    failure = json.loads((folder / FAILED).read_text(encoding="utf-8"))
+    return {"status": "failed", "problem": str(failure["error"])}
+
+
+def _about_config(folder: RunFolder) -> dict[str, Any]:
+    if not folder.is_run:  # failed before it began
+        return {}
+    config = folder.config()
+    choices = config.get("choices", {})
+    strategy = choices.get("strategy") or _class_name(config.get("strategy", {}))
+    return {
+        "strategy": strategy,
+        "settings": _changed(strategy, config.get("strategy", {})),
+        "seed": config.get("seed"),
+        "tuning_epochs": config.get("finetune", {}).get("epochs"),
+        "model": config.get("model", {}).get("name", config.get("model")),
+    }
+
+
+def _class_name(strategy: Mapping[str, Any]) -> str:
+    # Runs started from Python note the class, others a path to it.
+    return str(strategy.get("_target_", strategy.get("class", "?"))).rpartition(".")[2].lower()
+
+
+def _changed(strategy: str, settings: Mapping[str, Any]) -> str:
+    """Settings of a strategy that are not its defaults, as ``acting=0, credit=False``."""
+    usual = defaults(strategy)
+    changed = {
+        key: value
+        for key, value in settings.items()
+        if key != "_target_" and usual.get(key, value) != value
+    }
+    return ", ".join(f"{key}={value}" for key, value in changed.items())
+
+
+def _networks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    dense = result["rows"][0]
+    shared = {
+        "status": "done",
+        "problem": "",
+        "model": result["model"],
+        "data": result["data"],
+        "budget": result["budget"],
+        "score_name": result["score"],
+        "trials": int(result["trials"]),
+        "failed_trials": int(result["failed"]),
+        "search_seconds": result.get("search_seconds"),
+    }
+    for row in result["rows"]:
+        names, _, tuned = str(row["name"]).partition(", ")
+        figures = {
+            "tuned": bool(tuned),
+            "test_top1": float(row["test_top1"]),
+            "validation_top1": row["validation_top1"],
+            "score": float(row["score"]),
+            "macs": row["macs"],
+            "params": row["params"],
+            "macs_ratio": row["macs"] / dense["macs"],
+            "params_ratio": row["params"] / dense["params"],
+            **{name: value for name, value in row.get("costs", {}).items() if name in RESOURCES},
+            "measured_latency_ms": row["latency_ms"],
+            "latency_ratio": row["latency_ratio"],
+        }
+        for name in names.split(" = "):
+            yield {**shared, "network": name, **figures}
+
+
+def finals(runs: pd.DataFrame) -> pd.DataFrame:
+    """The pruned networks of finished runs, one row per strategy, budget, seed and tuning.
+
+    What a run found counts for its strategy, a baseline's network for the baseline. Where both a
+    run of a strategy and a baseline beside another run say the same, the run is taken.
+
+    Args:
+        runs: As from :func:`load_runs`.
+
+    Returns:
+        The same columns; ``strategy`` names whose network it is, with settings that are not the
+        defaults in brackets.
+    """
+    done = runs[(runs["status"] == "done") & (runs["network"] != "dense")].copy()
+    own = done["network"] == "found"
+    labels = done["strategy"].astype(str)
+    changed = done["settings"].fillna("").astype(str)
+    labels = labels.where(changed == "", labels + " (" + changed + ")")
+    done["strategy"] = labels.where(own, done["network"])
+    done.loc[~own, "trials"] = done["trials"].where(done["network"] != "uniform", 1)[~own]
+    done = done.assign(_own=own).sort_values("_own", ascending=False, kind="stable")
+    key = ["model", "data", "budget", "strategy", "seed", "tuned"]
+    return done.drop_duplicates(key).drop(columns="_own").sort_index()
+
+
+def problems(runs: pd.DataFrame) -> Iterable[str]:
+    """A line per run that has no result."""
+    broken = runs[runs["status"] != "done"]
+    return [f"{row.run}: {row.status} ({row.problem})" for row in broken.itertuples()]

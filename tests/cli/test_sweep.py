@@ -1,0 +1,110 @@
+import json
+import time
+
+import pytest
+from command import SEARCH, Result, start
+
+from automl.cli import main
+from automl.commands.sweep import cells_of
+from automl.report.loading import load_runs
+from automl.runs import FAILED, POLICY, RESULT
+from automl.types import InputError
+
+SMALL = [part for part in SEARCH[1:] if not part.startswith(("strategy", "seed", "budget"))]
+SWEEP = ["search", "-m", *SMALL, "strategy=random,uniform", "budget.macs=0.5", "trials=6"]
+
+
+def finish(process) -> Result:
+    out, err = process.communicate(timeout=300)
+    return Result(process.returncode, out, err)
+
+
+def policies(folder):
+    return {file.parent.name: file.read_bytes() for file in folder.glob("*/policy.json")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A whole sweep, and what it printed."""
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    done = finish(start(*SWEEP, "seed=0,1", f"run_dir={folder}"))
+    assert done.code == 0, done.err
+    return folder, done.out
+
+
+def test_every_combination_is_a_run_in_a_folder_of_its_own(swept):
+    folder, out = swept
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert names == {f"strategy={s},seed={n}" for s in ("random", "uniform") for n in (0, 1)}
+    assert "[4/4]" in out and "over uniform" in out
+    frame = load_runs(folder)
+    assert set(frame["status"]) == {"done"} and set(frame["seed"]) == {0, 1}
+
+
+def test_cells_are_what_single_searches_would_be(swept, tmp_path):
+    folder, _ = swept
+    settings = [*SMALL, "strategy=random", "budget.macs=0.5", "trials=6", "seed=1"]
+    assert main(["search", *settings, f"run_dir={tmp_path / 'one'}"]) == 0
+    there = (folder / "strategy=random,seed=1" / POLICY).read_bytes()
+    assert (tmp_path / "one" / POLICY).read_bytes() == there
+
+
+def test_a_killed_sweep_is_finished_by_the_same_command(swept, tmp_path):
+    folder = tmp_path / "sweep"
+    command = [*SWEEP, "seed=0,1", f"run_dir={folder}"]
+    process, done = start(*command), folder / "strategy=random,seed=0" / RESULT
+    while not done.is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    first = done.stat().st_mtime_ns
+    again = finish(start(*command))
+    assert again.code == 0 and "done before" in again.out
+    assert done.stat().st_mtime_ns == first
+    assert policies(folder) == policies(swept[0])
+
+
+def test_a_failing_cell_stops_no_other_and_says_why(tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    settings = [*SMALL, "strategy=uniform", "budget.macs=0.0001,0.5"]
+    assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED: " in out and "1 cells failed" in out
+    reason = json.loads((folder / "budget.macs=0.0001" / FAILED).read_text())["error"]
+    assert "least" in reason
+    frame = load_runs(folder)
+    assert set(frame["status"]) == {"done", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["seed=0,0"], "two cells of the sweep would be the same"),
+        (["strategy=amc,rondom"], "no strategy named 'rondom'"),
+        (["trials=5,0"], "trials=0,strategy=random: trials must be a whole number >= 1"),
+        (["launcher=joblib", "launcher.jobs=0"], "launcher.jobs must be a whole number >= 1"),
+    ],
+)
+def test_bad_input_of_any_cell_is_one_line_before_anything_runs(
+    tmp_path, capsys, settings, message
+):
+    folder = tmp_path / "sweep"
+    assert main([*SWEEP, *settings, f"run_dir={folder}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_several_values_without_m_say_so(capsys):
+    assert main(["search", "seed=0,1"]) == 2
+    assert "add -m" in capsys.readouterr().err
+
+
+def test_cells_are_named_after_what_varies(tmp_path):
+    cells = cells_of(["model=digits", "strategy=amc,td3", "seed=range(2)"], tmp_path)
+    assert [cell.name for cell in cells] == [
+        "strategy=amc,seed=0", "strategy=amc,seed=1", "strategy=td3,seed=0", "strategy=td3,seed=1",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="cannot read"):
+        cells_of(["seed"], tmp_path)

@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+
+from automl.report.comparing import cells, compare, latex, markdown, paired_p, pareto_front
+from automl.report.loading import finals, load_runs
+from automl.types import InputError
+
+OTHER = "macs <= 30 % of dense"
+
+
+@pytest.fixture
+def table(make_run, tmp_path):
+    for seed, top1 in enumerate([0.90, 0.92, 0.91]):
+        make_run("amc", seed, top1=top1)
+    for seed, uniform in enumerate([0.80, 0.81, 0.80]):
+        make_run("uniform", seed, uniform=uniform, latency=0.7)
+    make_run("uniform", 0, budget=OTHER, uniform=0.60, latency=0.5)
+    return compare(finals(load_runs(tmp_path))).set_index(["budget", "strategy"])
+
+
+def test_means_errors_and_gains_are_over_seeds(table):
+    amc = table.loc[("macs <= 50 % of dense", "amc")]
+    assert amc["seeds"] == 3
+    assert amc["test_top1"] == pytest.approx(0.91)
+    assert amc["test_top1_error"] == pytest.approx(0.01 / math.sqrt(3))
+    assert amc["gain"] == pytest.approx(0.91 - 0.8033333)
+    expected = ttest_rel([0.90, 0.92, 0.91], [0.80, 0.81, 0.80]).pvalue
+    assert amc["p"] == pytest.approx(expected)
+
+
+def test_uniform_at_the_same_latency_is_read_off_its_own_line(table):
+    # Uniform: .60 at .5, about .8033 at .7; amc runs at .6.
+    amc = table.loc[("macs <= 50 % of dense", "amc")]
+    assert amc["gain_at_latency"] == pytest.approx(0.91 - (0.60 + 0.8033333) / 2)
+    assert math.isnan(table.loc[(OTHER, "uniform")]["gain_at_latency"])
+
+
+def test_strategies_stand_by_budget_and_best_first(table):
+    assert [name for _, name in table.index] == ["uniform", "amc", "uniform"]
+
+
+def test_no_p_value_without_spread_or_with_one_seed():
+    assert math.isnan(paired_p(np.array([0.1])))
+    assert math.isnan(paired_p(np.array([0.1, 0.1, 0.1])))
+    assert 0 < paired_p(np.array([0.1, 0.2, 0.1])) < 0.1
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+def test_the_pareto_front_is_what_nothing_beats(points):
+    frame = pd.DataFrame(points, columns=["cost", "gain"], dtype=float)
+    front = pareto_front(frame, "cost", "gain")
+    for row in frame.itertuples():
+        beaten = (front["cost"] <= row.cost) & (front["gain"] >= row.gain)
+        assert beaten.any()
+    assert front["cost"].is_monotonic_increasing and front["gain"].is_monotonic_increasing
+    assert front["gain"].is_unique and front["cost"].is_unique
+
+
+def test_a_front_over_unknown_columns_is_refused():
+    with pytest.raises(InputError, match="no figures in column 'speed'"):
+        pareto_front(pd.DataFrame({"cost": [1.0]}), "speed", "cost")
+
+
+def test_tables_as_text_leave_empty_columns_out(table):
+    headings, rows = cells(table.reset_index())
+    assert "energy mJ" not in headings and "tuned" not in headings
+    text = markdown(headings, rows)
+    assert text.count("\n") == 4 and "91.00 ± 0.58" in text
+    tex = latex(headings, rows)
+    assert r"91.00 $\pm$ 0.58" in tex and r"macs $<$= 50 \%" in tex

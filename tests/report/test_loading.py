@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+import automl
+from automl.report.loading import COLUMNS, finals, load_runs, problems
+from automl.runs import CONFIG, FAILED, RESULT
+from automl.types import InputError
+
+
+def test_a_run_gives_a_row_per_network(make_run):
+    frame = automl.load_runs(make_run(seed=3))
+    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame["network"]) == ["dense", "uniform", "found"]
+    found = frame.iloc[-1]
+    assert (found["strategy"], found["seed"], found["status"]) == ("amc", 3, "done")
+    assert (found["macs_ratio"], found["size_bytes"], found["trials"]) == (0.5, 200.0, 200)
+
+
+def test_a_network_that_is_two_has_a_row_for_each(make_run):
+    assert list(load_runs(make_run("uniform"))["network"]) == ["dense", "found", "uniform"]
+
+
+def test_sweeps_and_folders_of_runs_are_searched(make_run, tmp_path):
+    make_run(seed=0)
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    make_run(seed=1).rename(deep / "cell")
+    assert set(load_runs(tmp_path)["seed"]) == {0, 1}
+    assert len(load_runs(tmp_path, deep)) == len(load_runs(tmp_path))  # none twice
+
+
+def test_unfinished_failed_and_damaged_runs_are_listed_and_the_rest_goes_on(make_run, tmp_path):
+    make_run(seed=0)
+    (make_run(seed=1) / RESULT).unlink()
+    failed = make_run(seed=2)
+    (failed / RESULT).unlink()
+    (failed / FAILED).write_text(json.dumps({"error": "no space"}))
+    (make_run(seed=3) / RESULT).write_text("{ not json")
+    make_run(seed=4, version=7)
+    (make_run(seed=5) / RESULT).write_text(
+        json.dumps({"schema": "prunepilot/result", "version": 1})
+    )
+    (make_run(seed=6) / CONFIG).write_text("[1, 2")
+    never_began = tmp_path / "seed=9"
+    never_began.mkdir()
+    (never_began / FAILED).write_text(json.dumps({"error": "bad"}))
+    frame = load_runs(tmp_path)
+    status = frame.drop_duplicates("run")["status"].value_counts().to_dict()
+    assert status == {"done": 1, "unfinished": 1, "failed": 2, "damaged": 4}
+    lines = list(problems(frame))
+    assert len(lines) == 7
+    assert any("no space" in line for line in lines)
+    assert any("another version (7)" in line for line in lines)
+    assert any("prunepilot resume" in line for line in lines)
+    assert len(finals(frame)) == 2
+
+
+def test_settings_that_are_not_the_defaults_name_the_strategy(make_run):
+    frame = finals(load_runs(make_run(settings={"acting": 0.0, "tau": 0.01})))
+    assert set(frame["strategy"]) == {"amc (acting=0.0)", "uniform"}
+
+
+def test_a_strategys_own_run_counts_before_its_network_beside_another(make_run, tmp_path):
+    make_run("amc", uniform=0.7)
+    make_run("uniform", uniform=0.8)
+    frame = finals(load_runs(tmp_path))
+    assert list(frame[frame["strategy"] == "uniform"]["test_top1"]) == [0.8]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"is no folder|holds no runs"):
+        load_runs(tmp_path / name)

@@ -1,0 +1,52 @@
+import operator
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+
+from automl.launchers import Basic, Joblib, Slurm
+from automl.types import InputError
+
+
+@dataclass(frozen=True)
+class Square:
+    """A cell's work; picklable."""
+
+    deadly: int | None = None
+
+    def __call__(self, cell: int) -> int:
+        if cell == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cell**2
+
+
+def outcomes(launcher, tmp_path, run=Square(), cells=(1, 2, 3)):
+    return dict(launcher.launch(run, list(cells), tmp_path))
+
+
+def test_basic_goes_through_the_cells_in_order(tmp_path):
+    assert list(Basic().launch(Square(), [3, 1], tmp_path)) == [(3, 9), (1, 1)]
+
+
+def test_joblib_runs_all_cells(tmp_path):
+    assert outcomes(Joblib(jobs=2), tmp_path) == {1: 1, 2: 4, 3: 9}
+
+
+def test_joblib_reports_the_cell_that_killed_its_worker_and_runs_the_others(tmp_path):
+    found = outcomes(Joblib(jobs=2), tmp_path, Square(deadly=2), (1, 2, 3, 4))
+    assert isinstance(found.pop(2), Exception)
+    assert found == {1: 1, 3: 9, 4: 16}
+
+
+def test_slurm_runs_cells_as_jobs(tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    launcher = Slurm(cluster="local", minutes=1, setup=[])
+    # Importable by a job's process, as test modules are not.
+    assert outcomes(launcher, tmp_path, operator.neg, (1, 2)) == {1: -1, 2: -2}
+    assert (tmp_path / "slurm").is_dir()
+
+
+def test_the_number_of_processes_is_checked():
+    with pytest.raises(InputError, match=r"launcher\.jobs must be a whole number >= 1, got 0"):
+        Joblib(jobs=0)
