@@ -1,0 +1,204 @@
+"""From settings to latency: which table, on what device, and whether it may be trusted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from automl.budget import Budget
+from automl.commands.build import flag, number, whole
+from automl.cost.latency import LatencyCost
+from automl.cost.lut.fingerprint import Fingerprint
+from automl.cost.lut.table import Table
+from automl.environment import cpu_name
+from automl.executors.latency_meter import CpuMeter, Effort, Meter
+from automl.executors.latency_networks import Deployed
+from automl.executors.latency_table import Manners, NetworkTable
+from automl.fitting import Space
+from automl.paths import lut_dir
+from automl.types import InputError
+
+if TYPE_CHECKING:
+    from automl.commands.build import Bench
+
+Settings = Mapping[str, Any]
+
+
+def latency_cost(bench: Bench) -> LatencyCost:
+    """The cost model of ``budget.latency_ms``, measuring and calibrating what is missing.
+
+    Raises:
+        InputError: The table is of another device, cannot be trusted or completed, or the budget
+            is below what no pruning changes.
+    """
+    table = network_table(bench)
+    settings = bench.config["latency"]
+    if table.calibration is None:
+        table.calibrate(**_whole_networks(settings))
+    require_in_reach(table.cost(), bench.config["budget"])
+    require_accurate(table, settings)
+    return table.cost()
+
+
+def require_accurate(table: NetworkTable, settings: Settings) -> None:
+    """Refuses a table whose error on fresh networks is too large; checks it where that is due.
+
+    Raises:
+        InputError: It is, and ``latency.force`` is not set.
+    """
+    calibration = table.calibration
+    assert calibration is not None  # for the type checker: callers calibrate first
+    held_out = calibration.held_out
+    if held_out is None:
+        held_out = table.check(**_whole_networks(settings))
+    print(f"latency table {table.table.path}: {held_out}", file=sys.stderr)
+    most = number(settings, "latency.max_mape", 0)
+    if held_out.mape > most and not flag(settings, "latency.force"):
+        raise InputError(
+            f"latency table {table.table.path} errs by {100 * held_out.mape:.1f} % on fresh "
+            f"networks, more than the {100 * most:g} % of latency.max_mape; build it again on a "
+            "quiet machine, or use it all the same with latency.force=true"
+        )
+
+
+def require_in_reach(cost: LatencyCost, budget: Any) -> None:
+    """Refuses a budget in ms that not even removing everything prunable would meet.
+
+    Raises:
+        InputError: It is below the time of the operators that no pruning changes.
+    """
+    limit = next((x for x in Budget.parse(budget).limits if x.resource == "latency_ms"), None)
+    if limit is None or limit.relative:
+        return
+    frozen = cost.frozen_ms
+    if limit.value < frozen:
+        raise InputError(
+            f"budget.latency_ms {limit.value:g} ms is below the {frozen:.3g} ms of what no pruning "
+            "changes (operators of fixed size, and calling them); ask for more, or for a fraction"
+        )
+
+
+def _whole_networks(settings: Settings) -> dict[str, Any]:
+    return {
+        "networks": whole(settings, "latency.networks", 2),
+        "budget_s": number(settings, "latency.budget_s", 0),
+    }
+
+
+def network_table(bench: Bench) -> NetworkTable:
+    """The latency table of this device as the bench's network uses it.
+
+    Raises:
+        InputError: The table is of another device (without ``latency.force``) or damaged.
+    """
+    settings = bench.config["latency"]
+    here = fingerprint(bench)
+    table, foreign = open_table(settings, here)
+    effort = Effort(repeats=whole(settings, "latency.repeats", 6))
+    meter = None
+    if flag(settings, "latency.measure") and not foreign:
+        meter = _meter(bench, effort)
+    return NetworkTable(
+        Deployed(bench.trace, bench.device, bench.dtype, bench.channels_last),
+        table,
+        _space(bench),
+        meter,
+        batch=whole(settings, "latency.batch", 1),
+        threads=here.threads,
+        effort=effort,
+        manners=Manners(
+            flag(settings, "latency.allow_busy"), number(settings, "latency.wait_s", 0)
+        ),
+        report=_report,
+    )
+
+
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _space(bench: Bench) -> Space:
+    granularity = bench.config["granularity"]
+    return Space.of(bench.trace.plan.targets, bench.rounding, granularity["min_keep"])
+
+
+def _meter(bench: Bench, effort: Effort) -> Meter:
+    if bench.device.type == "cuda":
+        from automl.executors.latency_cuda import CudaMeter
+
+        return CudaMeter(bench.device, effort)
+    return CpuMeter(_threads(bench), effort)
+
+
+def _threads(bench: Bench) -> int:
+    if bench.config["threads"] is None:
+        return torch.get_num_threads()
+    return whole(bench.config, "threads", 1)
+
+
+def fingerprint(bench: Bench) -> Fingerprint:
+    """What this process would measure on."""
+    settings = bench.config["latency"]
+    if bench.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(bench.device)
+        processor, capability = torch.cuda.get_device_name(bench.device), f"sm_{major}{minor}"
+    else:
+        processor, capability = cpu_name(), torch.backends.cpu.get_cpu_capability()
+    return Fingerprint(
+        device=bench.device.type,
+        processor=processor,
+        capability=capability,
+        cores=os.cpu_count() or 1,
+        threads=_threads(bench) if bench.device.type == "cpu" else 1,
+        torch=torch.__version__,
+        dtype=str(bench.dtype).removeprefix("torch."),
+        layout="channels_last" if bench.channels_last else "contiguous",
+        repeats=whole(settings, "latency.repeats", 6),
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        system=f"{os.uname().sysname} {os.uname().machine}",
+    )
+
+
+def open_table(settings: Settings, here: Fingerprint) -> tuple[Table, bool]:
+    """The table to use, and whether it is of another device.
+
+    Raises:
+        InputError: It is, without ``latency.force``; or it is missing or damaged.
+    """
+    given = settings["table"]
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"latency.table must be a folder or a JSON file, got {given!r}")
+    if given is not None and Path(given).suffix in (".json", ".csv"):
+        return _given(Path(given), here, flag(settings, "latency.force"))
+    folder = Path("lut" if given is None else given)
+    path = folder / f"{here.name}.json"
+    if path.exists():
+        return _given(path, here, flag(settings, "latency.force"))
+    shipped = lut_dir() / path.name
+    if given is None and shipped.exists():
+        return Table.load(shipped).copy_to(path), False
+    if not flag(settings, "latency.measure"):
+        others = sorted(file.stem for file in folder.glob("*.json")) if folder.is_dir() else []
+        there = f"; {folder} has {', '.join(others)}" if others else ""
+        raise InputError(
+            f"there is no latency table of this device in {folder} ({here.name}){there}; measure "
+            "one with: prunepilot lut build, or name one with latency.table=FILE"
+        )
+    return Table(path, here), False
+
+
+def _given(path: Path, here: Fingerprint, force: bool) -> tuple[Table, bool]:
+    table = Table.load(path)
+    differences = table.fingerprint.differences(here)
+    if differences and not force:
+        raise InputError(
+            f"latency table {path} is of another device: {', '.join(differences)}; measure one "
+            "here with: prunepilot lut build, or use it all the same with latency.force=true"
+        )
+    return table, bool(differences)

@@ -1,0 +1,197 @@
+"""From a signature back to a call that can be timed, on tensors of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automl.cost.lut.signature import Signature
+from automl.executors.latency_record import ACTIVATIONS, details
+from automl.types import InputError
+
+#: Where a recorded function may come from; nothing else is ever looked up or called.
+_SOURCES: dict[str, Any] = {
+    "torch.nn.functional": nn.functional,
+    "torch.Tensor": Tensor,
+    "torch": torch,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """An operator ready to run.
+
+    Attributes:
+        signature: Which one.
+        call: Runs it; the result is dropped.
+        reads: Activations that it reads, in use written just before by the operator ahead.
+        size_bytes: What its tensors take.
+    """
+
+    signature: Signature
+    call: Callable[[], Any]
+    reads: tuple[Tensor, ...]
+    size_bytes: int
+
+    def touch(self) -> None:
+        """Writes what is read, so that it lies in the caches as it does behind its producer."""
+        for tensor in self.reads:
+            tensor.mul_(1)
+
+
+def replay(signature: Signature, device: torch.device) -> Replay:
+    """Makes the operator of a signature, with random weights and inputs.
+
+    Raises:
+        InputError: This version cannot execute it.
+    """
+    if signature.format != "dense":
+        raise InputError(f"cannot measure {signature}: format {signature.format!r} has no executor")
+    with torch.inference_mode():
+        if signature.kind in ("conv1d", "conv2d", "conv3d"):
+            return _convolution(signature, device)
+        if signature.kind == "linear":
+            return _linear(signature, device)
+        return _other(signature, device)
+
+
+def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if not dtype.is_floating_point:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.rand(tuple(shape), dtype=torch.float32, device=device).to(dtype)
+
+
+def _convolution(signature: Signature, device: torch.device) -> Replay:
+    detail, dtype = details(signature), getattr(torch, signature.dtype)
+    sizes = {1: [signature.height], 2: [signature.height, signature.width]}
+    dims = len(signature.kernel)
+    if dims not in sizes:
+        raise InputError(f"cannot measure {signature}: {signature.kind} is not supported yet")
+    data = _random([signature.batch, signature.in_channels, *sizes[dims]], dtype, device)
+    per_group = signature.in_channels // signature.groups
+    weight = _random([signature.out_channels, per_group, *signature.kernel], dtype, device) - 0.5
+    if signature.layout == "channels_last":
+        data, weight = (t.to(memory_format=torch.channels_last) for t in (data, weight))
+    bias = _random([signature.out_channels], dtype, device) if detail["bias"] else None
+    function = getattr(nn.functional, signature.kind)
+    stride, dilation, padding = signature.stride, detail["dilation"], detail["padding"]
+    groups, tail = signature.groups, _tail(signature)
+
+    def call() -> Any:
+        return tail(function(data, weight, bias, stride, padding, dilation, groups))
+
+    return _replay(signature, call, [data], [data, weight])
+
+
+def _linear(signature: Signature, device: torch.device) -> Replay:
+    detail, dtype = details(signature), getattr(torch, signature.dtype)
+    shape = [signature.batch, *detail["lead"], signature.in_channels]
+    data = _random(shape, dtype, device)
+    weight = _random([signature.out_channels, signature.in_channels], dtype, device) - 0.5
+    bias = _random([signature.out_channels], dtype, device) if detail["bias"] else None
+    tail = _tail(signature)
+
+    def call() -> Any:
+        return tail(nn.functional.linear(data, weight, bias))
+
+    return _replay(signature, call, [data], [data, weight])
+
+
+def _tail(signature: Signature) -> Callable[[Tensor], Tensor]:
+    steps = []
+    for label in signature.fused:
+        if label not in ACTIVATIONS:
+            raise InputError(f"cannot measure {signature}: unknown activation {label!r}")
+        steps.append(ACTIVATIONS[label])
+    if not steps:
+        return lambda x: x
+    if len(steps) == 1:
+        return steps[0]
+
+    def several(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return several
+
+
+def _other(signature: Signature, device: torch.device) -> Replay:
+    detail = details(signature)
+    made: list[tuple[Tensor, bool]] = []
+    args = [_decode(value, device, made) for value in detail["args"]]
+    kwargs = {name: _decode(value, device, made) for name, value in detail["kwargs"].items()}
+    function = find_function(detail["call"])
+    reads = [t for t, weight in made if not weight and t.dtype.is_floating_point and _dense(t)]
+
+    def call() -> Any:
+        return function(*args, **kwargs)
+
+    return _replay(signature, call, reads, [tensor for tensor, _ in made])
+
+
+def _dense(tensor: Tensor) -> bool:
+    return all(stride > 0 for stride in tensor.stride())
+
+
+def _replay(
+    signature: Signature, call: Callable[[], Any], reads: list[Tensor], tensors: list[Tensor]
+) -> Replay:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return Replay(signature, call, tuple(reads), size)
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """The torch function of a recorded name.
+
+    Raises:
+        InputError: It is not one of torch's.
+    """
+    if name.startswith("aten."):
+        from automl.graph.program import find_target
+
+        try:
+            return find_target(name)
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"the table names {name!r}, which is no torch operator") from error
+    source, _, attribute = name.rpartition(".")
+    holder = _SOURCES.get(source)
+    function = getattr(holder, attribute, None) if holder is not None else None
+    if not callable(function):
+        raise InputError(f"the table names {name!r}, which is no torch function")
+    return function  # type: ignore[no-any-return]
+
+
+def _decode(value: Any, device: torch.device, made: list[tuple[Tensor, bool]]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, device, made) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        tensor = _decode_tensor(value, device)
+        made.append((tensor, value.get("weight", False)))
+        return tensor
+    if "tuple" in value:
+        return tuple(_decode(item, device, made) for item in value["tuple"])
+    if "slice" in value:
+        return slice(*value["slice"])
+    if "ellipsis" in value:
+        return Ellipsis
+    return getattr(torch, value["torch"]) if "torch" in value else device
+
+
+def _decode_tensor(value: dict[str, Any], device: torch.device) -> Tensor:
+    shape, dtype = value["tensor"], getattr(torch, value["dtype"])
+    strides = value.get("strides")
+    if strides is not None:
+        pairs = zip(shape, strides, strict=True)
+        extent = 1 + sum((size - 1) * stride for size, stride in pairs)
+        return _random([extent], dtype, device).as_strided(tuple(shape), tuple(strides))
+    tensor = _random(shape, dtype, device)
+    if value["layout"] == "channels_last":
+        return tensor.to(memory_format=torch.channels_last)
+    return tensor

@@ -1,0 +1,224 @@
+"""Fills, calibrates and checks a latency table for one network, as far as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl.cost.latency import LatencyCost, LatencySum
+from automl.cost.lut.calibration import Calibration, Check, calibrate
+from automl.cost.lut.operators import Operators
+from automl.cost.lut.signature import Signature
+from automl.cost.lut.table import Table
+from automl.executors.latency import measure_latency
+from automl.executors.latency_meter import Effort, Meter
+from automl.executors.latency_networks import Deployed
+from automl.executors.quiet import require_quiet
+from automl.fitting import Space
+from automl.types import InputError, Kept
+
+#: Operators measured together at least: fewer would find each other's weights in the caches.
+_TOGETHER = 48
+#: Share of the operators that may have waited for the CPU before a measurement is thrown away.
+_MOST_DISTURBED = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """What to do on a machine that is not quiet.
+
+    Attributes:
+        allow_busy: Measure all the same.
+        wait_s: How long to wait for a quiet machine.
+    """
+
+    allow_busy: bool = False
+    wait_s: float = 0.0
+
+
+class NetworkTable:
+    """A latency table as one network uses it.
+
+    Args:
+        deployed: Makes the network's slim forms.
+        table: The entries of this device.
+        space: The counts that a search may keep.
+        meter: Measures what the table lacks; None where it must not be measured.
+        batch: Examples in a pass.
+        threads: CPU threads of whole networks.
+        manners: What to do on a machine that is not quiet.
+        report: Called with one line when something that takes long begins, and with how many
+            operators are done.
+    """
+
+    def __init__(
+        self,
+        deployed: Deployed,
+        table: Table,
+        space: Space,
+        meter: Meter | None,
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        effort: Effort = Effort(),  # noqa: B008 - frozen
+        manners: Manners = Manners(),  # noqa: B008 - frozen
+        report: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Measures nothing yet."""
+        self.deployed, self.table, self.space = deployed, table, space
+        self._meter, self._batch, self._threads = meter, batch, threads
+        self._effort, self._manners, self._report = effort, manners, report
+        self._was_quiet = False
+
+    # ---- operators
+
+    @cached_property
+    def operators(self) -> Operators:
+        """What the network executes, as functions of the kept counts."""
+        return self.deployed.operators(self._batch)
+
+    @cached_property
+    def total(self) -> LatencySum:
+        """Sums of operators, measured when they are first asked for."""
+        return LatencySum(self.operators, self)
+
+    @cached_property
+    def reachable(self) -> list[Signature]:
+        """All operators of all networks that the search can reach."""
+        return self.operators.reachable(self.space.grids())
+
+    def times_us(self, signatures: Sequence[Signature]) -> NDArray[np.float64]:
+        """Median times; what the table lacks is measured and written to it.
+
+        Raises:
+            InputError: Something is missing and must not, or cannot, be measured.
+        """
+        missing = [signature for signature in signatures if signature not in self.table.entries]
+        if missing:
+            self._measure(self._with_company(missing))
+        entries = self.table.entries
+        return np.array([entries[signature].median_us for signature in signatures])
+
+    def build(self) -> int:
+        """Measures everything that the search can reach; returns how much was new."""
+        missing = [s for s in self.reachable if s not in self.table.entries]
+        if missing:
+            self._measure(missing)
+        return len(missing)
+
+    def _with_company(self, missing: list[Signature]) -> list[Signature]:
+        """So many more that they are not measured alone, from what may be asked for next."""
+        lacking = _TOGETHER - len(missing)
+        if lacking <= 0:
+            return missing
+        asked = set(missing)
+        others = [s for s in self.reachable if s not in self.table.entries and s not in asked]
+        # Spread over the network, the same ones every time.
+        chosen = others[:: max(1, len(others) // lacking)][:lacking]
+        return [*missing, *chosen]
+
+    def _measure(self, missing: Sequence[Signature]) -> None:
+        if self._meter is None:
+            raise InputError(
+                f"latency table {self.table.path} lacks {len(missing)} operators that this asks "
+                f"for, such as {missing[0]}; measure them on that device with: prunepilot lut build"
+            )
+        self._be_quiet()
+        network = self.operators.at(self.deployed.plan.dense)
+        done = 0
+        for found in self._meter(missing, network):
+            disturbed = sum(self._effort.disagrees(entry) for _, entry in found) / len(found)
+            if disturbed > _MOST_DISTURBED and not self._manners.allow_busy:
+                raise InputError(
+                    f"this machine is not quiet: {100 * disturbed:.0f} % of the operators waited "
+                    "for the CPU while they were timed; nothing of that was written. Stop other "
+                    "work and go on, or accept it with latency.allow_busy=true"
+                )
+            self.table.add(found)
+            done += len(found)
+            self._report(f"measured {done} of {len(missing)} operators")
+
+    def _be_quiet(self) -> None:
+        if not (self._manners.allow_busy or self._was_quiet):
+            require_quiet(self._manners.wait_s)
+            self._was_quiet = True
+
+    # ---- whole networks
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that the table holds for this network."""
+        return self.table.calibrations.get(self.operators.key)
+
+    def cost(self) -> LatencyCost:
+        """The cost model.
+
+        Raises:
+            InputError: The network is not calibrated.
+        """
+        if self.calibration is None:
+            raise InputError(
+                f"latency table {self.table.path} is not calibrated for this network; "
+                "calibrate it with: prunepilot lut build"
+            )
+        return LatencyCost(self.total, self.calibration)
+
+    def calibrate(self, networks: int, seed: int = 0, budget_s: float = 20.0) -> Calibration:
+        """Fits slope and offset to random slim networks, and writes them to the table."""
+        kept = self.draw(networks, seed)
+        sums = self.total(kept)
+        self._report(f"timing {len(kept)} whole networks to calibrate on")
+        measured = self.measure(kept, budget_s)
+        found = calibrate(sums.tolist(), measured.tolist(), _today())
+        self.table.calibrate(self.operators.key, found)
+        return found
+
+    def check(self, networks: int, seed: int = 1, budget_s: float = 20.0) -> Check:
+        """Compares predictions with fresh random slim networks, and writes that to the table.
+
+        Raises:
+            InputError: The network is not calibrated.
+        """
+        cost, calibration = self.cost(), self.calibration
+        assert calibration is not None  # for the type checker: cost() raises
+        kept = self.draw(networks, seed)
+        predicted = cost(kept)
+        self._report(f"timing {len(kept)} whole networks to check against")
+        measured = self.measure(kept, budget_s)
+        check = Check(tuple(predicted.tolist()), tuple(measured.tolist()))
+        self.table.calibrate(self.operators.key, replace(calibration, held_out=check))
+        return check
+
+    def measure(self, kept: Kept, budget_s: float) -> NDArray[np.float64]:
+        """Measured latencies of whole networks in ms; kept counts of shape (networks, targets)."""
+        if self._meter is None:
+            raise InputError("measuring is turned off (latency.measure=false)")
+        self._be_quiet()
+        networks = {str(i): self.deployed.network(row) for i, row in enumerate(kept)}
+        inputs = self.deployed.inputs(self._batch)
+        found = measure_latency(networks, inputs, budget_s=budget_s, threads=self._threads)
+        return np.array([found[name].median_ms for name in networks])
+
+    def draw(self, networks: int, seed: int) -> Kept:
+        """The dense network and random slim ones of all sizes, (networks + 1, targets).
+
+        Each has a size of its own, drawn evenly between the smallest and the dense network, around
+        which the keep fractions of its targets scatter.
+        """
+        rng = np.random.default_rng([seed, networks])
+        targets = len(self.space.units)
+        # Even spacing, shuffled within each step: twelve networks cover all sizes.
+        size = (rng.permutation(networks) + rng.random(networks)) / max(1, networks)
+        noise = rng.random((networks, targets))
+        size = size[:, None]
+        keep = np.where(size < 0.5, 2 * size * noise, 1 - 2 * (1 - size) * noise)
+        return np.concatenate([self.space.units[None], self.space.nearest(keep)])
+
+
+def _today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"

@@ -1,0 +1,147 @@
+"""What all packed layers share: the checks of a call, exactness about NaN, sizes.
+
+A packed layer is a fully connected layer whose weight was brought into a format once. It is a
+frozen data class of numpy arrays; calling it multiplies. A format is a small frozen data class of
+settings with ``pack``; ``conf/executor`` has one YAML for each.
+
+Zero weights are skipped, which differs from a dense product where an activation is NaN or
+infinite, because 0 times those is NaN. Such inputs are rare and wrong, so they take the slow road:
+the weight is unpacked and multiplied densely, and NaN comes out wherever dense would have it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from automl.executors.rows import Float32
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLinear(ABC):
+    """A fully connected layer in some format.
+
+    Attributes:
+        in_features: Columns of the weight.
+        bias: Added to the products, shape (out_features).
+    """
+
+    #: What packed files call the class.
+    kind: ClassVar[str]
+
+    in_features: int
+    bias: Float32
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the format, as in ``conf/executor``."""
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return len(self.bias)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All arrays by the name of their field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @abstractmethod
+    def to_dense(self) -> Float32:
+        """The weight that is multiplied with, shape (out_features, in_features)."""
+
+    @abstractmethod
+    def multiply(self, x: Float32) -> Float32:
+        """The layer's output for one finite, contiguous example.
+
+        Args:
+            x: Shape (in_features).
+
+        Returns:
+            Shape (out_features).
+        """
+
+    def multiply_batch(self, x: Float32) -> Float32:
+        """The layer's outputs for finite, contiguous examples, shape (batch, in_features)."""
+        y = np.empty((len(x), self.out_features), np.float32)
+        for example, output in zip(x, y, strict=True):
+            output[:] = self.multiply(example)
+        return y
+
+    def __call__(self, x: Float32) -> Float32:
+        """Multiplies, as ``torch.nn.functional.linear`` does.
+
+        Args:
+            x: Activations, float32, shape (..., in_features), in any memory order.
+
+        Returns:
+            New array of shape (..., out_features).
+
+        Raises:
+            TypeError: The activations are not float32.
+            ValueError: Their last dimension is not ``in_features``.
+        """
+        if x.dtype != np.float32:
+            raise TypeError(f"PackedLinear.x must be float32, got {x.dtype}")
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"PackedLinear.x must be (..., {self.in_features}), got {x.shape}")
+        flat = np.ascontiguousarray(x).reshape(-1, self.in_features)
+        if not _all_finite(flat):
+            y = self._multiply_densely(flat)
+        elif len(flat) == 1:
+            y = self.multiply(flat[0])
+        else:
+            y = self.multiply_batch(flat)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _multiply_densely(self, x: Float32) -> Float32:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(x @ self.to_dense().T + self.bias, np.float32)
+
+
+class Format(Protocol):
+    """A way to pack fully connected layers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the format, as in ``conf/executor``."""
+
+    def unfit(self, weight: ArrayLike) -> str | None:
+        """Why a weight cannot be packed, as one phrase; None where it can."""
+
+    def pack(self, weight: ArrayLike, bias: ArrayLike | None = None) -> PackedLinear:
+        """Packs a layer.
+
+        Args:
+            weight: Shape (out_features, in_features), floating point; zeros are left out.
+            bias: Shape (out_features).
+
+        Raises:
+            TypeError: An argument does not hold floating-point numbers.
+            ValueError: Shapes are wrong, or the format cannot hold this weight.
+        """
+
+
+def _all_finite(x: Float32) -> bool:
+    from automl.executors.kernels.checks import all_finite
+
+    return bool(all_finite(x.reshape(-1).view(np.uint32)))
+
+
+def aligned_zeros(count: int, dtype: type[np.generic]) -> NDArray[np.generic]:
+    """Zeros that start at a cache line."""
+    size = np.dtype(dtype).itemsize * count
+    memory = np.zeros(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(dtype)
