@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
     """
     try:
-        args = _parser(argv).parse_args(argv)
+        args = _parse(_parser(argv), argv)
     except SystemExit as stop:  # argparse has printed the help or the error
         return int(stop.code or OK)
     try:
@@ -58,6 +58,17 @@ def main(argv: Sequence[str]) -> int:
         return FAILED
     except Exception as error:
         return _bad_input_or_raise(error)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the arguments; settings may stand before and after options, which argparse refuses."""
+    args, rest = parser.parse_known_args(argv)
+    settings = [text for text in rest if "=" in text and not text.startswith("-")]
+    if len(settings) < len(rest) or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:
+        args.overrides = [*args.overrides, *settings]
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:
