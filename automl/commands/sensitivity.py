@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "show how much pruning each group alone hurts, and what any budget costs by it"
 EXAMPLE = (
-    "prunepilot sensitivity model=digits trials=60 --budgets 0.5 0.25 run_dir=runs/sensitivity"
+    "prunepilot sensitivity model=digits trials=60 --budgets 0.5,0.25 run_dir=runs/sensitivity"
 )
 
 #: Key of the settings in config.yaml that says which verb the folder is of.
@@ -27,29 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
     parser.add_argument(
         "--budgets",
-        metavar="FRACTION",
-        type=float,
-        nargs="+",
-        default=[0.75, 0.5, 0.35, 0.25],
+        metavar="F,F,...",
+        type=_numbers,
+        default="0.75,0.5,0.35,0.25",
         help="fractions of dense of what budget.* limits, a policy each (default: %(default)s)",
     )
     parser.add_argument(
         "--drops",
-        metavar="DROP",
-        type=float,
-        nargs="+",
-        default=[0.005, 0.01, 0.02],
+        metavar="D,D,...",
+        type=_numbers,
+        default="0.005,0.01,0.02",
         help="drops of top-1 in [0, 1] that the table has a column for (default: %(default)s)",
     )
     parser.add_argument(
         "--damages",
-        metavar="DAMAGE",
-        type=float,
-        nargs="+",
-        default=[0.01, 0.03, 0.1],
+        metavar="D,D,...",
+        type=_numbers,
+        default="0.01,0.03,0.1",
         help="the same for scoring.score, unless that is top1 (default: %(default)s)",
     )
     add_override_arguments(parser)
+
+
+def _numbers(text: str) -> list[float]:
+    """Comma-separated numbers; argparse turns ValueError into one line."""
+    return [float(word) for word in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,9 +10,9 @@ al., 2015, choose thresholds by it), made to use a number of trials as well as i
 3. Policies from it, each within the budget and using it: by additive damage
    (``sensitivity_solver``), also of its powers and of other metrics that the scorer reports, and by
    one threshold that all targets' damage stays below.
-4. The trials that are left refine: an additive model is fitted to the complete policies tried so
-   far (``sensitivity_model``), and what a draw from its posterior thinks best among all policies,
-   and near the best found, is tried next.
+4. The trials that are left refine: a Gaussian process with the analysis as its mean is fitted to
+   the complete policies tried so far (``sensitivity_model``), and the neighbour of the best ones
+   that it expects most of is tried next.
 
 The result is the best policy tried, by the problem's own score.
 """
@@ -20,7 +20,7 @@ The result is the best policy tried, by the problem's own score.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,6 @@ import numpy as np
 from automl.fitting import Floats, Ints
 from automl.hints import did_you_mean
 from automl.problem import Problem, Trial, best
-from automl.strategies.neighbours import neighbour
 from automl.strategies.sensitivity_analysis import (
     SCORE,
     Analysis,
@@ -48,8 +47,8 @@ POLICIES = ("additive", "threshold")
 _EXPONENTS = (1.0, 0.75, 1.25)
 #: Metrics that are added up at first, beside the one that was chosen.
 _METRICS = ("kl", "loss")
-#: Neighbours of the best policies that are thought of for each one tried, and of how many.
-_NEIGHBOURS, _PARENTS = 8, 4
+#: Neighbours that are thought of, twice for each policy tried, and of how many of the best.
+_NEIGHBOURS, _PARENTS = 128, 6
 #: The uniform policy, the dense network, and one policy from the analysis.
 _OVERHEAD = 3
 
@@ -197,30 +196,32 @@ class _Search:
         """What the model, fitted to all complete policies so far, wants to try; None: no more."""
         tried = [t for t in self._complete if t.status == "ok"] or self._complete
         tried.sort(key=lambda trial: -trial.score)
-        at = self._solver.positions(np.array([self._kept(trial) for trial in tried]))
-        damage = damages(analysis.dense, tried)
-        alone = table[np.arange(at.shape[1]), at]
-        positive = damage > 0  # not where the trial failed (NaN) either
-        drawn = table
-        if positive.any():
-            model = Interaction.fitted(alone[positive], damage[positive])
-            drawn = model.table(table, self._rng)
-        pool = self._pool(drawn, at[:_PARENTS])
-        known = {self._kept(trial).tobytes() for trial in self._complete}
-        new = [one for one in pool if self._solver.kept(one).tobytes() not in known]
-        if not new:
-            return None
-        chosen = min(new, key=lambda one: float(self._solver.total(drawn, one)))
-        return self._solver.kept(chosen)
+        kept = np.array([self._kept(trial) for trial in tried])
+        merit = self._merit(table, kept, damages(analysis.dense, tried))
+        pool = self._around(kept[:_PARENTS])
+        if len(pool):
+            pool = np.concatenate([pool, self._around(pool[_order(merit(pool))[:_PARENTS]])])
+        return pool[_order(merit(pool))[0]] if len(pool) else None
 
-    def _pool(self, table: Floats, parents: Ints) -> list[Ints]:
-        """The best policy for these curves, and neighbours of it and of the best tried."""
-        optimum = self._solver.solve(table, list(parents), kicks=0)
-        around = [self._solver.kept(one) for one in (optimum, *parents)]
-        drawn = [
-            neighbour(self._problem, kept, self._rng) for kept in around for _ in range(_NEIGHBOURS)
-        ]
-        return [optimum, *self._solver.positions(np.array(drawn))]
+    def _merit(self, table: Floats, kept: Kept, damage: Floats) -> Callable[[Kept], Floats]:
+        """How much policies (policies, targets) are worth trying, by those tried."""
+        units, targets = self._problem.space.units, np.arange(len(table))
+
+        def alone(kept: Kept) -> Floats:
+            return np.asarray(table[targets, self._solver.positions(kept)])
+
+        known = damage > 0  # not where the trial failed (NaN) either
+        if not known.any():
+            return lambda some: -alone(some).sum(axis=1)
+        model = Interaction.fitted(alone(kept[known]), kept[known] / units, damage[known])
+        return lambda some: model.improvement(alone(some), some / units)
+
+    def _around(self, parents: Kept) -> Kept:
+        """New neighbours of policies, (policies, targets), no two alike."""
+        known = {self._kept(trial).tobytes() for trial in self._complete}
+        at = self._solver.neighbours(self._solver.positions(parents), _NEIGHBOURS, self._rng)
+        kept = self._solver.kept(at)
+        return kept[[one.tobytes() not in known for one in kept]]
 
     # ---- trials
 
@@ -242,3 +243,8 @@ class _Search:
 
     def _add(self, trial: Trial) -> None:
         self._found.setdefault(trial.policy.key, trial)
+
+
+def _order(merit: Floats) -> Ints:
+    """Positions by falling merit, the first of equals first."""
+    return np.argsort(-merit, kind="stable")

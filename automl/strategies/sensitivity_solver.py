@@ -222,6 +222,48 @@ class Solver:
             for count in range(1, min(len(free), _MOST_CHANGED) + 1)
         )
 
+    # ---- neighbours
+
+    def neighbours(self, parents: Ints, count: int, rng: np.random.Generator) -> Ints:
+        """Random candidates near others, (at most count, targets), no two alike.
+
+        Each is a parent with one to four targets moved by one or two steps; then other targets are
+        lowered at random until the budget is met, and raised at random until it is used.
+
+        Args:
+            parents: Candidates, (parents, targets).
+            count: How many to draw.
+            rng: Where numbers come from.
+        """
+        at = parents[rng.integers(len(parents), size=count)]
+        ranks = rng.random(at.shape).argsort(axis=1)
+        moved = ranks < rng.integers(1, _MOST_CHANGED + 1, size=(count, 1))
+        at = np.clip(at + moved * rng.choice([-2, -1, 1, 2], size=at.shape), 0, self.sizes - 1)
+        at = self._lowered(at, moved, rng)
+        at = self._raised(at[self.within(at)], rng)
+        return np.asarray(np.unique(at, axis=0))
+
+    def _lowered(self, at: Ints, moved: Bools, rng: np.random.Generator) -> Ints:
+        """Lowers targets at random, those not moved first, until each row meets the budget."""
+        while len(over := np.flatnonzero(~self.within(at) & (at > 0).any(axis=1))):
+            urge = rng.random((len(over), at.shape[1])) - moved[over]
+            chosen = np.where(at[over] > 0, urge, -np.inf).argmax(axis=1)
+            at[over, chosen] -= 1
+        return at
+
+    def _raised(self, at: Ints, rng: np.random.Generator) -> Ints:
+        """Raises targets at random as long as the budget allows."""
+        single, active = np.eye(at.shape[1], dtype=np.int64), np.arange(len(at))
+        while len(active):
+            able = at[active] + 1 < self.sizes
+            raised = np.minimum(at[active][:, None, :] + single, self.sizes - 1)
+            able &= self.within(raised)
+            some = able.any(axis=1)
+            active, able = active[some], able[some]
+            chosen = np.where(able, rng.random(able.shape), -1.0).argmax(axis=1)
+            at[active, chosen] += 1
+        return at
+
 
 def _changes(sizes: Ints, free: list[int], count: int, rng: np.random.Generator) -> Ints:
     """All changes of ``count`` targets by some steps, at least one of them upwards.

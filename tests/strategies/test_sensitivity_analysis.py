@@ -60,7 +60,7 @@ def test_between_points_curves_are_close_to_the_truth(problem):
         truth = np.linspace(1, 2, 4)[i] * (1 - keep) ** 2
         not_nearly_dense = keep < 0.9
         np.testing.assert_allclose(
-            np.log(curve[not_nearly_dense]), np.log(truth[not_nearly_dense]), atol=0.5
+            np.log(curve[not_nearly_dense]), np.log(truth[not_nearly_dense]), atol=np.log(2)
         )
 
 
@@ -72,9 +72,11 @@ def test_noise_below_dense_becomes_small_damage():
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20))
 def test_isotonic_regression_is_the_nearest_non_decreasing_sequence(values):
-    from sklearn.isotonic import IsotonicRegression
-
-    theirs = IsotonicRegression().fit_transform(np.arange(len(values)), values)
-    np.testing.assert_allclose(isotonic(np.array(values)), theirs, atol=1e-9)
+    # Its closed form: the largest, over starts up to i, of the least mean up to any end from i.
+    n, y = len(values), np.array(values)
+    closed = [
+        max(min(y[j : k + 1].mean() for k in range(i, n)) for j in range(i + 1)) for i in range(n)
+    ]
+    np.testing.assert_allclose(isotonic(y), closed, atol=1e-9)

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automl.problem import Problem
-from automl.strategies.sensitivity_model import Interaction
 from automl.strategies.sensitivity_solver import Solver
 
 
@@ -96,20 +95,23 @@ def test_a_table_of_zeros_and_a_single_choice_are_solved_too():
     assert solver.solve(solver.table([np.zeros(1)])).tolist() == [0]
 
 
-def test_the_model_recovers_scales_from_complete_policies():
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0.5, 2.0, 6)
-    alone = rng.exponential(size=(80, 6))
-    model = Interaction.fitted(alone, alone @ truth * rng.normal(1, 0.01, 80))
-    assert model.exponent == 1.0
-    np.testing.assert_allclose(model.mean, truth, rtol=0.1)
+def test_neighbours_are_near_and_use_the_budget():
+    problem = toy.problem((64, 64, 64, 64), {"macs": 0.37, "params": 0.5})
+    solver = Solver(problem)
+    parent = solver.positions(problem.fit(np.ones(4)))
+    found = solver.neighbours(parent[None], 200, np.random.default_rng(0))
+    assert len(found) > 20
+    assert len(np.unique(found, axis=0)) == len(found)
+    assert solver.within(found).all()
+    more = found[:, None, :] + np.eye(4, dtype=np.int64)
+    legal = (more < solver.sizes).all(axis=-1)
+    assert not solver.within(more[legal]).any()
+    assert np.median(np.abs(found - parent).sum(axis=1)) < 12
 
 
-def test_one_complete_policy_sets_the_common_scale_and_draws_differ():
-    alone = np.array([[1.0, 2.0, 3.0]])
-    model = Interaction.fitted(alone, np.array([12.0]))
-    table = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
-    assert model.table(table)[:, 0].sum() == pytest.approx(12, rel=0.05)
-    draws = [model.table(table, np.random.default_rng(seed))[0, 0] for seed in (1, 2)]
-    assert draws[0] != draws[1]
-    assert min(draws) > 0
+def test_neighbours_of_the_only_policy_are_itself():
+    problem = toy.problem()
+    least = problem.costs(problem.space.low)["macs"]
+    solver = Solver(toy.problem(budget={"macs": {"absolute": least}}))
+    only = solver.positions(problem.space.low)[None]
+    assert solver.neighbours(only, 20, np.random.default_rng(0)).tolist() == only.tolist()
