@@ -84,7 +84,7 @@ def _read_means(
     counts: dict[str, int] = {}
 
     def visit(use: LayerUse, data: Tensor) -> None:
-        channels = data.movedim(1, -1) if use.is_conv else data
+        channels = data if use.conv is None else data.movedim(1, -1)
         values = of_element(channels).flatten(0, -2)
         found = values.sum(0, dtype=torch.float64)
         sums[use.step.name] = sums[use.step.name] + found if use.step.name in sums else found

@@ -28,6 +28,26 @@ BATCH = 64
 
 #: Product with a parameter: operator -> (argument of the data, of the weight).
 _PRODUCTS = {"aten.linear.default": (0, 1), "aten.addmm.default": (1, 2)}
+_CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which inputs a convolution's outputs see, one entry per spatial dimension.
+
+    Attributes:
+        kernel: Size.
+        stride: Distance of outputs.
+        padding: Zeros as ``F.pad`` takes them, last dimension first.
+        dilation: Distance of taps.
+        groups: Groups of channels.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +58,14 @@ class LayerUse:
         layer: The layer.
         step: The instruction.
         data: Name of the value it reads.
-        module: The convolution or linear layer called, None for a product with a parameter.
+        conv: Of a convolution, whose inputs lie (examples, channels, *positions); None for linear
+            layers, whose inputs lie (..., features).
     """
 
     layer: LayerPlan
     step: Instruction
     data: str
-    module: nn.Module | None
+    conv: Geometry | None
 
     @property
     def weight(self) -> str:
@@ -52,14 +73,9 @@ class LayerUse:
         return self.layer.tensors[0]
 
     @property
-    def is_conv(self) -> bool:
-        """Whether inputs lie (examples, channels, *positions) instead of (..., features)."""
-        return isinstance(self.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-
-    @property
     def groups(self) -> int:
         """Groups of a convolution, 1 elsewhere."""
-        return int(getattr(self.module, "groups", 1))
+        return 1 if self.conv is None else self.conv.groups
 
     @property
     def transposed(self) -> bool:
@@ -69,45 +85,74 @@ class LayerUse:
 
 Visit = Callable[[LayerUse, Tensor], None]
 
+#: Weight, value read, geometry.
+_Found = tuple[str, str, Geometry | None]
+
 
 def layer_uses(model: nn.Module, plan: IndexPlan) -> list[LayerUse]:
     """Where the weights of linear layers and convolutions meet data, in program order.
 
-    Transposed convolutions and convolutions with bare parameters are left out.
+    Transposed convolutions are left out.
     """
     sources = {i.name: i.target for i in plan.program if i.op == "get_attr"}
     by_weight = {layer.tensors[0]: layer for layer in plan.layers_plan if layer.tensors}
     uses = []
     for step in plan.program:
-        found = _module_call(model, plan, step) or _product(step, sources)
-        if found is not None and (layer := by_weight.get(_canonical(plan, found[0]))) is not None:
-            _, data, module = found
-            uses.append(LayerUse(layer, step, data, module))
+        found = _module_call(model, step) or _operator_call(model, step, sources)
+        if found is None:
+            continue
+        weight, data, geometry = found
+        layer = by_weight.get(plan.aliases.get(weight, weight))
+        if layer is not None:
+            uses.append(LayerUse(layer, step, data, geometry))
     return uses
 
 
-def _canonical(plan: IndexPlan, name: str) -> str:
-    return plan.aliases.get(name, name)
-
-
-def _module_call(
-    model: nn.Module, plan: IndexPlan, step: Instruction
-) -> tuple[str, str, nn.Module] | None:
+def _module_call(model: nn.Module, step: Instruction) -> _Found | None:
     if step.op != "call_module":
         return None
     module = model.get_submodule(step.target)
-    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    weight, data = f"{step.target}.weight", step.args[0].get("ref")
+    if isinstance(module, nn.Linear):
+        return weight, data, None
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return None
-    return f"{step.target}.weight", step.args[0]["ref"], module
+    padding = tuple(module._reversed_padding_repeated_twice)
+    if module.padding_mode != "zeros" and any(padding):
+        return None  # exported as padding and a convolution, so this does not come up
+    return weight, data, Geometry(
+        module.kernel_size, module.stride, padding, module.dilation, module.groups
+    )  # fmt: skip
 
 
-def _product(step: Instruction, sources: dict[str, str]) -> tuple[str, str, None] | None:
-    if step.target not in _PRODUCTS:
+def _operator_call(model: nn.Module, step: Instruction, sources: dict[str, str]) -> _Found | None:
+    is_conv = step.target in _CONVOLUTIONS
+    if not is_conv and step.target not in _PRODUCTS:
         return None
-    data, weight = (_reference(step.args[at]) for at in _PRODUCTS[step.target])
-    if data is None or weight not in sources:
+    at = (0, 1) if is_conv else _PRODUCTS[step.target]
+    data, source = (_reference(step.args[i]) for i in at)
+    if data is None or source not in sources:
         return None
-    return sources[weight], data, None
+    weight = sources[source]
+    if not is_conv:
+        return weight, data, None
+    return weight, data, _geometry(step, tuple(model.get_parameter(weight).shape[2:]))
+
+
+def _geometry(step: Instruction, kernel: tuple[int, ...]) -> Geometry:
+    """Of a convolution operator: (data, weight, bias, stride, padding, dilation, groups)."""
+    names = ("stride", "padding", "dilation", "groups")
+    given = dict(zip(names, step.args[3:], strict=False)) | dict(step.kwargs or {})
+
+    def each(name: str, default: int) -> tuple[int, ...]:
+        value = given.get(name, default)
+        values = [value] if isinstance(value, int) else list(value)
+        return tuple(values * len(kernel) if len(values) == 1 else values)
+
+    padding = tuple(n for n in reversed(each("padding", 0)) for _ in range(2))
+    return Geometry(
+        kernel, each("stride", 1), padding, each("dilation", 1), int(given.get("groups", 1))
+    )
 
 
 def _reference(argument: Any) -> str | None:
@@ -165,13 +210,13 @@ def windows(data: Tensor, use: LayerUse) -> Tensor:
     Returns:
         Shape (examples, channels, *output positions, *kernel).
     """
-    module: Any = use.module
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padding = module._reversed_padding_repeated_twice
-    if any(padding):
-        data = F.pad(data, padding, mode=mode)
+    conv = use.conv
+    if conv is None:
+        raise ValueError("windows.use must be a convolution, got a linear layer")
+    if any(conv.padding):
+        data = F.pad(data, conv.padding)
     for dim, (size, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+        zip(conv.kernel, conv.stride, conv.dilation, strict=True), start=2
     ):
         data = data.unfold(dim, (size - 1) * dilation + 1, stride)[..., ::dilation]
     return data
@@ -188,7 +233,7 @@ def powers(data: Tensor, use: LayerUse) -> Tensor:
         Shape (groups, features of a group), float64.
     """
     squares = data.double().square()
-    if not use.is_conv:
+    if use.conv is None:
         return squares.flatten(0, -2).sum(0)[None]
     seen = windows(squares.sum(0, keepdim=True), use)[0]
     spatial = (seen.dim() - 1) // 2
@@ -208,9 +253,9 @@ def rows(data: Tensor, use: LayerUse, points: int, generator: torch.Generator) -
     Returns:
         Shape (groups, samples, features of a group).
     """
-    seen = windows(data, use).movedim(1, 1 + data.dim() - 2) if use.is_conv else data
-    # (examples, *positions, channels, *kernel) of convolutions, (examples, *positions, features).
-    last = 1 + len(use.module.kernel_size) if use.is_conv else 1  # type: ignore
+    seen, last = data, 1  # (examples, *positions, features)
+    if use.conv is not None:  # (examples, *positions, channels, *kernel)
+        seen, last = windows(data, use).movedim(1, data.dim() - 1), 1 + len(use.conv.kernel)
     places = seen.shape[1 : seen.dim() - last]
     total = reduce(lambda a, b: a * b, places, 1)
     examples = torch.arange(len(seen), device=data.device).repeat_interleave(min(points, total))
@@ -251,7 +296,7 @@ def input_powers(context: Context, images: int) -> dict[str, Tensor]:
 
 
 def _positions(data: Tensor, use: LayerUse) -> int:
-    if not use.is_conv:
+    if use.conv is None:
         return data.numel() // data.shape[-1]
     seen = windows(data[:, :1], use)
     spatial = data.dim() - 2
