@@ -1,81 +1,184 @@
-"""``prunepilot prune``: one slim network from a ratio or a policy, without a search."""
+"""``prunepilot prune``: one pruned network from a ratio or a policy, without a search."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from automl.commands.options import add_override_arguments
 
 if TYPE_CHECKING:
-    from automl.commands.build import Bench
-    from automl.policy import Policy
+    from torch import nn
 
-SUMMARY = "prune and repair a network by one ratio or a policy file, and save it"
-EXAMPLE = "prunepilot prune model=digits --ratio 0.5 --out slim/"
+    from automl.commands.build import Bench
+    from automl.plan import IndexPlan
+    from automl.policy import Policy
+    from automl.pruning.masked_plan import MaskedPlan
+
+SUMMARY = "prune and repair a network by one ratio or a policy file, train it if asked, and save it"
+EXAMPLE = (
+    "prunepilot prune model=digits ratio=0.8 granularity=unstructured criterion=l1"
+    " schedule=cubic finetune=short --out sparse/"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--ratio", type=float, help="fraction to REMOVE from every group, in [0, 1)")
-    how.add_argument("--policy", metavar="FILE", type=Path, help="policy.json of a search")
+    parser.add_argument(
+        "--policy", metavar="FILE", type=Path, help="policy.json of a search, in place of ratio="
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
     add_override_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prunes, repairs and saves."""
+    """Prunes, repairs, trains where asked, measures and saves."""
     from automl.commands.compose import compose
 
-    _check(args)
     config = compose(args.overrides)
+    _check(args, config)
 
     from automl.commands.build import Bench, set_threads
-    from automl.model_folder import save_pruned
 
     set_threads(config)
-    bench = Bench(config)
-    policy = _policy(bench, args)
-    network = bench.pruner.prune(policy)
-    _make(args.out)
-    save_pruned(
-        args.out,
-        network,
-        dense=bench.loaded,
-        plan=bench.trace.plan,
-        policy=policy,
-        **(bench.normalisation if bench.prunes_with_data else {}),
-    )
-    _say(bench, policy, args.out)
-    return 0
+    return _Pruning.of(Bench(config), args.policy).run(args.out)
 
 
-def _policy(bench: Bench, args: argparse.Namespace) -> Policy:
-    """What is asked for, with the units chosen."""
-    from automl.commands.build import whole
-    from automl.policy import Policy
-    from automl.pruning.pruner import policy_from_ratios
-
-    if args.policy is None:
-        rounding = whole(bench.config["granularity"], "granularity.rounding", 1)
-        return policy_from_ratios(bench.pruner, args.ratio, rounding)
-    policy = Policy.load(args.policy)
-    targets = bench.trace.plan.targets
-    policy.check(targets, bench.pruner.model_hash)
-    chosen = all(one.indices is not None or one.kept == one.units for one in policy.decisions)
-    return policy if chosen else bench.pruner.policy(policy.kept(targets))
-
-
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
     """Refuses what can be refused before anything is loaded."""
     from automl.types import InputError
 
-    if args.ratio is not None and not 0 <= args.ratio < 1:
-        raise InputError(f"--ratio must be in [0, 1), the fraction to remove, got {args.ratio:g}")
+    ratio = config["ratio"]
+    if (ratio is None) == (args.policy is None):
+        both = "not both" if ratio is not None else "one of them"
+        raise InputError(f"prune takes ratio=0.5 (the fraction to remove) or --policy FILE, {both}")
+    for one in ratio.values() if isinstance(ratio, Mapping) else [ratio]:
+        is_number = isinstance(one, int | float) and not isinstance(one, bool)
+        if ratio is not None and not (is_number and 0 <= one < 1):
+            raise InputError(f"ratio must be in [0, 1), the fraction to remove, got {one!r}")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise InputError(f"--out {args.out} is there already; choose a new folder")
+
+
+@dataclass(frozen=True, eq=False)
+class _Pruning:
+    """One call of the verb.
+
+    Attributes:
+        bench: The network with all that belongs to it.
+        plan: What can be pruned.
+        policy: What is to be kept.
+    """
+
+    bench: Bench
+    plan: IndexPlan | MaskedPlan
+    policy: Policy
+
+    @classmethod
+    def of(cls, bench: Bench, policy_file: Path | None) -> _Pruning:
+        """Decides what is kept.
+
+        Raises:
+            InputError: A ratio or a policy does not go with the network.
+        """
+        if policy_file is None:
+            return cls(bench, bench.plan, _from_ratio(bench))
+        from automl.policy import Policy
+        from automl.pruning.masked_plan import MaskedPlan, is_inside
+
+        policy, plan = Policy.load(policy_file), bench.trace.plan
+        found: IndexPlan | MaskedPlan = plan
+        if any(is_inside(decision.granularity) for decision in policy.decisions):
+            found = MaskedPlan.for_policy(bench.loaded.model, plan, policy)
+        policy.check(found.targets, bench.pruner_of(found).model_hash)
+        return cls(bench, found, policy)
+
+    def run(self, out: Path) -> int:
+        """Prunes, trains, measures and saves."""
+        from automl.commands.training import BenchTraining, schedule_of, tuning_of
+        from automl.pruning.schedules.session import open_session
+
+        tuning = tuning_of(self.bench.config)
+        schedule = schedule_of(self.bench.config, self._grains(), tuning.epochs)
+        pruner = self.bench.pruner_of(self.plan)
+        policy = self._with_units(pruner)
+        networks = {"dense": self.bench.loaded.model, "pruned": pruner.prune(policy)}
+        if tuning.epochs:
+            session = open_session(pruner, policy, BenchTraining(self.bench, tuning, "pruned"))
+            networks[f"trained, {schedule.name}"] = schedule.run(session, tuning.epochs)
+            policy = session.policy
+        _make(out)
+        self._save(out, list(networks.values())[-1], policy)
+        self._show(networks, policy)
+        form = "a graph module" if self._needs_graph(policy) else "the model's own classes"
+        print(f"wrote {out} ({form}; load it with automl.runs.load_pruned)")
+        return 0
+
+    def _with_units(self, pruner: Any) -> Policy:
+        """The policy with its channels chosen, and of these weights."""
+        from automl.pruning.masked_plan import is_inside
+
+        open_units = any(
+            one.indices is None and one.kept < one.units and not is_inside(one.granularity)
+            for one in self.policy.decisions
+        )
+        if not open_units:
+            return self.policy
+        chosen: Policy = pruner.policy(self.policy.kept(self.plan.targets))
+        return chosen
+
+    def _grains(self) -> list[str]:
+        """What the policy prunes by; channels, heads and hidden units are one."""
+        from automl.pruning.masked_plan import is_inside
+
+        kinds = [one.granularity for one in self.policy.decisions]
+        return list(dict.fromkeys(kind if is_inside(kind) else "channel" for kind in kinds))
+
+    def _needs_graph(self, policy: Policy) -> bool:
+        return self.plan.needs_graph_form(policy.kept(self.plan.targets))
+
+    def _save(self, out: Path, network: nn.Module, policy: Policy) -> None:
+        from automl.model_folder import save_pruned
+
+        dense, known = self.bench.loaded, "data" in vars(self.bench)
+        normalisation = self.bench.normalisation if known else {}
+        save_pruned(out, network, dense=dense, plan=self.plan, policy=policy, **normalisation)
+
+    def _show(self, networks: Mapping[str, nn.Module], policy: Policy) -> None:
+        """Prints costs and, where there is data that fits, accuracy."""
+        from automl.commands.prune_table import print_networks
+        from automl.types import InputError
+
+        note = None
+        try:
+            _ = self.bench.data
+        except InputError as error:
+            note = f"accuracy was not measured: {error}"
+        scorers = {}
+        if note is None:
+            scorers = {"val": self.bench.tuning_scorer, "test": self.bench.test_scorer}
+        print_networks(self.bench.loaded.name, self.plan, policy, networks, scorers)
+        if note is not None:
+            print(note)
+
+
+def _from_ratio(bench: Bench) -> Policy:
+    """The policy of ``ratio=``."""
+    from automl.commands.build import whole
+    from automl.pruning.pruner import Pruner, policy_from_ratios
+    from automl.pruning.sparse_pruner import counts_from_ratios, global_counts
+
+    ratio, settings, pruner = bench.config["ratio"], bench.config["granularity"], bench.pruner
+    rounding = whole(settings, "granularity.rounding", 1) if "rounding" in settings else 1
+    if isinstance(pruner, Pruner):
+        return policy_from_ratios(pruner, ratio, rounding)
+    if settings["scope"] == "global":
+        return pruner.policy(global_counts(pruner, ratio, settings["min_keep"]))
+    kept = counts_from_ratios(pruner.plan, ratio, rounding, settings["min_keep"])
+    return pruner.policy(kept)
 
 
 def _make(folder: Path) -> None:
@@ -85,13 +188,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder} cannot be made: {error.strerror}") from error
-
-
-def _say(bench: Bench, policy: Policy, folder: Path) -> None:
-    plan = bench.trace.plan
-    kept = policy.kept(plan.targets)
-    for name, counts in (("MACs", plan.macs), ("params", plan.params)):
-        dense, slim = int(counts(plan.dense)), int(counts(kept))
-        print(f"{name:<7} {dense:>13,} -> {slim:>13,}  ({100 * slim / dense:.1f} %)")
-    form = "a graph module" if plan.needs_graph_form(kept) else "the model's own classes"
-    print(f"wrote {folder} ({form}; load it with automl.runs.load_pruned)")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl.fitting import round_ratio
 from automl.graph.materialise import KeptUnits
 from automl.graph.trace import Trace
 from automl.hashing import digest
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, UnitCriterion
-from automl.pruning.masked_plan import MaskedPlan, MaskedWeight
+from automl.pruning.masked_plan import MaskedPlan, MaskedWeight, is_inside
 from automl.pruning.pruner import Pruner
 from automl.pruning.reconstruct import Reconstruction
 from automl.types import InputError, Kept
@@ -151,7 +154,43 @@ def policy_of_channels(policy: Policy, plan: MaskedPlan) -> Policy:
     return Policy(kept, policy.model_hash)
 
 
-def global_counts(pruner: SparsePruner, ratio: float) -> Kept:
+def counts_from_ratios(
+    plan: MaskedPlan, ratios: float | Mapping[str, float], rounding: int, min_keep: float = 0.0
+) -> Kept:
+    """Kept units where a fraction of every target, or of the named ones, is removed.
+
+    Args:
+        plan: The targets.
+        ratios: Fraction REMOVED in [0, 1), of all targets or by name of a target or layer.
+        rounding: Kept counts of channels are multiples of this where a group is large enough.
+        min_keep: Least fraction of its units that every target keeps.
+
+    Returns:
+        Shape (targets,).
+
+    Raises:
+        InputError: For ratios out of range or that would empty a layer, and unknown names.
+    """
+    asked = np.zeros(len(plan.targets))
+    for name, ratio in ratios.items() if isinstance(ratios, Mapping) else [("all", ratios)]:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+            raise InputError(f"pruning ratio of {name!r} must be in [0, 1), got {ratio!r}")
+        asked[plan.target_index(name) if isinstance(ratios, Mapping) else slice(None)] = ratio
+    kept = []
+    for target, ratio in zip(plan.targets, asked.tolist(), strict=True):
+        inside = is_inside(target.kind)
+        if inside and (1 - ratio) * target.units < 0.5:
+            raise InputError(
+                f"ratio {ratio:g} would empty {target.name}, which has {target.units} units of "
+                f"{target.kind}; choose a lower ratio, a finer granularity, or exclude that layer"
+            )
+        step = 1 if inside or target.kind == "head" else rounding
+        kept.append(round_ratio(ratio, target.units, step) if target.units > 1 else 1)
+    least = np.ceil(min_keep * plan.dense - 1e-9).astype(np.int64)
+    return np.asarray(np.maximum(np.array(kept, np.int64), least), np.int64)
+
+
+def global_counts(pruner: SparsePruner, ratio: float, min_keep: float = 0.0) -> Kept:
     """Kept units of every weight from one ranking over all layers.
 
     Units are ranked by saliency per weight, so that units of different sizes compare; as many of
@@ -161,44 +200,56 @@ def global_counts(pruner: SparsePruner, ratio: float) -> Kept:
     Args:
         pruner: Of the network; its plan must not prune channels.
         ratio: Fraction of the weights to remove, in [0, 1).
+        min_keep: Least fraction of its units that every layer keeps.
 
     Returns:
         Shape (targets,).
 
     Raises:
-        InputError: Channels are pruned, too, or so few weights cannot be kept.
+        InputError: The ratio is not one number, channels are pruned, too, or so few weights
+            cannot be kept.
     """
     plan = pruner.plan
+    if not isinstance(ratio, int | float):
+        raise InputError("granularity.scope=global takes one ratio for all layers")
     if plan.channels:
         raise InputError("granularity.scope=global ranks single layers' units, not channels")
-    scores, owner, cost = [], [], []
-    for i, weight in enumerate(plan.weights):
-        grain, sizes = weight.granularity, weight.sizes
+    scores, sizes, least = [], [], []
+    for weight in plan.weights:
+        grain = weight.granularity
+        size = int(grain.nonzeros(np.asarray(1), weight.sizes))
         unit_scores = grain.unit_scores(weight.canonical(pruner.saliency[weight.name]))
-        size = int(grain.nonzeros(np.asarray(1), sizes))
-        scores.append(unit_scores.cpu().numpy() / size)
-        owner.append(np.full(weight.units, i))
-        cost.append(np.full(weight.units, size))
-    return _largest_prefix(scores, owner, cost, 1 - ratio)
+        scores.append(np.sort(unit_scores.cpu().numpy())[::-1] / size)
+        sizes.append(size)
+        least.append(max(1, int(np.ceil(min_keep * weight.units - 1e-9))))
+    return _largest_prefix(scores, np.array(sizes), np.array(least), ratio)
 
 
 def _largest_prefix(
-    scores: list[np.ndarray[tuple[int], np.dtype[np.float64]]],
-    owner: list[np.ndarray[tuple[int], np.dtype[np.int64]]],
-    cost: list[np.ndarray[tuple[int], np.dtype[np.int64]]],
-    keep: float,
+    scores: list[NDArray[np.float64]],
+    sizes: NDArray[np.int64],
+    least: NDArray[np.int64],
+    ratio: float,
 ) -> Kept:
-    """Units per owner, best first, within ``keep`` of the total cost and at least one each."""
-    values, owners, costs = (np.concatenate(part) for part in (scores, owner, cost))
-    ends = np.cumsum([0, *(len(part) for part in owner)])[:-1]
-    first = np.array([start + int(np.argmax(s)) for start, s in zip(ends, scores, strict=True)])
-    order = np.argsort(-values, kind="stable")
-    order = np.concatenate([first, order[~np.isin(order, first)]])
-    limit = keep * costs.sum()
-    if costs[first].sum() > limit:
+    """Units kept of every layer, in one order by score.
+
+    Args:
+        scores: Of every layer's units, falling.
+        sizes: Weights of one unit of every layer.
+        least: Units that every layer keeps.
+        ratio: Fraction of all weights that goes at least.
+    """
+    counts = np.array([len(layer) for layer in scores])
+    owner = np.repeat(np.arange(len(scores)), counts)
+    rank = np.concatenate([np.arange(count) for count in counts])
+    limit = (1 - ratio) * float(sizes @ counts)
+    fixed = float(sizes @ least)
+    if fixed > limit:
         raise InputError(
-            f"ratio {1 - keep:g} would empty a layer: one unit in each of {len(first)} layers is "
-            f"{100 * costs[first].sum() / costs.sum():.3g} % of the weights; choose a lower ratio"
+            f"ratio {ratio:g} would empty a layer: the units that stay in each layer are "
+            f"{100 * fixed / float(sizes @ counts):.3g} % of the weights; choose a lower ratio"
         )
-    stay = order[np.cumsum(costs[order]) <= limit]
-    return np.bincount(owners[stay], minlength=len(first)).astype(np.int64)
+    free = np.flatnonzero(rank >= least[owner])
+    order = free[np.argsort(-np.concatenate(scores)[free], kind="stable")]
+    fits = np.cumsum(sizes[owner[order]]) <= limit - fixed
+    return np.asarray(least + np.bincount(owner[order[fits]], minlength=len(counts)), np.int64)

@@ -67,10 +67,12 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "model=automl.models.digits.digits_cn"], "digits_cn"),
         (["search", "model.kwargs.widht=3"], "does not take model.kwargs"),
         (["resume", "absent"], "absent holds no run"),
-        (["prune", "--out", "slim"], "one of the arguments --ratio --policy is required"),
-        (["prune", "--ratio", "1", "--out", "slim"], "--ratio must be in [0, 1)"),
-        (["prune", "--ratio", "-0.1", "--out", "slim"], "--ratio must be in [0, 1)"),
-        (["prune", "--ratio", "half", "--out", "slim"], "invalid float value: 'half'"),
+        (["prune", "--out", "slim"], "prune takes ratio=0.5"),
+        (["prune", "ratio=.5", "--policy", "p", "--out", "slim"], "or --policy FILE, not both"),
+        (["prune", "ratio=1", "--out", "slim"], "ratio must be in [0, 1)"),
+        (["prune", "ratio=-0.1", "--out", "slim"], "ratio must be in [0, 1)"),
+        (["prune", "ratio=half", "--out", "slim"], "to remove, got 'half'"),
+        (["prune", "ratio={linear:2}", "--out", "slim"], "to remove, got 2"),
         (["prune", "--policy", "absent.json", "--out", "slim"], "cannot read policy"),
         (["trace", "model.input_shape=[3,8,8]"], "fails on the example inputs"),
     ],
@@ -94,7 +96,7 @@ def test_a_folder_with_another_run_is_not_touched(cli, tmp_path):
 def test_a_folder_with_other_files_is_not_touched(cli, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     refuses(cli, tmp_path, "search", *QUICK, f"run_dir={tmp_path}", says="holds files that are no")
-    refuses(cli, tmp_path, "prune", "--ratio=0.5", "--out", tmp_path, says="is there already")
+    refuses(cli, tmp_path, "prune", "ratio=0.5", "--out", tmp_path, says="is there already")
 
 
 def test_a_run_whose_settings_are_unreadable_is_refused(cli, tmp_path):
@@ -111,7 +113,7 @@ def test_a_folder_that_cannot_be_made_is_refused(cli, tmp_path):
 def test_an_output_below_a_file_is_refused(cli, tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "slim"
-    arguments = ("prune", "--ratio=0.5", "--out", below, "repair=none")
+    arguments = ("prune", "ratio=0.5", "--out", below, "repair=none")
     refuses(cli, tmp_path, *arguments, says="cannot be made")
 
 

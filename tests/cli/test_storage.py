@@ -67,7 +67,7 @@ def test_magnitude_counts_exactly(cli, tmp_path):
 
 def test_a_policy_is_measured_by_what_it_leaves(cli, tmp_path):
     slim = tmp_path / "slim"
-    pruned = cli("prune", "model=digits", *ON_CPU, "--ratio", "0.5", "--out", slim)
+    pruned = cli("prune", "model=digits", *ON_CPU, "ratio=0.5", "--out", slim)
     assert pruned.code == 0, pruned.err
     frame = table(cli, tmp_path, "--densities", "1", "--policy", slim / "policy.json")
     params = sum(p.numel() for p in load_pruned(slim).parameters())

@@ -42,7 +42,9 @@ class Training(Protocol):
         """
 
 
-def open_session(pruner: Pruner | SparsePruner, policy: Policy, training: Training) -> _Session:
+def open_session(
+    pruner: Pruner | SparsePruner, policy: Policy, training: Training
+) -> MaskSession | ChannelSession:
     """The session that leads to a policy.
 
     Args:

@@ -1,0 +1,68 @@
+"""The table of ``prunepilot prune``: what the network cost and scored before and after."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from torch import nn
+
+from automl.cost.arithmetic import SizeCost
+from automl.cost.masked import StoredSize
+from automl.plan import IndexPlan
+from automl.policy import Policy
+from automl.pruning.masked_plan import MaskedPlan
+from automl.types import Kept, Scorer
+
+
+def print_networks(
+    model: str,
+    plan: IndexPlan | MaskedPlan,
+    policy: Policy,
+    networks: Mapping[str, nn.Module],
+    scorers: Mapping[str, Scorer],
+) -> None:
+    """Prints one row per network, the dense one first; all others are of the policy.
+
+    Args:
+        model: Name of the model.
+        plan: What could be pruned.
+        policy: What is kept.
+        networks: Name in the table -> network.
+        scorers: Part of the data -> scorer that reports ``top1``.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model}, {_about(policy)}", title_justify="left")
+    table.add_column("network")
+    for heading in ("MACs", "params", "bytes", *(f"{part} top-1" for part in scorers)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    dense, pruned = _costs(plan, plan.dense), _costs(plan, policy.kept(plan.targets))
+    for name, network in networks.items():
+        costs = dense if name == "dense" else pruned
+        cells = [f"{c:,} ({100 * c / d:.1f} %)" for c, d in zip(costs, dense, strict=True)]
+        top1 = [scorer(network)[1]["top1"] for scorer in scorers.values()]
+        table.add_row(name, *cells, *(f"{100 * value:.2f} %" for value in top1))
+    # A pipe has no width, for which rich takes 80 columns, too few for these.
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)
+    if isinstance(plan, MaskedPlan):
+        print("MACs: multiplications by weights that are left; bytes: each weight dense or packed")
+
+
+def _costs(plan: IndexPlan | MaskedPlan, kept: Kept) -> list[int]:
+    size = StoredSize(plan) if isinstance(plan, MaskedPlan) else SizeCost(plan)
+    return [int(plan.macs(kept)), int(plan.params(kept)), int(size(kept))]
+
+
+def _about(policy: Policy) -> str:
+    """The grains and how much each removes."""
+    by_grain: dict[str, list[float]] = {}
+    for decision in policy.decisions:
+        by_grain.setdefault(decision.granularity, []).append(decision.removed)
+    parts = []
+    for grain, removed in by_grain.items():
+        low, high = (f"{100 * value:.3g}" for value in (min(removed), max(removed)))
+        parts.append(f"{grain} {low} %" if low == high else f"{grain} {low} to {high} %")
+    return ", ".join(parts)

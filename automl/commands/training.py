@@ -1,0 +1,116 @@
+"""How the command trains networks: the data, the teacher and the scorer of a run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automl.commands.build import Bench, instantiate, whole
+from automl.models import load_model
+from automl.pruning.schedules import AfterStep, Schedule
+from automl.training.config import FinetuneConfig
+from automl.training.finetune import EpochRow, finetune
+from automl.types import InputError
+
+_BATCH = 256
+
+
+@dataclass(eq=False)
+class BenchTraining:
+    """Trains the stages of a schedule.
+
+    Attributes:
+        bench: Data, teacher and scorer.
+        config: How to train; the epochs are each stage's own.
+        name: What is trained, for the reports.
+        checkpoints: Start of the checkpoints' paths, one each stage; None writes none.
+    """
+
+    bench: Bench
+    config: FinetuneConfig
+    name: str
+    checkpoints: Path | None = None
+    _stage: int = field(default=0, init=False)
+
+    def __call__(
+        self, network: nn.Module, epochs: int, last: bool, after_step: AfterStep | None
+    ) -> None:
+        """Trains in place; the last stage keeps the best epoch by validation top-1."""
+        self._stage += 1
+        bench, path = self.bench, self.checkpoints
+        finetune(
+            network,
+            bench.data.train,
+            self._config(epochs, last),
+            **bench.normalisation,
+            augment=bench.data.augment,
+            distill_from=bench.loaded.model,
+            validation_scorer=bench.tuning_scorer if last else None,
+            device=bench.device,
+            dtype=bench.dtype,
+            channels_last=bench.channels_last,
+            checkpoint=None if path is None else path.with_name(f"{path.name}-{self._stage}.pt"),
+            progress=lambda row: self._report(row, epochs, last),
+            after_step=after_step,
+        )
+
+    def _config(self, epochs: int, last: bool) -> FinetuneConfig:
+        config = self.config
+        return replace(
+            config,
+            epochs=epochs,
+            warmup_epochs=min(config.warmup_epochs, epochs),
+            early_stop_patience=config.early_stop_patience if last else None,
+            seed=config.seed + self._stage - 1,  # stages see other orders of the data
+        )
+
+    def _report(self, row: EpochRow, epochs: int, last: bool) -> None:
+        stage = "" if last and self._stage == 1 else f" stage {self._stage}"
+        loss = "" if row.train_loss is None else f", loss {row.train_loss:.4f}"
+        score = "" if row.score is None else f", validation top1 {row.score:.4f}"
+        line = f"fine-tuning {self.name}{stage} {row.epoch}/{epochs}{loss}{score}"
+        print(line, file=sys.stderr, flush=True)
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Training images drawn at random, normalised, and their labels."""
+        bench, images = self.bench, self.bench.data.train
+        generator = torch.Generator().manual_seed(self.config.seed + number)
+        chosen = torch.randperm(len(images), generator=generator)[:_BATCH]
+        batches = images.subset(chosen).batches(_BATCH, bench.device, **bench.normalisation)
+        return next(iter(batches))
+
+    def untrained(self) -> nn.Module:
+        """What the model's factory makes from the run's seed, without a checkpoint."""
+        loaded = self.bench.loaded
+        seed = whole(self.bench.config, "seed", 0)
+        return load_model(
+            loaded.factory, kwargs=loaded.kwargs, input_shape=loaded.input_shape, seed=seed
+        ).model
+
+
+def tuning_of(config: Any) -> FinetuneConfig:
+    """How to fine-tune.
+
+    Raises:
+        InputError: A setting is off, or the type cannot be trained in.
+    """
+    tuning: FinetuneConfig = instantiate(config["finetune"], "finetune")
+    if tuning.epochs and config["dtype"] == "float16":
+        raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
+    return tuning
+
+
+def schedule_of(config: Any, grains: list[str], epochs: int) -> Schedule:
+    """The schedule, fit for these grains and so many epochs.
+
+    Raises:
+        InputError: A setting is off, or they do not go together.
+    """
+    schedule: Schedule = instantiate(config["schedule"], "schedule")
+    schedule.check(grains, epochs)
+    return schedule
