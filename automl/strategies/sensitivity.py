@@ -11,8 +11,8 @@ al., 2015, choose thresholds by it), made to use a number of trials as well as i
    (``sensitivity_solver``), also of its powers and of other metrics that the scorer reports, and by
    one threshold that all targets' damage stays below.
 4. The trials that are left refine: a Gaussian process with the analysis as its mean is fitted to
-   the complete policies tried so far (``sensitivity_model``), and the neighbour of the best ones
-   that it expects most of is tried next.
+   the complete policies tried so far (``sensitivity_model``). Of neighbours of the best ones, and
+   of what is best if the analysis erred at random, the one that it expects most of is tried next.
 
 The result is the best policy tried, by the problem's own score.
 """
@@ -49,6 +49,8 @@ _EXPONENTS = (1.0, 0.75, 1.25)
 _METRICS = ("kl", "loss")
 #: Neighbours that are thought of, twice for each policy tried, and of how many of the best.
 _NEIGHBOURS, _PARENTS = 128, 6
+#: Policies thought of that are best for the analysis with errors, and the errors' width (log).
+_ELSEWHERE, _ERROR = 2, 0.4
 #: The uniform policy, the dense network, and one policy from the analysis.
 _OVERHEAD = 3
 
@@ -198,7 +200,7 @@ class _Search:
         tried.sort(key=lambda trial: -trial.score)
         kept = np.array([self._kept(trial) for trial in tried])
         merit = self._merit(table, kept, damages(analysis.dense, tried))
-        pool = self._around(kept[:_PARENTS])
+        pool = self._around(np.concatenate([kept[:_PARENTS], self._elsewhere(table)]))
         if len(pool):
             pool = np.concatenate([pool, self._around(pool[_order(merit(pool))[:_PARENTS]])])
         return pool[_order(merit(pool))[0]] if len(pool) else None
@@ -216,11 +218,18 @@ class _Search:
         model = Interaction.fitted(alone(kept[known]), kept[known] / units, damage[known])
         return lambda some: model.improvement(alone(some), some / units)
 
+    def _elsewhere(self, table: Floats) -> Kept:
+        """The best policies if the analysis erred at random, (policies, targets)."""
+        errors = np.exp(_ERROR * self._rng.standard_normal((_ELSEWHERE, len(table))))
+        found = [self._solver.solve(table * error[:, None], kicks=0) for error in errors]
+        return self._solver.kept(np.array(found))
+
     def _around(self, parents: Kept) -> Kept:
-        """New neighbours of policies, (policies, targets), no two alike."""
+        """New policies among these and their neighbours, (policies, targets), no two alike."""
         known = {self._kept(trial).tobytes() for trial in self._complete}
-        at = self._solver.neighbours(self._solver.positions(parents), _NEIGHBOURS, self._rng)
-        kept = self._solver.kept(at)
+        at = self._solver.positions(parents)
+        near = self._solver.neighbours(at, _NEIGHBOURS, self._rng)
+        kept = self._solver.kept(np.unique(np.concatenate([at, near]), axis=0))
         return kept[[one.tobytes() not in known for one in kept]]
 
     # ---- trials
