@@ -89,6 +89,8 @@ def _rewrite(text: str) -> list[str]:
         grains = value if value.startswith("[") else f"[{value}]"
         if value.startswith("[") or ":" in value:
             return [f"{key}={_SEVERAL}", f"{key}.grains={grains}"]
+    if key == "granularity.layers":
+        return [f"++{text}"]
     if ".kwargs." in key and not key.startswith(("+", "~")):
         return [f"++{text}"]
     return [text]

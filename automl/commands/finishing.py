@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,14 +10,16 @@ import torch
 from torch import nn
 
 from automl.commands.build import Bench, number
+from automl.commands.latency import kept_promise
 from automl.commands.table import Row
+from automl.commands.training import BenchTraining, grains_of, schedule_of
 from automl.executors.latency import Latency, measure_latency
 from automl.model_folder import save_pruned
 from automl.policy import Policy
 from automl.problem import Problem, Trial
+from automl.pruning.schedules.session import open_session
 from automl.runs import POLICY_UNIFORM, RESULT, RunFolder
 from automl.training.config import FinetuneConfig
-from automl.training.finetune import EpochRow, finetune
 from automl.types import Measurement
 
 RESULT_SCHEMA = "prunepilot/result"
@@ -82,7 +83,12 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     rows = [_row(bench, final, latencies.get(final.name)) for final in networks]
     _save(bench, folder, networks[-1])
     finals.best["uniform"].policy.save(folder.file(POLICY_UNIFORM))
-    result = {**_about(bench, finals), "rows": [asdict(row) for row in rows]}
+    promise = kept_promise(bench, finals, folder.path)
+    result = {
+        **_about(bench, finals),
+        "latency_promise": promise,
+        "rows": [asdict(row) for row in rows],
+    }
     folder.write_json(RESULT, result)  # last: it says that the run is done
     for checkpoint in folder.path.glob("finetune-*.pt"):
         checkpoint.unlink()
@@ -95,35 +101,16 @@ def _pruned(bench: Bench, name: str, trial: Trial) -> _Final:
 
 
 def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfig) -> _Final:
-    """Fine-tunes a fresh copy; its checkpoint in the folder lets a cut run go on."""
+    """Prunes and trains by the schedule; checkpoints in the folder let a cut run go on."""
     assert final.policy is not None  # for the type checker: the dense network is not tuned
-    network = bench.pruner.prune(final.policy)
-    data, short = bench.data, final.name.split()[0]
-
-    def report(row: EpochRow) -> None:
-        loss = "" if row.train_loss is None else f", loss {row.train_loss:.4f}"
-        score = "" if row.score is None else f", validation top1 {row.score:.4f}"
-        line = f"fine-tuning {final.name} {row.epoch}/{config.epochs}{loss}{score}"
-        print(line, file=sys.stderr, flush=True)
-
-    finetune(
-        network,
-        data.train,
-        config,
-        **bench.normalisation,
-        augment=data.augment,
-        distill_from=bench.loaded.model,
-        validation_scorer=bench.tuning_scorer,
-        device=bench.device,
-        dtype=bench.dtype,
-        channels_last=bench.channels_last,
-        checkpoint=folder.path / f"finetune-{short}.pt",
-        progress=report,
-    )
-    network.eval()
+    schedule = schedule_of(bench.config, grains_of(final.policy), config.epochs)
+    checkpoints = folder.path / f"finetune-{final.name.split()[0]}"
+    training = BenchTraining(bench, config, final.name, checkpoints)
+    session = open_session(bench.pruner, final.policy, training)
+    network = schedule.run(session, config.epochs)
     score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, final.measurement.costs)
-    return _Final(f"{final.name}, tuned", network, final.policy, measured)
+    return _Final(f"{final.name}, tuned", network, session.policy, measured)
 
 
 def _latencies(bench: Bench, networks: Sequence[_Final]) -> dict[str, Latency]:

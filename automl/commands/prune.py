@@ -98,11 +98,11 @@ class _Pruning:
 
     def run(self, out: Path) -> int:
         """Prunes, trains, measures and saves."""
-        from automl.commands.training import BenchTraining, schedule_of, tuning_of
+        from automl.commands.training import BenchTraining, grains_of, schedule_of, tuning_of
         from automl.pruning.schedules.session import open_session
 
         tuning = tuning_of(self.bench.config)
-        schedule = schedule_of(self.bench.config, self._grains(), tuning.epochs)
+        schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
         pruner = self.bench.pruner_of(self.plan)
         policy = self._with_units(pruner)
         networks = {"dense": self.bench.loaded.model, "pruned": pruner.prune(policy)}
@@ -129,13 +129,6 @@ class _Pruning:
             return self.policy
         chosen: Policy = pruner.policy(self.policy.kept(self.plan.targets))
         return chosen
-
-    def _grains(self) -> list[str]:
-        """What the policy prunes by; channels, heads and hidden units are one."""
-        from automl.pruning.masked_plan import is_inside
-
-        kinds = [one.granularity for one in self.policy.decisions]
-        return list(dict.fromkeys(kind if is_inside(kind) else "channel" for kind in kinds))
 
     def _needs_graph(self, policy: Policy) -> bool:
         return self.plan.needs_graph_form(policy.kept(self.plan.targets))

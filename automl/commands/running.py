@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from automl.budget import Budget
-from automl.commands.build import Bench, instantiate, set_threads, whole
+from automl.commands.build import Bench, read_grains, set_threads, whole
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
+from automl.commands.training import schedule_of, tuning_of
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists
 from automl.journal import Journal, Row
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
+from automl.pruning.granularities import CHANNEL
 from automl.runs import FINALISTS, JOURNAL, RESULT, TRIALS, RunFolder
 from automl.scoring import ScoreError
 from automl.strategies import load
@@ -62,6 +64,7 @@ class SearchRun:
         whole(config["scoring"], "scoring.finalists", 1)
         set_threads(config)
         Budget.parse(config["budget"])
+        _refuse_settings_of_prune(config)
         folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
         folder.check_free_for(config)
         return cls(config, bench or Bench(config), folder, tuple(known))
@@ -192,9 +195,9 @@ class SearchRun:
         )
 
     def _tuning(self) -> FinetuneConfig:
-        tuning: FinetuneConfig = instantiate(self.config["finetune"], "finetune")
-        if tuning.epochs and self.config["dtype"] == "float16":
-            raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
+        tuning, grains = tuning_of(self.config), read_grains(self.config["granularity"])
+        names = [CHANNEL] if grains is None else grains.names
+        schedule_of(self.config, names, tuning.epochs)  # refuses what does not go together
         return tuning
 
     def _show(self) -> None:
@@ -202,6 +205,16 @@ class SearchRun:
         result = json.loads(self.folder.file(RESULT).read_text(encoding="utf-8"))
         print_table([TableRow(**row) for row in result["rows"]], result)
         print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
+
+
+def _refuse_settings_of_prune(config: Mapping[str, Any]) -> None:
+    if config.get("ratio") is not None:
+        raise InputError("ratio= is for prune; a search finds ratios within a budget")
+    if config["granularity"].get("scope") == "global":
+        raise InputError(
+            "granularity.scope=global ranks all layers together, which is for prune; a search "
+            "finds every layer's ratio"
+        )
 
 
 class _Watch:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from automl.commands.build import Bench, instantiate, whole
 from automl.models import load_model
+from automl.policy import Policy
+from automl.pruning.granularities import CHANNEL
+from automl.pruning.masked_plan import is_inside
 from automl.pruning.schedules import AfterStep, Schedule
 from automl.training.config import FinetuneConfig
 from automl.training.finetune import EpochRow, finetune
@@ -103,6 +106,12 @@ def tuning_of(config: Any) -> FinetuneConfig:
     if tuning.epochs and config["dtype"] == "float16":
         raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
     return tuning
+
+
+def grains_of(policy: Policy) -> list[str]:
+    """What a policy prunes by; channels, heads and hidden units are one."""
+    kinds = [one.granularity for one in policy.decisions]
+    return list(dict.fromkeys(kind if is_inside(kind) else CHANNEL for kind in kinds))
 
 
 def schedule_of(config: Any, grains: list[str], epochs: int) -> Schedule:

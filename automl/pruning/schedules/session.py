@@ -102,12 +102,17 @@ class MaskSession(_Session):
             return
         self._start()
         attach(self.network, self._chosen(kept))
-        self._pruner.channels.repair(self.network, self._channels, self._units)
+        self._repair()
 
     def blend(self, share: float) -> None:
         """Masks the part of what goes that has the least magnitude."""
         self._start()
         _blend(self.network, self._target, share)
+        self._repair()
+
+    def _repair(self) -> None:
+        self._pruner.channels.repair(self.network, self._channels, self._units)
+        enforce(self.network)
 
     @cached_property
     def _target(self) -> dict[str, Tensor]:
@@ -272,6 +277,8 @@ class ChannelSession(_Session):
         """Masks the part of the channels that go that has the least magnitude."""
         self._blended = True
         _blend(self.network, self._target, share)
+        self._pruner.repair(self.network, self._pruner.plan.dense, self._units)
+        enforce(self.network)
 
     @cached_property
     def _target(self) -> dict[str, Tensor]:
