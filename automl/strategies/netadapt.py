@@ -16,12 +16,16 @@ Deviations:
   pruned targets (``netadapt_steps.repaid``): no result is over budget, none wastes it. The official
   code keeps the overshoot.
 * The step follows from the trials that are there (a given ``step`` is enlarged if it must be). Too
-  few for any step, and the rest of the way is one shrink of all targets alike
-  (``Problem.fit``); that takes the one trial that is always held back.
+  few for any step, and the rest of the way is one shrink of all targets alike (``Problem.fit``).
+  One trial is always held back for that. Where it is not needed, it scores all targets pruned
+  alike from the start, so that no result is worse than that (``guard``).
 * Of several resources the most violated one is reduced; a candidate may not raise another beyond
   its limit.
-* Three rules for the winner (``winner``); the paper's is ``score``, the official code's other one
-  is ``ratio``.
+* Three rules for the winner (``winner``). The paper's is ``score``; but steps land on a grid, and
+  where one candidate saves three times what was asked, the best score only says that another
+  saved less. ``ratio``, which the official code has too, is the default.
+
+``strategy=netadapt_paper`` sets what can be set as in the paper.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from automl.hints import did_you_mean
 from automl.problem import Problem, Trial, best
@@ -55,22 +61,24 @@ class NetAdapt:
 
     def __init__(
         self,
-        winner: Winner = "score",
+        winner: Winner = "ratio",
         step: float | None = None,
         decay: float = 0.96,
         tolerance: float = 0.0,
+        guard: bool = True,
     ) -> None:
         """Sets the rules.
 
         Args:
-            winner: Which candidate goes on. ``score``: the one that scores best. ``ratio``: the
-                one that loses least score per resource saved, as a fraction of dense; where some
-                lose nothing, the one of them that saves most. ``saving``: of those that lose
-                nothing the one that saves most; where all lose, the one that scores best.
+            winner: Which candidate goes on. ``ratio``: the one that loses least score per
+                resource saved, as a fraction of dense; where some lose nothing, the one of them
+                that saves most. ``score``: the one that scores best. ``saving``: of those that
+                lose nothing the one that saves most; where all lose, the one that scores best.
             step: What the first iteration removes, as a fraction of the dense network's cost;
                 None takes the smallest for which there are trials.
             decay: Every step is so many times the one before, in (0, 1].
             tolerance: A loss of score that ``ratio`` and ``saving`` take for nothing, >= 0.
+            guard: Whether a trial goes to the network whose targets are all pruned alike.
 
         Raises:
             InputError: The rule is unknown.
@@ -85,6 +93,7 @@ class NetAdapt:
         if not 0 <= tolerance < float("inf"):
             raise ValueError(f"NetAdapt.tolerance must be >= 0 and finite, got {tolerance}")
         self.winner, self.step, self.decay, self.tolerance = winner, step, decay, tolerance
+        self.guard = guard
         self.family: tuple[Member, ...] = ()
         self._dense_costs: dict[str, float] = {}
 
@@ -141,6 +150,8 @@ class _Session:
                 self._shrink(kept)
                 break
             kept = adapted
+        if self._settings.guard and len(self._found) < self._trials:
+            self._evaluate([self._problem.fit(np.ones(len(kept)))])
         chosen = best(self._allowed)
         self._close(chosen)
         return SearchResult(chosen.policy, tuple(self._found.values()))

@@ -46,6 +46,8 @@ def save(folder: Path, members: Sequence[Member], dense_costs: Mapping[Any, floa
         The files written: the table, then the policies.
     """
     (folder / POLICIES).mkdir(exist_ok=True)
+    for old in (folder / POLICIES).glob("*.json"):
+        old.unlink()
     rows, files = [], []
     for member in members:
         name = f"{member.iteration:03d}.json"
