@@ -90,6 +90,8 @@ def load(name: str) -> Granularity:
     from hydra.utils import get_class
 
     target: Any = get_class(_registry()[kind]["_target_"])
+    if parameters and not hasattr(target, "parse"):
+        raise InputError(f"granularity {kind} takes no parameters, got {name!r}")
     made: Granularity = target.parse(parameters) if parameters else target()
     return made
 
