@@ -25,7 +25,10 @@ from automl.pruning.criteria import Context, Criterion
 from automl.pruning.masked_plan import Grains, MaskedPlan
 from automl.pruning.pruner import Pruner
 from automl.pruning.sparse_pruner import SparsePruner
+from automl.pruning.trained import TrainedPruner
 from automl.scoring import ClassifierScorer
+from automl.training.config import FinetuneConfig
+from automl.training.short_term import ShortTerm
 from automl.types import CostModel, InputError, Resource, Strategy
 
 Config = Mapping[str, Any]
@@ -139,6 +142,35 @@ class Bench:
     def pruner(self) -> Pruner | SparsePruner:
         """Makes slim networks, and sparse ones where the granularity is finer than channels."""
         return self.pruner_of(self.plan)
+
+    @cached_property
+    def trial_pruner(self) -> Pruner | SparsePruner | TrainedPruner:
+        """Makes the networks of trials: the pruner's, trained for a moment if so asked."""
+        training = self._short_term()
+        return self.pruner if training is None else TrainedPruner(self.pruner, training)
+
+    def _short_term(self) -> ShortTerm | None:
+        settings = self.config["short_term"]
+        config: FinetuneConfig = instantiate(settings["finetune"], "short_term.finetune")
+        if config.epochs == 0:
+            return None
+        if self.config["dtype"] == "float16":
+            raise InputError("dtype=float16 cannot train; use bfloat16 or float32")
+        images = self.data.train
+        if settings["images"] is not None:
+            count = min(whole(settings, "short_term.images", 1), len(images))
+            chosen = stratified(images.labels.cpu().numpy(), count, seed=0)
+            images = images.subset(torch.from_numpy(chosen))
+        return ShortTerm(
+            images,
+            config,
+            **self.normalisation,
+            augment=self.data.augment,
+            teacher=self.loaded.model,
+            device=self.device,
+            dtype=self.dtype,
+            channels_last=self.channels_last,
+        )
 
     def pruner_of(self, plan: IndexPlan | MaskedPlan) -> Pruner | SparsePruner:
         """The pruner of a plan of this network."""

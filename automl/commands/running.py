@@ -182,7 +182,7 @@ class SearchRun:
         bench, granularity = self.bench, self.config["granularity"]
         return Problem(
             bench.plan,
-            bench.pruner,
+            bench.trial_pruner,
             bench.scorer if scorer is None else scorer,
             self.config["budget"],
             bench.costs_for(self.config["budget"]),
