@@ -70,7 +70,7 @@ class Sensitivity:
 
     policy: str = "additive"
     damage: str = SCORE
-    analysis: float = 0.5
+    analysis: float = 0.25
     refine: bool = True
 
     def __post_init__(self) -> None:

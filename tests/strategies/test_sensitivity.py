@@ -43,10 +43,10 @@ def test_another_budget_pays_only_for_refinement(tmp_path):
     trials = 24
     with Journal(tmp_path / "trials.jsonl") as journal:
         half = toy.problem(scorer=first, journal=journal)
-        Sensitivity().search(half, trials, 0)
+        Sensitivity(analysis=0.5).search(half, trials, 0)
     with Journal(tmp_path / "trials.jsonl") as journal:
         quarter = toy.problem(budget={"macs": 0.25}, scorer=second, journal=journal)
-        result = Sensitivity().search(quarter, trials, 0)
+        result = Sensitivity(analysis=0.5).search(quarter, trials, 0)
     probes = len(plan_probes(quarter, probes_for(quarter, trials, 0.5)))
     assert probes >= 10
     assert len(result.trials) == trials
