@@ -28,6 +28,7 @@ from automl.training.config import FinetuneConfig
 from automl.training.feed import BatchSource, Feed, ReadyBatches, epoch_seed
 from automl.training.learning_rate import learning_rate
 from automl.training.loss import finetune_loss
+from automl.training.regularizers import Penalty
 from automl.training.state import evaluating, restored_modes
 from automl.types import InputError, Scorer
 
@@ -103,6 +104,7 @@ def finetune(
     resume: bool = True,
     progress: Callable[[EpochRow], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    regularizer: Penalty | None = None,
 ) -> FinetuneResult:
     """Trains ``model`` in place and leaves it with its best weights.
 
@@ -131,6 +133,7 @@ def finetune(
         progress: Called with every new row of the history.
         after_step: Called after every step of the optimiser with the number of steps done since
             the first epoch; may change weights and masks.
+        regularizer: Added to the loss and applied after every step; reported losses are without.
 
     Returns:
         History and which epoch was kept.
@@ -149,7 +152,9 @@ def finetune(
     if teacher is not None:
         _move(teacher, device, channels_last=False)
     feed = Feed(train, config.batch_size, config.seed, device, mean, std, augment, channels_last)
-    run = _Run(model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step)
+    run = _Run(
+        model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step, regularizer
+    )
     with restored_modes(model), contextlib.ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
@@ -183,6 +188,7 @@ class _Run:
         dtype: torch.dtype,
         checkpoint: Path | None,
         after_step: Callable[[int], None] | None,
+        regularizer: Penalty | None,
     ) -> None:
         self.model = model
         self.config = config
@@ -192,6 +198,7 @@ class _Run:
         self.dtype = dtype
         self.checkpoint = checkpoint
         self.after_step = after_step
+        self.regularizer = regularizer
         self.optimizer = _optimizer(model, config)
         protect(self.optimizer, model)
         self.history: list[EpochRow] = []
@@ -253,7 +260,7 @@ class _Run:
                 if len(x) == 1 and self.config.batch_size > 1:
                     continue  # a left-over example alone has no batch statistics
                 self._set_lr(learning_rate(self.config, step, self.feed.steps))
-                total += self._step(x, y).double() * len(x)
+                total += self._step(x, y, step).double() * len(x)
                 seen += len(x)
                 if self.after_step is not None:
                     self.after_step(step + 1)
@@ -261,7 +268,7 @@ class _Run:
             raise InputError("there is nothing to fine-tune on: the training data are empty")
         return learning_rate(self.config, first_step, self.feed.steps), self._mean(total, seen)
 
-    def _step(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def _step(self, x: Tensor, y: Tensor | None, step: int) -> Tensor:
         """One step on a batch; returns its loss, a scalar on the device."""
         with self._precision():
             logits = self.model(x)
@@ -272,11 +279,17 @@ class _Run:
                 )
             loss = finetune_loss(logits, y, self._teacher_logits(x), self.config)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._with_penalty(loss, step).backward()  # type: ignore[no-untyped-call]
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
+        if self.regularizer is not None:
+            self.regularizer.after_step(self.model, step, self.optimizer.param_groups[0]["lr"])
         return loss.detach()
+
+    def _with_penalty(self, loss: Tensor, step: int) -> Tensor:
+        penalty = None if self.regularizer is None else self.regularizer.penalty(self.model, step)
+        return loss if penalty is None else loss + penalty
 
     def _teacher_logits(self, x: Tensor) -> Tensor | None:
         if self.teacher is None:
@@ -330,6 +343,7 @@ class _Run:
 
     def _identity(self) -> Identity:
         """What decides the result of the run, as plain values and digests."""
+        regularizer = self.regularizer
         state = self.model.state_dict()
         shapes = {name: list(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
         return {
@@ -340,6 +354,7 @@ class _Run:
             "validation": None if self.scorer is None else self.scorer.fingerprint,
             "training data": self.feed.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if regularizer is None else {"regularizer": regularizer.name}),
         }
 
 
