@@ -51,6 +51,8 @@ _METRICS = ("kl", "loss")
 _NEIGHBOURS, _PARENTS = 128, 6
 #: Policies thought of that are best for the analysis with errors, and the errors' width (log).
 _ELSEWHERE, _ERROR = 2, 0.4
+#: Entries of the table of damages beyond which solving takes seconds: then neighbours must do.
+_QUICKLY_SOLVED = 1000
 #: The uniform policy, the dense network, and one policy from the analysis.
 _OVERHEAD = 3
 
@@ -220,6 +222,8 @@ class _Search:
 
     def _elsewhere(self, table: Floats) -> Kept:
         """The best policies if the analysis erred at random, (policies, targets)."""
+        if table.size > _QUICKLY_SOLVED:
+            return np.zeros((0, len(table)), np.int64)
         errors = np.exp(_ERROR * self._rng.standard_normal((_ELSEWHERE, len(table))))
         found = [self._solver.solve(table * error[:, None], kicks=0) for error in errors]
         return self._solver.kept(np.array(found))

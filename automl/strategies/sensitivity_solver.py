@@ -34,11 +34,11 @@ from automl.types import Kept
 
 #: Prices tried in one round, and rounds (each zooms in to where the budget begins to hold).
 _PRICES, _ZOOMS = 16, 2
-_SWEEPS = 12
+_SWEEPS = 6
 #: Candidates that are improved by exchange.
 _BEST = 3
-#: Changes looked at in one neighbourhood; larger ones are sampled.
-_MOST_MOVES = 25_000
+#: Changes looked at in one neighbourhood, and these times targets; larger ones are sampled.
+_MOST_MOVES, _MOST_ENTRIES = 25_000, 350_000
 #: Targets that change at once.
 _MOST_CHANGED = 4
 _CHUNK = 512
@@ -98,14 +98,15 @@ class Solver:
         Args:
             table: What ``table`` gives.
             starts: More candidates within the budget to improve on.
-            kicks: Restarts from around the best candidate.
+            kicks: Restarts from around the best candidate; 0 is quick, and improves one start.
         """
 
         def total(at: Ints) -> float:
             return float(self.total(table, at))
 
         found = [self.positions(self.problem.space.low), *starts, *self.relaxed(table)]
-        improved = [self.exchange(table, at) for at in sorted(_distinct(found), key=total)[:_BEST]]
+        ranked = sorted(_distinct(found), key=total)[: _BEST if kicks else 1]
+        improved = [self.exchange(table, at) for at in ranked]
         best = min(improved, key=total)
         rng = np.random.default_rng(0)
         for _ in range(kicks):
@@ -268,15 +269,16 @@ class Solver:
 def _changes(sizes: Ints, free: list[int], count: int, rng: np.random.Generator) -> Ints:
     """All changes of ``count`` targets by some steps, at least one of them upwards.
 
-    By as many steps as leave ``_MOST_MOVES`` changes; where one step each is more than that
+    By as many steps as leave few enough changes; where one step each is more than that
     already, the targets are sampled.
     """
     choices = comb(len(free), count)
-    fits = int((_MOST_MOVES / choices) ** (1 / count) / 2)
+    allowed = min(_MOST_MOVES, _MOST_ENTRIES // len(sizes))
+    fits = int((allowed / choices) ** (1 / count) / 2)
     steps = min(max(fits, 1), int(sizes.max()) - 1)
     by = [step for step in range(-steps, steps + 1) if step]
     deltas = np.array([delta for delta in product(by, repeat=count) if max(delta) > 0])
-    most = max(_MOST_MOVES // len(deltas), 1)
+    most = max(allowed // len(deltas), 1)
     if choices <= most:
         members = np.array(list(combinations(free, count)))
     else:
