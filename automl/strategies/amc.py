@@ -28,7 +28,9 @@ Deviations that are settings (``strategy=amc_paper`` turns all of them off):
   (``automl.strategies.amc_credit``).
 * ``candidates``: every episode is thought through that many times (the actor with exploration,
   and neighbours of the best episodes); of those not scored before, the one that a draw from the
-  credit model's posterior likes best is scored. Trials are dear, arithmetic is cheap.
+  posterior of a Gaussian process likes best is scored. Trials are dear, arithmetic is cheap.
+* ``interactions``: that process knows that damages do not quite add up
+  (``automl.strategies.amc_judge``).
 * ``updates``: more updates per step than one.
 
 What each of them is worth is measured in docs/amc.md.
@@ -75,6 +77,7 @@ class AMC:
         guides: Whether the first episodes are the uniform and depth-wise policies.
         credit: Whether an additive model divides rewards among decisions.
         candidates: Episodes thought through for each one that is scored; 0 acts at once.
+        interactions: Whether candidates are judged by more than the additive model.
         acting: The part of the candidates that the actor plays, in [0, 1]; the others are
             neighbours of the best episodes.
         agent: Run folder or file of a trained agent to start from.
@@ -99,6 +102,7 @@ class AMC:
     guides: bool = True
     credit: bool = True
     candidates: int = 32
+    interactions: bool = True
     acting: float = 0.5
     agent: str | None = None
     tensorboard: str | None = None

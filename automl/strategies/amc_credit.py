@@ -16,8 +16,6 @@ Interpolation", 1992).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from automl.fitting import Floats
@@ -33,6 +31,7 @@ class Credit:
 
     Attributes:
         mean: Weights, shape (targets * 3,), on standardised features.
+        alpha: Precision of their prior.
     """
 
     def __init__(self, kept: Kept, rewards: Floats, units: Kept) -> None:
@@ -50,25 +49,18 @@ class Credit:
         value = transform(rewards)
         deviation = float(value.std())
         value = (value - value.mean()) / (deviation if deviation > 1e-12 else 1.0)
-        self._fit(self._standardised(kept), value)
-
-    def draw(self, rng: np.random.Generator) -> Callable[[Kept], Floats]:
-        """The values of policies by one draw from the posterior, (episodes, targets) -> (episodes).
-
-        Choosing by draws is Thompson sampling: a policy is tried as often as it is thought best.
-        """
-        weights = self.mean + self._root @ rng.standard_normal(len(self.mean))
-        return lambda kept: np.asarray(self._standardised(kept) @ weights)
+        self._fit(self.standardised(kept), value)
 
     def shares(self, kept: Kept) -> Floats:
         """Each decision's part of the value, (episodes, targets).
 
         In standard deviations of the episodes' values, relative to the mean episode.
         """
-        parts = self._standardised(kept) * self.mean
+        parts = self.standardised(kept) * self.mean
         return np.asarray(parts.reshape(*kept.shape, _BASIS).sum(axis=-1))
 
-    def _standardised(self, kept: Kept) -> Floats:
+    def standardised(self, kept: Kept) -> Floats:
+        """The basis, of mean 0 and deviation 1 over the episodes, (episodes, targets * 3)."""
         return np.asarray((self._features(kept) - self._centre) / self._scale)
 
     def _features(self, kept: Kept) -> Floats:
@@ -88,9 +80,8 @@ class Credit:
             residual = float(np.sum((y - x @ (vectors @ weights)) ** 2))
             alpha = float(np.clip(free / (weights @ weights + 1e-9), 1e-3, 1e4))
             beta = float(np.clip(max(count - free, 1.0) / (residual + 1e-9), 1e-2, 1e4))
-        precision = alpha + beta * values
-        self.mean = vectors @ (beta * target / precision)
-        self._root = vectors / np.sqrt(precision)
+        self.mean = vectors @ (beta * target / (alpha + beta * values))
+        self.alpha = alpha
 
 
 def transform(rewards: Floats) -> Floats:

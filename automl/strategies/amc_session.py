@@ -22,6 +22,7 @@ from automl.strategies.amc_agent import (
     load_agent,
 )
 from automl.strategies.amc_credit import Credit
+from automl.strategies.amc_judge import Interactions, Judge
 from automl.strategies.heuristics import Depth
 from automl.strategies.neighbours import neighbour
 from automl.strategies.random import Random
@@ -42,6 +43,10 @@ _ROUNDS = 3
 _LEAST = 4
 
 
+#: The judge's covariance is chosen anew when there are so many times as many episodes.
+_REFIT = 1.1
+#: A judge without interactions.
+_ADDITIVE = Interactions(power=0.0, length=1.0, noise=0.1)
 #: Columns of ``learning.csv``. Losses are those of the updates before the episode.
 CURVE_COLUMNS = (
     "episode", "source", "reward", "best_reward", "sigma", "actor_loss", "critic_loss",
@@ -81,6 +86,8 @@ class Session:
         self._rewards: list[float] = []
         self._baseline: float | None = None
         self._credit: Credit | None = None
+        self._covariance: Interactions | None = None
+        self._refit_at = 0
         self.agent = self._make_agent(digest("amc", seed))
 
     def run(self) -> list[Trial]:
@@ -194,7 +201,20 @@ class Session:
     def _judge(self) -> Callable[[Kept], Floats]:
         if self._credit is None:  # too little is known yet
             return lambda kept: self._rng.random(len(kept))
-        return self._credit.draw(self._rng)
+        kept, rewards = np.stack(self._kept), np.array(self._rewards)
+        units, settings = self.problem.space.units, self._known_covariance(len(kept))
+        judge = Judge(self._credit, kept, rewards, units, settings)
+        self._covariance = judge.settings
+        return judge.draw(self._rng)
+
+    def _known_covariance(self, episodes: int) -> Interactions | None:
+        """The judge's covariance; None where it is to be chosen anew."""
+        if not self.settings.interactions:
+            return _ADDITIVE
+        if episodes < self._refit_at:
+            return self._covariance
+        self._refit_at = math.ceil(_REFIT * episodes)
+        return None
 
     def _explore(self, observations: Any) -> Floats:
         return explore(self.agent.act(observations), self.agent.sigma, self._rng)

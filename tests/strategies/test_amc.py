@@ -182,8 +182,6 @@ def test_credit_finds_out_which_target_matters():
     value = transform(-damage)
     standard = (value - value.mean()) / value.std()
     assert np.corrcoef(shares.sum(axis=1), standard)[0, 1] > 0.99
-    drawn = credit.draw(rng)(kept)
-    assert np.corrcoef(drawn, standard)[0, 1] > 0.9
 
 
 def test_neighbours_are_near_within_the_budget_and_maximal():
