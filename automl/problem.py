@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
-
 from automl.budget import Budget
 from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, fit
 from automl.hashing import digest
@@ -25,6 +23,7 @@ from automl.journal import Row
 from automl.policy import Policy
 from automl.seeding import own_random_numbers
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
+from numpy.typing import ArrayLike
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +54,14 @@ class Pruner(Protocol):
 
     def prune(self, policy: Policy) -> Any:
         """The slim, repaired network."""
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A pruner that can say how important the units of every target are."""
+
+    def unit_scores(self, criterion: str | None, **settings: Any) -> list[Floats]:
+        """Scores of every target's units, shape (units,); None is the pruner's criterion."""
 
 
 class TrialLog(Protocol):
@@ -227,6 +234,23 @@ class Problem:
     def policy(self, kept: Kept) -> Policy:
         """The policy that keeps these counts, with the units that the pruner's criterion picks."""
         return self._pruner.policy(kept)
+
+    def unit_scores(self, criterion: str | None = None, **settings: Any) -> list[Floats]:
+        """How important the units of every target are, higher is better.
+
+        Args:
+            criterion: A name from conf/criterion; None for the one that chooses units.
+            settings: Replace those of the criterion's file.
+
+        Returns:
+            One array of shape (units,) per target.
+
+        Raises:
+            InputError: There is no such criterion, it lacks data, or units are not ranked here.
+        """
+        if not isinstance(self._pruner, Ranker):
+            raise InputError("this strategy ranks whole channels; choose granularity=channel")
+        return self._pruner.unit_scores(criterion, **settings)
 
     # ---- trials
 

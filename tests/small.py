@@ -10,6 +10,9 @@ from torch import Tensor, nn
 import automl
 from automl.plan import IndexPlan
 from automl.pruning.criteria import Context
+from automl.training.config import FinetuneConfig
+from automl.training.finetune import finetune
+from automl.training.regularizers import Penalty
 
 CLASSES = 3
 
@@ -113,12 +116,27 @@ def plan_of(kind: type[nn.Module]) -> IndexPlan:
     return automl.trace(kind().eval(), x).plan
 
 
+def trainer(
+    model: nn.Module, penalty: Penalty, tuning: FinetuneConfig, images_: int | None
+) -> None:
+    """Trains on a few batches, those of sequences for encoders."""
+    x, y = sequences(16) if isinstance(model, Encoder) else images(16, seed=2)
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)]
+    finetune(model, batches, tuning, regularizer=penalty)
+
+
+def sequences(count: int) -> tuple[Tensor, Tensor]:
+    """Inputs of shape (count, 4, 5) and labels."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(count, 4, 5, dtype=torch.float64, generator=generator)
+    return x, torch.arange(count) % CLASSES
+
+
 def context_of(model: nn.Module, count: int = 12, **settings: object) -> Context:
     """A context with labelled images; settings replace its fields."""
     x, y = images(count)
-    return Context(
-        **{"model": model, "plan": plan_of(type(model)), "inputs": x, "labels": y} | settings
-    )
+    fields = {"model": model, "plan": plan_of(type(model)), "inputs": x, "labels": y}
+    return Context(**fields | {"trainer": trainer, "trained_on": "noise"} | settings)
 
 
 def permute_inner(model: nn.Module, order: Tensor) -> None:

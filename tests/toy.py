@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from automl.policy import Policy
-from automl.problem import Problem
 from automl.types import Kept, Resource, Target
+
+from automl.problem import Problem
 
 
 def targets(*units: int, kind: str = "channel") -> tuple[Target, ...]:
@@ -56,6 +56,9 @@ class Pruner:
     def policy(self, kept: Kept) -> Policy:
         indices = [range(count) for count in kept]
         return Policy.from_kept(self.targets, kept, indices=indices, model_hash=self.model_hash)
+
+    def unit_scores(self, criterion: str | None = None, **settings: Any) -> list[np.ndarray]:
+        return [np.linspace(1.0, 0.1 * (target.index + 1), target.units) for target in self.targets]
 
     def prune(self, policy: Policy) -> Policy:
         return policy

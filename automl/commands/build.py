@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
-
 from automl.budget import Budget
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
@@ -23,13 +22,17 @@ from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.plan import IndexPlan
 from automl.pruning.criteria import Context, Criterion
 from automl.pruning.masked_plan import Grains, MaskedPlan
-from automl.pruning.pruner import Pruner
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
 from automl.scoring import ClassifierScorer
 from automl.training.config import FinetuneConfig
+from automl.training.finetune import EpochRow, finetune
+from automl.training.regularizers import Penalty
 from automl.training.short_term import ShortTerm
 from automl.types import CostModel, InputError, Resource, Strategy
+from torch import nn
+
+from automl.pruning.pruner import Pruner
 
 Config = Mapping[str, Any]
 
@@ -215,8 +218,38 @@ class Bench:
         found: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         if {"data", "labels"} & self.criterion.needs:
             found = self._examples(getattr(self.criterion, "images", _CRITERION_IMAGES))
-        seed = whole(self.config, "seed", 0)
-        return Context(self.loaded.model, self.trace.plan, *found, seed=seed)
+        trains = "training" in self.criterion.needs
+        return Context(
+            self.loaded.model,
+            self.trace.plan,
+            *found,
+            seed=whole(self.config, "seed", 0),
+            trainer=self._train,
+            trained_on=self.data.fingerprint if trains else "",
+        )
+
+    def _train(
+        self, model: nn.Module, penalty: Penalty, tuning: FinetuneConfig, images: int | None
+    ) -> None:
+        """Trains a network under a regulariser, for criteria that look at what that leaves."""
+        data = self.data
+
+        def report(row: EpochRow) -> None:
+            line = f"training under {penalty.name} {row.epoch}/{tuning.epochs}"
+            print(f"{line}, loss {row.train_loss:.4f}", file=sys.stderr, flush=True)
+
+        finetune(
+            model,
+            data.train if images is None else data.calibration(images),
+            tuning,
+            **self.normalisation,
+            augment=data.augment,
+            device=self.device,
+            dtype=self.dtype,
+            channels_last=self.channels_last,
+            progress=report,
+            regularizer=penalty,
+        )
 
     @cached_property
     def scorer(self) -> ClassifierScorer:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
-
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
@@ -20,6 +18,8 @@ from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.types import InputError, Kept
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 
 class Pruner:
@@ -65,6 +65,18 @@ class Pruner:
     def scores(self) -> Scores:
         """Importance of every unit of every target, higher is better."""
         return self.criterion(self.context)
+
+    def unit_scores(self, criterion: str | None = None, **settings: Any) -> Scores:
+        """Importance of every unit by another criterion.
+
+        Args:
+            criterion: A name from conf/criterion; None gives :attr:`scores`.
+            settings: Replace those of the criterion's file.
+
+        Raises:
+            InputError: There is no such criterion, or the context lacks what it needs.
+        """
+        return self.scores if criterion is None else load(criterion, **settings)(self.context)
 
     @cached_property
     def order(self) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -175,11 +175,8 @@ def test_no_data_means_nothing_that_is_not_finite(criterion, context):
 
 
 def test_a_transformer_is_scored_or_refused_by_name(criterion):
-    model = small.encoder()
-    x = torch.randn(12, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    y = torch.arange(12) % small.CLASSES
     plan = small.plan_of(small.Encoder)
-    context = Context(model, plan, x, y)
+    context = Context(small.encoder(), plan, *small.sequences(12), trainer=small.trainer)
     if name_of(criterion) in REFUSE_TRANSFORMERS:
         reason = REFUSE_TRANSFORMERS[name_of(criterion)]
         with pytest.raises(InputError, match=f"{reason}.*layer"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,12 +16,15 @@ from automl.types import InputError
 
 if TYPE_CHECKING:
     from automl.pruning.criteria import Criterion
+    from automl.training.config import FinetuneConfig
+    from automl.training.regularizers import Penalty
 
 #: ``(outputs, labels) -> mean loss of the batch``, a scalar.
 Loss = Callable[[Any, Tensor], Tensor]
 
-#: Trains a copy of the network in place under a regulariser; see ``criteria.trained``.
-Trainer = Callable[[nn.Module, Any, Mapping[str, Any]], None]
+#: Trains a copy of the network in place under a penalty, as a configuration says, on so many of the
+#: training images (None: all); see ``criteria.trained``.
+Trainer = Callable[[nn.Module, "Penalty", "FinetuneConfig", int | None], None]
 
 #: What a criterion may ask for beside the weights.
 Need = Literal["data", "labels", "loss", "seed", "training"]
