@@ -16,6 +16,8 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import ArrayLike
+
 from automl.budget import Budget
 from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, fit
 from automl.hashing import digest
@@ -23,7 +25,6 @@ from automl.journal import Row
 from automl.policy import Policy
 from automl.seeding import own_random_numbers
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
-from numpy.typing import ArrayLike
 
 _log = logging.getLogger(__name__)
 

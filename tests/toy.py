@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from automl.policy import Policy
-from automl.types import Kept, Resource, Target
 
+from automl.policy import Policy
 from automl.problem import Problem
+from automl.types import Kept, Resource, Target
 
 
 def targets(*units: int, kind: str = "channel") -> tuple[Target, ...]:

@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
+
 from automl.budget import Budget
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
@@ -22,6 +24,7 @@ from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.plan import IndexPlan
 from automl.pruning.criteria import Context, Criterion
 from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.pruner import Pruner
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
 from automl.scoring import ClassifierScorer
@@ -30,9 +33,6 @@ from automl.training.finetune import EpochRow, finetune
 from automl.training.regularizers import Penalty
 from automl.training.short_term import ShortTerm
 from automl.types import CostModel, InputError, Resource, Strategy
-from torch import nn
-
-from automl.pruning.pruner import Pruner
 
 Config = Mapping[str, Any]
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
@@ -18,8 +21,6 @@ from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.types import InputError, Kept
-from torch import Tensor, nn
-from torch.fx import GraphModule
 
 
 class Pruner:
