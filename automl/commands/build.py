@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,6 +33,9 @@ from automl.training.finetune import EpochRow, finetune
 from automl.training.regularizers import Penalty
 from automl.training.short_term import ShortTerm
 from automl.types import CostModel, InputError, Resource, Strategy
+
+if TYPE_CHECKING:
+    from automl.executors.latency_table import NetworkTable
 
 Config = Mapping[str, Any]
 
@@ -297,12 +300,23 @@ class Bench:
         """Predicted latency on this device, from measured tables."""
         from automl.commands.latency import latency_cost
 
+        return latency_cost(self)
+
+    @cached_property
+    def latency_table(self) -> NetworkTable:
+        """The latency table of this device, as the network uses it.
+
+        Raises:
+            InputError: There is none that can be used.
+        """
+        from automl.commands.latency import network_table
+
         if isinstance(self.plan, MaskedPlan):
             raise InputError(
-                "budget.latency_ms is for granularity=channel: masked networks are not slimmer, "
-                "and tables hold no sparse kernels"
+                "latency is for granularity=channel: masked networks are not slimmer, and tables "
+                "hold no sparse kernels"
             )
-        return latency_cost(self)
+        return network_table(self)
 
     @cached_property
     def tuning_scorer(self) -> ClassifierScorer:

@@ -13,6 +13,7 @@ import torch
 
 from automl.budget import Budget
 from automl.commands.build import flag, number, whole
+from automl.commands.lut_report import write_report
 from automl.cost.latency import LatencyCost
 from automl.cost.lut.fingerprint import Fingerprint
 from automl.cost.lut.table import Table
@@ -26,6 +27,7 @@ from automl.types import InputError
 
 if TYPE_CHECKING:
     from automl.commands.build import Bench
+    from automl.commands.finishing import Finals
 
 Settings = Mapping[str, Any]
 
@@ -37,31 +39,35 @@ def latency_cost(bench: Bench) -> LatencyCost:
         InputError: The table is of another device, cannot be trusted or completed, or the budget
             is below what no pruning changes.
     """
-    table = network_table(bench)
+    table = bench.latency_table
     settings = bench.config["latency"]
-    if table.calibration is None:
-        table.calibrate(**_whole_networks(settings))
-    require_in_reach(table.cost(), bench.config["budget"])
+    if table.calibration is None and table.can_measure:
+        table.calibrate(**whole_networks(settings))
+    cost = table.cost()
+    require_in_reach(cost, bench.config["budget"])
     require_accurate(table, settings)
-    return table.cost()
+    return cost
 
 
 def require_accurate(table: NetworkTable, settings: Settings) -> None:
-    """Refuses a table whose error on fresh networks is too large; checks it where that is due.
+    """Refuses a table whose error on fresh networks is too large.
 
     Raises:
         InputError: It is, and ``latency.force`` is not set.
     """
-    calibration = table.calibration
-    assert calibration is not None  # for the type checker: callers calibrate first
-    held_out = calibration.held_out
-    if held_out is None:
-        held_out = table.check(**_whole_networks(settings))
-    print(f"latency table {table.table.path}: {held_out}", file=sys.stderr)
+    path, force = table.table.path, flag(settings, "latency.force")
+    if table.calibration is None:
+        text = f"latency table {path} is not calibrated for this network, and cannot be here"
+        if not force:
+            raise InputError(f"{text}; use sums of operators as they are with latency.force=true")
+        print(f"{text}: sums of operators are used as they are", file=sys.stderr)
+        return
+    held_out = table.calibration.held_out
+    print(f"latency table {path}: {held_out}", file=sys.stderr)
     most = number(settings, "latency.max_mape", 0)
-    if held_out.mape > most and not flag(settings, "latency.force"):
+    if held_out.mape > most and not force:
         raise InputError(
-            f"latency table {table.table.path} errs by {100 * held_out.mape:.1f} % on fresh "
+            f"latency table {path} errs by {100 * held_out.mape:.1f} % on fresh "
             f"networks, more than the {100 * most:g} % of latency.max_mape; build it again on a "
             "quiet machine, or use it all the same with latency.force=true"
         )
@@ -84,7 +90,55 @@ def require_in_reach(cost: LatencyCost, budget: Any) -> None:
         )
 
 
-def _whole_networks(settings: Settings) -> dict[str, Any]:
+def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, float] | None:
+    """What was promised of the network found, beside what is measured; written to the run folder.
+
+    Args:
+        bench: What the search worked with.
+        finals: What the search ended with.
+        folder: The run folder.
+
+    Returns:
+        Predicted and measured ms and fractions of dense; None where latency is no budget, or
+        ``latency_budget_s`` leaves final timings out.
+    """
+    budget_s = number(bench.config, "latency_budget_s", 0)
+    if "latency_ms" not in finals.problem.limits or budget_s == 0:
+        return None
+    table = bench.latency_table
+    targets = finals.problem.targets
+    found = finals.best["found"].policy.kept(targets)
+    kept = {"dense": table.deployed.plan.dense, "found": found}
+    predicted = {name: float(table.cost()(counts)) for name, counts in kept.items()}
+    measured = table.time(list(kept.values()), budget_s)
+    document = {
+        "limit_ms": finals.problem.limits["latency_ms"],
+        "predicted_ms": predicted["found"],
+        "measured_ms": measured[1],
+        "predicted_ratio": predicted["found"] / predicted["dense"],
+        "measured_ratio": measured[1] / measured[0],
+    }
+    if table.calibration is not None:
+        slowdown = measured[0] / table.calibration.fitted.measured_ms[0]
+        mark = ("found", predicted["found"], measured[1] / slowdown)
+        about = {"found": document}
+        write_report(folder, table.table, table.calibration.held_out, [mark], about)
+    return document
+
+
+def promise_text(promise: Mapping[str, float]) -> str:
+    """One line that compares a promise with what was measured."""
+    predicted, measured = promise["predicted_ratio"], promise["measured_ratio"]
+    error = 100 * (promise["measured_ms"] / promise["predicted_ms"] - 1)
+    return (
+        f"latency promised: {promise['predicted_ms']:.3g} ms, {100 * predicted:.1f} % of dense; "
+        f"measured: {promise['measured_ms']:.3g} ms ({error:+.1f} %), "
+        f"{100 * measured:.1f} % of dense ({100 * (measured / predicted - 1):+.1f} %)"
+    )
+
+
+def whole_networks(settings: Settings) -> dict[str, Any]:
+    """How many networks to time as a whole, and for how long."""
     return {
         "networks": whole(settings, "latency.networks", 2),
         "budget_s": number(settings, "latency.budget_s", 0),

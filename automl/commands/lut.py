@@ -15,7 +15,7 @@ SUMMARY = "measure, check, import and show tables of how long operators take"
 EXAMPLE = (
     "prunepilot lut build model=resnet20 device=cpu\n"
     "  prunepilot lut check model=resnet20 --out runs/lut-check\n"
-    "  prunepilot lut import table.csv --like lut/NAME.json --out lut"
+    "  prunepilot lut import theirs.pkl --from netadapt --device 'Pixel 1' --out lut/pixel-1.json"
 )
 
 _ABOUT = {
@@ -46,7 +46,7 @@ _EXAMPLES = {
     "build": "model=resnet20 device=cpu latency.table=lut",
     "check": "model=resnet20 --out runs/lut-check",
     "show": "lut/NAME.json",
-    "import": "theirs.pkl --from netadapt --out lut/theirs.json",
+    "import": "theirs.pkl --from netadapt --device 'Pixel 1' --out lut/pixel-1.json",
 }
 
 
@@ -75,6 +75,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
         help="its format; by default after its suffix (.pkl is netadapt)",
     )
     parser.add_argument("--device", required=True, help="what it was measured on, in words")
+    parser.add_argument("--batch", type=int, default=1, help="examples in a pass (default 1)")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="a new table")
 
 
@@ -92,18 +93,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from automl.commands.latency import _whole_networks
+    from automl.commands.latency import whole_networks
 
     table, config = _network_table(args)
     new = table.build()
     print(f"{new} operators measured, {len(table.reachable) - new} were known")
+    print(
+        f"channel counts that are multiples of {table.step()} waste nothing here: "
+        f"granularity.rounding={table.step()}"
+    )
     calibration = table.calibration
     if calibration is None or new:
-        calibration = table.calibrate(**_whole_networks(config["latency"]))
+        calibration = table.calibrate(**whole_networks(config["latency"]))
     print(
         f"latency = {calibration.slope:.4g} x sum + {calibration.offset_ms:.4g} ms; "
         f"on the networks it was fitted to: {calibration.fitted}"
     )
+    print(f"on fresh networks: {calibration.held_out}")
     print(f"wrote {table.table.path} and {table.table.rows_path.name}")
     return 0
 
@@ -111,19 +117,19 @@ def _build(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     import time
 
-    from automl.commands.latency import _whole_networks
+    from automl.commands.latency import whole_networks
 
     table, config = _network_table(args)
     settings = config["latency"]
     if table.calibration is None:
-        table.calibrate(**_whole_networks(settings))
+        table.calibrate(**whole_networks(settings))
     seed = int(time.time()) if args.seed is None else args.seed
-    found = table.check(**_whole_networks(settings), seed=seed)
+    found = table.check(**whole_networks(settings), seed=seed)
     print(found)
     if args.out is not None:
         from automl.commands.lut_report import write_report
 
-        for path in write_report(args.out, table.table, found, seed):
+        for path in write_report(args.out, table.table, found, about={"seed": seed}):
             print(f"wrote {path}")
     accurate = found.mape <= settings["max_mape"]
     if not accurate:
@@ -141,8 +147,13 @@ def _show(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from automl.cost.lut.importing import import_table
+    from automl.types import InputError
 
-    table = import_table(args.source, args.out, device=args.device, form=args.format)
+    if args.batch < 1:
+        raise InputError(f"--batch must be >= 1, got {args.batch}")
+    table = import_table(
+        args.source, args.out, device=args.device, form=args.format, batch=args.batch
+    )
     print(f"read {len(table.entries)} operators; wrote {table.path} and {table.rows_path.name}")
     return 0
 
@@ -153,8 +164,7 @@ _ACTIONS = {"build": _build, "check": _check, "show": _show, "import": _import}
 def _network_table(args: argparse.Namespace) -> tuple[NetworkTable, dict[str, Any]]:
     from automl.commands.build import Bench, set_threads
     from automl.commands.compose import compose
-    from automl.commands.latency import network_table
 
     config = compose(args.overrides)
     set_threads(config)
-    return network_table(Bench(config)), config
+    return Bench(config).latency_table, config

@@ -73,7 +73,16 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         f"latency: one example on {result['device']}, one thread, medians of side-by-side runs; "
         "ratio: to dense",
         f"{result['trials']} trials, {result['failed']} failed; {_FORMS[result['form']]}",
+        *_promise(result.get("latency_promise")),
     ]
+
+
+def _promise(promise: Mapping[str, float] | None) -> list[str]:
+    if promise is None:
+        return []
+    from automl.commands.latency import promise_text
+
+    return [promise_text(promise)]
 
 
 def _cells(row: Row, dense: Row, score: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.cost.lut.calibration import Calibration
 from automl.cost.lut.operators import Operators
 from automl.cost.lut.signature import Signature
 from automl.types import Kept, Resource
@@ -96,10 +95,16 @@ class LatencyCost:
 
     resource: ClassVar[Resource] = "latency_ms"
 
-    def __init__(self, total: LatencySum, calibration: Calibration) -> None:
-        """Joins sums and calibration."""
+    def __init__(self, total: LatencySum, slope: float = 1.0, offset_ms: float = 0.0) -> None:
+        """Joins sums and calibration; without one, the sum itself is the prediction.
+
+        Args:
+            total: Sums of operators.
+            slope: What a millisecond of operators takes.
+            offset_ms: What a pass takes besides.
+        """
         self.total = total
-        self.calibration = calibration
+        self.slope, self.offset_ms = slope, offset_ms
 
     def __call__(self, kept: Kept) -> Floats:
         """Milliseconds; batched: (..., targets) gives (...).
@@ -107,9 +112,9 @@ class LatencyCost:
         Raises:
             InputError: An operator is not in the table and cannot be measured.
         """
-        return self.calibration.predict(self.total(kept))
+        return self.slope * self.total(kept) + self.offset_ms
 
     @property
     def frozen_ms(self) -> float:
         """The part that no pruning changes."""
-        return float(self.calibration.predict(np.asarray(self.total.frozen_ms)))
+        return self.slope * self.total.frozen_ms + self.offset_ms

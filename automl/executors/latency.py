@@ -24,12 +24,15 @@ class Latency:
 
     Attributes:
         median_ms: Median wall time.
+        undisturbed_ms: The tenth percentile of wall times: what it takes where nothing else that
+            the machine does slows it down.
         ratio: Median over rounds of this network's time to the first network's in the same
             round: below 1 is faster than the first.
         rounds: How many passes the medians stand on.
     """
 
     median_ms: float
+    undisturbed_ms: float
     ratio: float
     rounds: int
 
@@ -72,6 +75,7 @@ def measure_latency(
     return {
         name: Latency(
             median_ms=1e3 * statistics.median(own),
+            undisturbed_ms=1e3 * statistics.quantiles(own, n=10)[0],
             ratio=statistics.median(t / base for t, base in zip(own, first, strict=True)),
             rounds=len(own),
         )

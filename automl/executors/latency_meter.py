@@ -1,11 +1,11 @@
 """Times operators one by one, as they run inside a network.
 
-Operators are run round robin in the order of the network, each with weights of its own, so that
-they find data and code in the caches as they do behind the layers ahead; what they read is written
-right before, as their producer would have. Where an operator that nobody asked about belongs
-between two others, it runs too, untimed. All runs are spread over several passes, so that a slow
-second of the machine does not decide a single median. Wall time stands beside the thread's CPU
-time: where the two disagree, or the quartiles lie too far apart, an operator is measured again.
+Operators are run round robin in the order of the network, each with tensors of its own, so that
+they find data and code in the caches as they do behind the layers ahead. Where an operator that
+nobody asked about belongs between two others, it runs too, untimed. What else a machine does can
+only slow a run down: runs are spread over several passes, some time apart, and the faster half of
+them counts. Wall time stands beside the thread's CPU time: where the two disagree, or the quartiles
+lie too far apart, an operator is measured again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TURN = 128
 _TURN_BYTES = 256 * 2**20
 #: Turns between which passes go round.
 _TURNS_A_CHUNK = 8
-_PASSES = 3
+_PASSES = 6
 _WARM_UP = 2
 
 Step = tuple[Signature, bool]
@@ -52,7 +52,7 @@ class Effort:
         waited: Share of wall time without the CPU above which it is.
     """
 
-    repeats: int = 21
+    repeats: int = 24
     retries: int = 1
     spread: float = 0.1
     waited: float = 0.1
@@ -192,7 +192,6 @@ def _run(
     cpu: dict[Signature, list[int]],
 ) -> None:
     for one, is_timed in turn:
-        one.touch()
         if not is_timed:
             one.call()
             continue

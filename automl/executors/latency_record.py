@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class _Recorder(TorchFunctionMode):
     """Notes every call that returns tensors."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[_Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -276,16 +276,7 @@ def _encode_tensor(tensor: Tensor) -> dict[str, Any]:
         encoded["strides"] = [0 if size == 1 else stride for size, stride in pairs]
     else:
         encoded["layout"] = layout
-    if isinstance(tensor, nn.Parameter):
-        encoded["weight"] = True
     return encoded
-
-
-def with_batch(signature: Signature, batch: int) -> Signature:
-    """The same convolution or linear layer on another batch."""
-    if signature.kind not in _HEADS:
-        raise ValueError(f"with_batch.signature must be a layer, got {signature.kind}")
-    return replace(signature, batch=batch)
 
 
 def details(signature: Signature) -> dict[str, Any]:

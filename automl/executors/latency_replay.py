@@ -28,19 +28,12 @@ class Replay:
     Attributes:
         signature: Which one.
         call: Runs it; the result is dropped.
-        reads: Activations that it reads, in use written just before by the operator ahead.
         size_bytes: What its tensors take.
     """
 
     signature: Signature
     call: Callable[[], Any]
-    reads: tuple[Tensor, ...]
     size_bytes: int
-
-    def touch(self) -> None:
-        """Writes what is read, so that it lies in the caches as it does behind its producer."""
-        for tensor in self.reads:
-            tensor.mul_(1)
 
 
 def replay(signature: Signature, device: torch.device) -> Replay:
@@ -84,7 +77,7 @@ def _convolution(signature: Signature, device: torch.device) -> Replay:
     def call() -> Any:
         return tail(function(data, weight, bias, stride, padding, dilation, groups))
 
-    return _replay(signature, call, [data], [data, weight])
+    return _replay(signature, call, [data, weight])
 
 
 def _linear(signature: Signature, device: torch.device) -> Replay:
@@ -98,7 +91,7 @@ def _linear(signature: Signature, device: torch.device) -> Replay:
     def call() -> Any:
         return tail(nn.functional.linear(data, weight, bias))
 
-    return _replay(signature, call, [data], [data, weight])
+    return _replay(signature, call, [data, weight])
 
 
 def _tail(signature: Signature) -> Callable[[Tensor], Tensor]:
@@ -122,27 +115,20 @@ def _tail(signature: Signature) -> Callable[[Tensor], Tensor]:
 
 def _other(signature: Signature, device: torch.device) -> Replay:
     detail = details(signature)
-    made: list[tuple[Tensor, bool]] = []
+    made: list[Tensor] = []
     args = [_decode(value, device, made) for value in detail["args"]]
     kwargs = {name: _decode(value, device, made) for name, value in detail["kwargs"].items()}
     function = find_function(detail["call"])
-    reads = [t for t, weight in made if not weight and t.dtype.is_floating_point and _dense(t)]
 
     def call() -> Any:
         return function(*args, **kwargs)
 
-    return _replay(signature, call, reads, [tensor for tensor, _ in made])
+    return _replay(signature, call, made)
 
 
-def _dense(tensor: Tensor) -> bool:
-    return all(stride > 0 for stride in tensor.stride())
-
-
-def _replay(
-    signature: Signature, call: Callable[[], Any], reads: list[Tensor], tensors: list[Tensor]
-) -> Replay:
+def _replay(signature: Signature, call: Callable[[], Any], tensors: list[Tensor]) -> Replay:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return Replay(signature, call, tuple(reads), size)
+    return Replay(signature, call, size)
 
 
 def find_function(name: str) -> Callable[..., Any]:
@@ -166,14 +152,14 @@ def find_function(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _decode(value: Any, device: torch.device, made: list[tuple[Tensor, bool]]) -> Any:
+def _decode(value: Any, device: torch.device, made: list[Tensor]) -> Any:
     if isinstance(value, list):
         return [_decode(item, device, made) for item in value]
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         tensor = _decode_tensor(value, device)
-        made.append((tensor, value.get("weight", False)))
+        made.append(tensor)
         return tensor
     if "tuple" in value:
         return tuple(_decode(item, device, made) for item in value["tuple"])

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl.cost.latency import LatencyCost, LatencySum
-from automl.cost.lut.calibration import Calibration, Check, calibrate
+from automl.cost.lut.calibration import Calibration, Check, calibrate, compare
+from automl.cost.lut.fingerprint import LAYERS_ONLY
+from automl.cost.lut.importing import LAYER_KINDS, bare
 from automl.cost.lut.operators import Operators
 from automl.cost.lut.signature import Signature
 from automl.cost.lut.table import Table
 from automl.executors.latency import measure_latency
 from automl.executors.latency_meter import Effort, Meter
 from automl.executors.latency_networks import Deployed
+from automl.executors.latency_step import device_step, probes
 from automl.executors.quiet import require_quiet
 from automl.fitting import Space
 from automl.types import InputError, Kept
@@ -66,7 +69,7 @@ class NetworkTable:
         batch: int = 1,
         threads: int = 1,
         effort: Effort = Effort(),  # noqa: B008 - frozen
-        manners: Manners = Manners(),  # noqa: B008 - frozen
+        manners: Manners = Manners(),
         report: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Measures nothing yet."""
@@ -98,11 +101,18 @@ class NetworkTable:
         Raises:
             InputError: Something is missing and must not, or cannot, be measured.
         """
-        missing = [signature for signature in signatures if signature not in self.table.entries]
+        wanted = self._as_tabulated(signatures)
+        missing = [s for s in wanted if s is not None and s not in self.table.entries]
         if missing:
             self._measure(self._with_company(missing))
         entries = self.table.entries
-        return np.array([entries[signature].median_us for signature in signatures])
+        return np.array([0.0 if s is None else entries[s].median_us for s in wanted])
+
+    def _as_tabulated(self, signatures: Sequence[Signature]) -> list[Signature | None]:
+        """How the table knows them: None for what counts as nothing there."""
+        if self.table.fingerprint.covers != LAYERS_ONLY:
+            return list(signatures)
+        return [bare(s) if s.kind in LAYER_KINDS else None for s in signatures]
 
     def build(self) -> int:
         """Measures everything that the search can reach; returns how much was new."""
@@ -110,6 +120,13 @@ class NetworkTable:
         if missing:
             self._measure(missing)
         return len(missing)
+
+    def step(self) -> int:
+        """The coarsest step to which channel counts can be rounded up at no cost here."""
+        device = self.table.fingerprint
+        signatures = list(probes(device.dtype, device.layout))
+        times = self.times_us(signatures).tolist()
+        return device_step(dict(zip(signatures, times, strict=True)))
 
     def _with_company(self, missing: list[Signature]) -> list[Signature]:
         """So many more that they are not measured alone, from what may be asked for next."""
@@ -156,53 +173,80 @@ class NetworkTable:
         return self.table.calibrations.get(self.operators.key)
 
     def cost(self) -> LatencyCost:
-        """The cost model.
+        """The cost model; of a table that cannot be calibrated here, the bare sums.
 
         Raises:
-            InputError: The network is not calibrated.
+            InputError: The network is not calibrated, but could be.
         """
-        if self.calibration is None:
-            raise InputError(
-                f"latency table {self.table.path} is not calibrated for this network; "
-                "calibrate it with: prunepilot lut build"
-            )
-        return LatencyCost(self.total, self.calibration)
+        if self.calibration is not None:
+            return LatencyCost(self.total, self.calibration.slope, self.calibration.offset_ms)
+        if self._meter is None:
+            return LatencyCost(self.total)
+        raise InputError(
+            f"latency table {self.table.path} is not calibrated for this network; "
+            "calibrate it with: prunepilot lut build"
+        )
 
-    def calibrate(self, networks: int, seed: int = 0, budget_s: float = 20.0) -> Calibration:
-        """Fits slope and offset to random slim networks, and writes them to the table."""
-        kept = self.draw(networks, seed)
+    @property
+    def can_measure(self) -> bool:
+        """Whether what the table lacks can be measured."""
+        return self._meter is not None
+
+    def calibrate(self, networks: int, budget_s: float, seed: int = 0) -> Calibration:
+        """Fits slope and offset, checks them on fresh networks, and writes both to the table.
+
+        Args:
+            networks: Random slim networks to fit to, and as many fresh ones to check on; all of
+                them, and the dense one, are timed side by side.
+            budget_s: How long to time them for, in seconds.
+            seed: Of the random networks.
+        """
+        kept = np.concatenate([self.draw(networks, seed), self.draw(networks, seed + 1)[1:]])
         sums = self.total(kept)
-        self._report(f"timing {len(kept)} whole networks to calibrate on")
+        self._report(f"timing {len(kept)} whole networks to calibrate and check on")
         measured = self.measure(kept, budget_s)
-        found = calibrate(sums.tolist(), measured.tolist(), _today())
+        found = calibrate(sums, measured, networks + 1, _today())
         self.table.calibrate(self.operators.key, found)
         return found
 
-    def check(self, networks: int, seed: int = 1, budget_s: float = 20.0) -> Check:
+    def check(self, networks: int, budget_s: float, seed: int) -> Check:
         """Compares predictions with fresh random slim networks, and writes that to the table.
 
         Raises:
             InputError: The network is not calibrated.
         """
-        cost, calibration = self.cost(), self.calibration
-        assert calibration is not None  # for the type checker: cost() raises
         kept = self.draw(networks, seed)
-        predicted = cost(kept)
+        predicted, calibration = self.cost()(kept), self.calibration
+        if calibration is None:
+            raise InputError(f"latency table {self.table.path} is not calibrated for this network")
         self._report(f"timing {len(kept)} whole networks to check against")
         measured = self.measure(kept, budget_s)
-        check = Check(tuple(predicted.tolist()), tuple(measured.tolist()))
+        slowdown = float(measured[0]) / calibration.fitted.measured_ms[0]
+        check = compare(predicted, measured, slowdown)
         self.table.calibrate(self.operators.key, replace(calibration, held_out=check))
         return check
 
     def measure(self, kept: Kept, budget_s: float) -> NDArray[np.float64]:
-        """Measured latencies of whole networks in ms; kept counts of shape (networks, targets)."""
+        """Undisturbed latencies of whole networks in ms; counts of shape (networks, targets).
+
+        Raises:
+            InputError: Measuring is turned off, or the machine is not quiet.
+        """
         if self._meter is None:
-            raise InputError("measuring is turned off (latency.measure=false)")
+            raise InputError(
+                f"latency table {self.table.path} cannot be calibrated or checked for this network "
+                "here: measuring is turned off (latency.measure=false), or the table is of another "
+                "device"
+            )
         self._be_quiet()
+        return np.array(self.time(list(kept), budget_s))
+
+    def time(self, kept: Sequence[Kept], budget_s: float) -> list[float]:
+        """As :meth:`measure`, wherever and however busy: for the end of a search."""
         networks = {str(i): self.deployed.network(row) for i, row in enumerate(kept)}
         inputs = self.deployed.inputs(self._batch)
         found = measure_latency(networks, inputs, budget_s=budget_s, threads=self._threads)
-        return np.array([found[name].median_ms for name in networks])
+        return [found[name].undisturbed_ms for name in networks]
 
     def draw(self, networks: int, seed: int) -> Kept:
         """The dense network and random slim ones of all sizes, (networks + 1, targets).

@@ -8,7 +8,7 @@ checked on fresh ones that took no part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,33 +25,43 @@ class Check:
     """Predictions beside measurements of the same networks, the dense one first.
 
     Attributes:
-        predicted_ms: Predicted latencies.
+        predicted_ms: Predicted latencies, as of the calibration.
         measured_ms: Measured latencies.
+        slowdown: How many times as long the dense network took as when the table was calibrated:
+            the speed of shared machines changes from minute to minute.
     """
 
     predicted_ms: tuple[float, ...]
     measured_ms: tuple[float, ...]
+    slowdown: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks the numbers.
 
         Raises:
-            ValueError: There are fewer than two networks, or a measurement is not positive.
+            ValueError: There are fewer than two networks, or a number is not positive.
         """
         if len(self.predicted_ms) != len(self.measured_ms) or len(self.measured_ms) < 2:
             raise ValueError(f"Check.measured_ms must be >= 2 pairs, got {self.measured_ms}")
-        if not all(0 < value < float("inf") for value in self.measured_ms):
+        if not all(0 < value < float("inf") for value in (*self.measured_ms, self.slowdown)):
             raise ValueError(f"Check.measured_ms must be positive, got {self.measured_ms}")
 
     @property
     def errors(self) -> Floats:
-        """Relative error of each prediction, signed."""
-        return np.array(self.predicted_ms) / np.array(self.measured_ms) - 1
+        """Relative error of each prediction at the machine's present speed, signed."""
+        predicted = np.array(self.predicted_ms) * self.slowdown
+        return np.asarray(predicted / np.array(self.measured_ms) - 1)
 
     @property
     def mape(self) -> float:
-        """Mean absolute relative error, the dense network left out."""
+        """Mean absolute relative error at the present speed, the dense network left out."""
         return float(np.abs(self.errors[1:]).mean())
+
+    @property
+    def mape_as_calibrated(self) -> float:
+        """The same without allowance for the machine's speed."""
+        errors = np.array(self.predicted_ms) / np.array(self.measured_ms) - 1
+        return float(np.abs(errors[1:]).mean())
 
     @property
     def worst(self) -> float:
@@ -76,21 +86,36 @@ class Check:
 
     def __str__(self) -> str:
         """One line of figures."""
+        speed = ""
+        if abs(self.slowdown - 1) >= 0.005:
+            speed = (
+                f"; the machine takes {self.slowdown:.3f} times as long as when calibrated "
+                f"(MAPE {100 * self.mape_as_calibrated:.1f} % without allowance for that)"
+            )
         return (
             f"MAPE {100 * self.mape:.1f} % (worst {100 * self.worst:.1f} %), "
             f"Spearman rho {self.rho:.3f}, error of the ratio to dense "
-            f"{100 * self.ratio_error:.1f} points, {len(self.measured_ms) - 1} networks"
+            f"{100 * self.ratio_error:.1f} points, {len(self.measured_ms) - 1} networks{speed}"
         )
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain data."""
-        return {"predicted_ms": list(self.predicted_ms), "measured_ms": list(self.measured_ms)}
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_dict` reads it back."""
+        return {
+            "predicted_ms": list(self.predicted_ms),
+            "measured_ms": list(self.measured_ms),
+            "slowdown": self.slowdown,
+        }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Check:
-        """Reads what :meth:`to_dict` wrote."""
+        """Reads what :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
         names = ("predicted_ms", "measured_ms")
-        return cls(*(tuple(float(v) for v in document[name]) for name in names))
+        times = [tuple(float(v) for v in document[name]) for name in names]
+        return cls(times[0], times[1], float(document["slowdown"]))
 
 
 def _ranks(values: Floats) -> Floats:
@@ -108,19 +133,15 @@ class Calibration:
         slope: What a millisecond of operators takes.
         offset_ms: What a pass takes besides.
         fitted: The networks it was fitted to.
-        held_out: Fresh networks it was checked on; None before ``lut check``.
+        held_out: Fresh networks it was last checked on.
         date: UTC day, ISO 8601.
     """
 
     slope: float
     offset_ms: float
     fitted: Check
-    held_out: Check | None = None
+    held_out: Check
     date: str = ""
-
-    def predict(self, sums_ms: Floats) -> Floats:
-        """Latencies of networks whose operators take ``sums_ms`` together."""
-        return np.asarray(self.slope * sums_ms + self.offset_ms, np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :meth:`from_dict` reads it back."""
@@ -128,7 +149,7 @@ class Calibration:
             "slope": self.slope,
             "offset_ms": self.offset_ms,
             "fitted": self.fitted.to_dict(),
-            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "held_out": self.held_out.to_dict(),
             "date": self.date,
         }
 
@@ -140,40 +161,58 @@ class Calibration:
             InputError: It is something else.
         """
         try:
-            held_out = document["held_out"]
             return cls(
                 slope=float(document["slope"]),
                 offset_ms=float(document["offset_ms"]),
                 fitted=Check.from_dict(document["fitted"]),
-                held_out=None if held_out is None else Check.from_dict(held_out),
+                held_out=Check.from_dict(document["held_out"]),
                 date=str(document["date"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the table's calibration is not readable: {error!r}") from error
 
 
-def calibrate(
-    sums_ms: Sequence[float], measured_ms: Sequence[float], date: str = ""
-) -> Calibration:
-    """Fits slope and offset by least squares on relative errors.
+def fit(sums_ms: Floats, measured_ms: Floats) -> tuple[float, float]:
+    """Slope and offset by least squares on relative errors.
 
     Args:
-        sums_ms: Sums of the operators of each network, the dense one first, shape (networks,).
+        sums_ms: Sums of the operators of each network, shape (networks,).
         measured_ms: Their measured latencies.
-        date: Kept beside.
 
     Raises:
         InputError: The measurements do not grow with the sums, so that nothing can be predicted.
     """
-    sums, measured = np.asarray(sums_ms, np.float64), np.asarray(measured_ms, np.float64)
     # Divided by the measurements: an error of a tenth weighs alike for small and large networks.
-    columns = np.stack([sums, np.ones_like(sums)], axis=1) / measured[:, None]
-    (slope, offset), *_ = np.linalg.lstsq(columns, np.ones_like(sums), rcond=None)
+    columns = np.stack([sums_ms, np.ones_like(sums_ms)], axis=1) / measured_ms[:, None]
+    (slope, offset), *_ = np.linalg.lstsq(columns, np.ones_like(sums_ms), rcond=None)
     if not slope > 0:
         raise InputError(
             "latencies of whole networks do not grow with those of their operators: "
             "measure again on a quiet machine"
         )
-    predicted = slope * sums + offset
-    fitted = Check(tuple(predicted.tolist()), tuple(measured.tolist()))
-    return Calibration(round(float(slope), 6), round(float(offset), 6), fitted, None, date)
+    return round(float(slope), 6), round(float(offset), 6)
+
+
+def calibrate(sums_ms: Floats, measured_ms: Floats, seen: int, date: str = "") -> Calibration:
+    """Fits to the first networks and checks on the others.
+
+    Args:
+        sums_ms: Sums of the operators of each network, the dense one first, shape (networks,).
+        measured_ms: Their latencies, measured side by side.
+        seen: So many, from the first, are fitted to.
+        date: Kept beside.
+
+    Raises:
+        InputError: See :func:`fit`.
+    """
+    slope, offset = fit(sums_ms[:seen], measured_ms[:seen])
+    predicted = slope * sums_ms + offset
+    fresh = np.r_[0, seen : len(sums_ms)]
+    fitted = compare(predicted[:seen], measured_ms[:seen])
+    return Calibration(slope, offset, fitted, compare(predicted[fresh], measured_ms[fresh]), date)
+
+
+def compare(predicted_ms: Floats, measured_ms: Floats, slowdown: float = 1.0) -> Check:
+    """Predictions beside measurements, to a nanosecond; see :class:`Check`."""
+    times = [tuple(np.round(values, 6).tolist()) for values in (predicted_ms, measured_ms)]
+    return Check(times[0], times[1], round(slowdown, 6))

@@ -9,6 +9,9 @@ from typing import Any
 
 from automl.types import InputError
 
+#: ``Fingerprint.covers`` of tables that know convolutions and linear layers alone.
+LAYERS_ONLY = "layers"
+
 #: What has to agree before one device's times are used on another.
 _DECISIVE = ("device", "processor", "capability", "threads", "dtype", "layout", "torch")
 
@@ -30,6 +33,7 @@ class Fingerprint:
         date: UTC day of the first entry, ISO 8601.
         system: Operating system and architecture.
         source: ``measured``, or what it was imported from.
+        covers: Empty where it knows operators as they are executed, else ``LAYERS_ONLY``.
     """
 
     device: str
@@ -44,6 +48,7 @@ class Fingerprint:
     date: str = ""
     system: str = ""
     source: str = "measured"
+    covers: str = ""
 
     @property
     def name(self) -> str:

@@ -17,9 +17,6 @@ from automl.types import InputError, Kept
 
 IntArray = NDArray[np.int64]
 
-#: Multiplies lengths into keys; odd, so that no information is lost modulo 2 ** 64.
-_MIX = 0x9E3779B97F4A7C15
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -119,7 +116,7 @@ class Operators:
         """An identity of each operator's signature; batched: (..., targets) to (..., operators).
 
         Equal signatures of one family have equal keys; unequal ones differ but for one chance in
-        2 ** 64.
+        2 ** 64, since lengths are multiplied by independent numbers.
         """
         lengths = self.plan.lengths(kept).astype(np.uint64)
         constants, matrix = self._mixing
@@ -136,11 +133,10 @@ class Operators:
         constants = np.zeros(len(self.operators), np.uint64)
         factors: dict[tuple[int, int], int] = {}
         for column, operator in enumerate(self.operators):
-            seed = int(digest(operator.family)[:16], 16)
-            constants[column] = seed
+            constants[column] = _number(operator.family)
             for slot in operator.slots:
                 cell = (row[slot.axis], column)
-                factor = (seed | 1) * (2 * slot.position + 1) * _MIX
+                factor = _number(operator.family, slot.position)
                 factors[cell] = (factors.get(cell, 0) + factor) % 2**64
         matrix = np.zeros((len(self._used), len(self.operators)), np.uint64)
         for cell, factor in factors.items():
@@ -199,6 +195,11 @@ class Operators:
         kept = np.ones((len(rows), len(grids)), np.int64)
         kept[:, targets] = rows
         return [int(value) for value in np.unique(count(kept))]
+
+
+def _number(*parts: object) -> int:
+    """A number below 2 ** 64 that has nothing to do with those of other parts."""
+    return int(digest(list(parts))[:16], 16)
 
 
 class _Lookup(Sequence[int]):

@@ -91,8 +91,8 @@ def fill(skeleton: str, numbers: Sequence[int]) -> Signature:
     """The signature of a skeleton with its holes filled."""
     source = iter(numbers)
     *fields, detail = _filled(json.loads(skeleton), source)
-    values = [tuple(field) if isinstance(field, list) else field for field in fields]
-    return Signature(*values, canonical(detail))
+    values: list[Any] = [tuple(field) if isinstance(field, list) else field for field in fields]
+    return Signature(**dict(zip(_FIELDS, [*values, canonical(detail)], strict=True)))
 
 
 def _emptied(value: Json, numbers: list[int]) -> Json:

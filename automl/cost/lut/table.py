@@ -170,14 +170,21 @@ class Table:
         """Takes over what other processes have written meanwhile."""
         if self.path.exists():
             document = _document(self.path)
-            if document["sha256"] != self._seal.sha256 or document["calibrations"]:
-                self._read(document)
+            self._read_calibrations(document)
+            if document["sha256"] != self._seal.sha256:
+                self._read_rows(document)
 
     def _read(self, document: Mapping[str, Any]) -> None:
-        self._seal = _Seal(document["bytes"], document["sha256"], document["rows"])
+        self._read_calibrations(document)
+        self._read_rows(document)
+
+    def _read_calibrations(self, document: Mapping[str, Any]) -> None:
         self.calibrations = {
             key: Calibration.from_dict(value) for key, value in document["calibrations"].items()
         }
+
+    def _read_rows(self, document: Mapping[str, Any]) -> None:
+        self._seal = _Seal(document["bytes"], document["sha256"], document["rows"])
         rows = _sealed_rows(self.rows_path, self._seal)
         self.entries = dict(read_rows(rows, str(self.rows_path)))
         if len(self.entries) != self._seal.rows:
@@ -246,12 +253,13 @@ def to_row(signature: Signature, entry: Entry) -> list[str | int | float]:
     ]  # fmt: skip
 
 
-def read_rows(text: str, where: str) -> Iterator[tuple[Signature, Entry]]:
+def read_rows(text: str, where: str, batch: int = 1) -> Iterator[tuple[Signature, Entry]]:
     """Reads rows with their header.
 
     Args:
         text: The CSV's text.
         where: Its name, for messages.
+        batch: Examples in a pass, where a row does not say.
 
     Raises:
         InputError: A column is missing, or a row cannot be read; names the line.
@@ -264,18 +272,19 @@ def read_rows(text: str, where: str) -> Iterator[tuple[Signature, Entry]]:
         raise InputError(f"{where} lacks the columns {', '.join(missing)}")
     for row in reader:
         try:
-            yield _from_row(row)
+            yield _from_row(row, batch)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{where}, line {reader.line_num} cannot be read: {error}") from error
 
 
+#: What even a foreign table must say.
 _REQUIRED = frozenset(COLUMNS[:8]) | {"median_us"}
 
 
-def _from_row(row: Mapping[str, str]) -> tuple[Signature, Entry]:
+def _from_row(row: Mapping[str, str], batch: int) -> tuple[Signature, Entry]:
     signature = Signature(
         kind=_word(row["kind"]),
-        batch=_count(row.get("batch") or "1"),
+        batch=_count(row.get("batch") or str(batch)),
         in_channels=_count(row["in_channels"]),
         out_channels=_count(row["out_channels"]),
         height=_count(row["height"]),

@@ -1,0 +1,82 @@
+"""Small networks whose operators are tabulated."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Residual(nn.Module):
+    """A residual block with a depthwise convolution, pooling and a linear layer."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.project = nn.Conv2d(2 * width, width, 1)
+        self.act = nn.ReLU6(inplace=True)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.project(self.act(self.depthwise(F.silu(self.expand(x)))))
+        x = F.max_pool2d(F.relu(x + y), 2)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Attention(nn.Module):
+    """One block of self-attention over tokens; sizes are written out in its forward."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.embed = nn.Conv2d(3, width, 4, 4)
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        batch, tokens, _ = x.shape
+        parts = self.qkv(self.norm(x)).reshape(batch, tokens, 3, self.heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, tokens, -1))
+        return self.head(x.mean(1))
+
+
+class Concatenation(nn.Module):
+    """Two branches side by side, one of them strided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 8, 3, 2, 1)
+        self.right = nn.Conv2d(3, 12, 1)
+        self.both = nn.Conv2d(20, 16, 3, padding=1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), self.right(x)[:, :, ::2, ::2]], 1)
+        return self.head(self.both(x).relu().mean((2, 3)))
+
+
+class Fickle(nn.Module):
+    """Runs another operator once it is narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 1)
+        self.second = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.first.out_channels < 12:
+            x = F.relu(x)
+        return self.head(self.second(x).mean((2, 3)))
+
+
+NETWORKS = {"residual": Residual, "attention": Attention, "concatenation": Concatenation}
+EXAMPLE = torch.zeros(2, 3, 8, 8)

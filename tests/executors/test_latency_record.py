@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from lut_networks import EXAMPLE, NETWORKS, Fickle, Residual
+from torch import nn
+
+from automl.cost.lut.signature import Signature
+from automl.executors.latency_networks import Deployed
+from automl.executors.latency_record import Unrecordable, record
+from automl.executors.latency_replay import find_function, replay
+from automl.fitting import Space
+from automl.graph.trace import trace
+from automl.types import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def deployed(request):
+    torch.manual_seed(0)
+    return Deployed(trace(NETWORKS[request.param](), EXAMPLE), CPU)
+
+
+@pytest.fixture(scope="module")
+def residual():
+    torch.manual_seed(0)
+    return Deployed(trace(Residual(), EXAMPLE), CPU)
+
+
+def random_counts(plan, seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(np.minimum(2, plan.dense), plan.dense + 1)
+
+
+def test_operators_are_those_that_run_with_norms_folded_and_activations_fused(residual):
+    found = [str(s) for s in residual.operators().at(residual.plan.dense)]
+    assert found == [
+        "conv2d 3x3 3->16 @8x8 relu",
+        "conv2d 1x1 16->32 @8x8 silu",
+        "conv2d 3x3 32->32 groups=32 @8x8 relu6_",
+        "conv2d 1x1 32->16 @8x8",
+        "add 16->16 @8x8",
+        "relu 16->16 @8x8",
+        "max_pool2d 16->16 @8x8",
+        "adaptive_avg_pool2d 16->16 @4x4",
+        "flatten 16->16 @1x1",
+        "linear 16->5 @1x1",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_operators_of_any_slim_network_are_foreseen(deployed, seed):
+    kept = random_counts(deployed.plan, seed)
+    recorded = record(deployed.network(kept), deployed.inputs())
+    assert deployed.operators().at(kept) == recorded
+
+
+def test_attention_is_an_operator(deployed):
+    kinds = {s.kind for s in deployed.operators().at(deployed.plan.dense)}
+    if deployed.plan.graph_targets:
+        assert "scaled_dot_product_attention" in kinds and "layer_norm" in kinds
+
+
+def test_the_batch_is_part_of_the_signature(residual):
+    for one, two in zip(
+        residual.operators().at(residual.plan.dense),
+        residual.operators(batch=2).at(residual.plan.dense),
+        strict=True,
+    ):
+        assert (one.batch, two.batch) == (1, 2)
+
+
+def test_names_of_layers_are_nowhere(residual):
+    for signature in residual.operators().at(residual.plan.dense):
+        for name, _ in Residual().named_modules():
+            assert not name or f'"{name}"' not in repr(signature)
+
+
+# ---- identities
+
+
+def test_keys_are_equal_exactly_where_signatures_are(deployed):
+    operators = deployed.operators()
+    rng = np.random.default_rng(1)
+    kept = rng.integers(1, deployed.plan.dense + 1, size=(2, 20, len(deployed.plan.dense)))
+    keys = operators.keys(kept)
+    assert keys.shape == (2, 20, len(operators.operators))
+    by_key: dict[int, set[Signature]] = {}
+    by_signature: dict[tuple[str, Signature], set[int]] = {}
+    for row, row_keys in zip(kept.reshape(40, -1), keys.reshape(40, -1), strict=True):
+        found = zip(operators.operators, operators.at(row), row_keys.tolist(), strict=True)
+        for operator, signature, key in found:
+            by_key.setdefault(key, set()).add(signature)
+            by_signature.setdefault((operator.family, signature), set()).add(key)
+    assert all(len(found) == 1 for found in by_key.values())
+    assert all(len(found) == 1 for found in by_signature.values())
+
+
+def test_what_a_search_can_reach_is_what_the_grids_give(deployed):
+    operators, plan = deployed.operators(), deployed.plan
+    grids = Space.of(plan.targets, 8).grids()
+    reachable = operators.reachable(grids)
+    assert len(reachable) == len(set(reachable))
+    rng = np.random.default_rng(0)
+    met = set()
+    for _ in range(300):
+        kept = np.array([rng.choice(grid) for grid in grids])
+        met |= set(operators.at(kept))
+    assert met <= set(reachable)
+    # Nothing is measured that no network has; three hundred random ones meet nearly all.
+    assert len(met) > 0.9 * len(reachable)
+
+
+def test_layers_of_equal_shape_share_their_entries():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.a, self.b = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head((x + self.b(x + self.a(x))).mean((2, 3)))
+
+    operators = Deployed(trace(Twins(), EXAMPLE), CPU).operators()
+    found = operators.at(operators.plan.dense)
+    convolutions = [s for s in found if s.kernel == (3, 3)]
+    assert len(convolutions) == 2 and len(set(convolutions)) == 1
+    keys = operators.keys(operators.plan.dense)[[found.index(s) for s in convolutions]]
+    assert len(set(keys.tolist())) == 1
+
+
+def test_a_network_that_changes_its_operators_is_refused():
+    deployed = Deployed(trace(Fickle(), EXAMPLE), CPU)
+    with pytest.raises(InputError, match="no table fits it"):
+        deployed.operators()
+
+
+def test_arguments_that_are_no_data_are_refused():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.Tensor.sum(x, dtype=torch.float32) + torch.as_tensor(np.ones(3))
+
+    with pytest.raises(Unrecordable, match="ndarray"):
+        record(Odd(), (EXAMPLE,))
+
+
+# ---- replaying
+
+
+def test_every_operator_can_be_run_again(deployed):
+    for signature in deployed.operators().at(random_counts(deployed.plan, 9)):
+        one = replay(signature, CPU)
+        with torch.inference_mode():
+            out = one.call()
+        assert isinstance(out, torch.Tensor | tuple | list)
+
+
+def test_a_replayed_operator_is_recorded_as_itself(deployed):
+    class Again(nn.Module):
+        def __init__(self, call):
+            super().__init__()
+            self.call = call
+
+        def forward(self, x):
+            return self.call()
+
+    for signature in deployed.operators().at(deployed.plan.dense):
+        if signature.kind in ("conv2d", "linear"):
+            assert record(Again(replay(signature, CPU).call), (EXAMPLE,)) == (signature,)
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "torch.hub.load", "torch.load.x", "builtins.eval", "aten.no_such.op", ""]
+)
+def test_nothing_but_torch_functions_is_called(name):
+    with pytest.raises(InputError, match="which is no torch"):
+        find_function(name)
+
+
+def test_formats_without_an_executor_are_refused():
+    with pytest.raises(InputError, match="has no executor"):
+        replay(Signature("linear", 1, 4, 4, 1, 1, format="csc", density=0.1), CPU)
