@@ -1,0 +1,263 @@
+"""Vectors of 512 bits as Numba types, and the few instructions on them that kernels use.
+
+Each function is an intrinsic: it becomes one or two LLVM instructions where it is called, so a
+kernel written with them runs as fast as C with intrinsics, without a compiler at the user's.
+Offsets are in elements of the array and are not checked; callers pad their arrays. Numba's cache
+looks at the file of a kernel only: after a change here, delete the ``.nbi`` files beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+_I32 = ir.IntType(32)
+
+
+def _intrinsic(build: Callable[..., Any]) -> Any:
+    """Numba's decorator; as ``Any``, because type checkers take the result for what is wrapped."""
+    return intrinsic(build)
+
+
+def _literal_intrinsic(build: Callable[..., Any]) -> Any:
+    """The same, with the values of constant arguments."""
+    return intrinsic(prefer_literal=True)(build)
+
+
+class Vector(types.Type):
+    """A SIMD register's content.
+
+    Attributes:
+        llvm: The LLVM type.
+    """
+
+    def __init__(self, name: str, llvm: ir.VectorType) -> None:
+        """A type of this name."""
+        super().__init__(name=name)
+        self.llvm = llvm
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, vector.llvm)
+
+
+float32x16 = Vector("float32x16", ir.VectorType(ir.FloatType(), 16))
+int32x16 = Vector("int32x16", ir.VectorType(_I32, 16))
+int16x32 = Vector("int16x32", ir.VectorType(ir.IntType(16), 32))
+int8x64 = Vector("int8x64", ir.VectorType(ir.IntType(8), 64))
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [offset])
+
+
+def _loader(vector: Vector) -> Any:
+    @_intrinsic
+    def load(typing_context: Any, array: Any, offset: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            address = _address(context, builder, signature.args[0], *values)
+            loaded = builder.load(builder.bitcast(address, vector.llvm.as_pointer()))
+            loaded.align = 1
+            return loaded
+
+        return vector(array, types.intp), generate
+
+    return load
+
+
+#: load(array, offset): the 64 bytes from element ``offset`` on, at any alignment.
+load_float32x16 = _loader(float32x16)
+load_int32x16 = _loader(int32x16)
+load_int16x32 = _loader(int16x32)
+load_int8x64 = _loader(int8x64)
+
+
+@_intrinsic
+def peek(typing_context: Any, array: Any, offset: Any) -> Any:
+    """One element, without the checks for negative indices."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(_address(context, builder, signature.args[0], *values))
+
+    return array.dtype(array, types.intp), generate
+
+
+@_intrinsic
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Asks for the cache line of an element, which may lie behind the array's end."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = _address(context, builder, signature.args[0], *values)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep, data = _I32(0), _I32(3), _I32(1)
+        builder.call(function, [builder.bitcast(address, pointer), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@_intrinsic
+def store(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
+    """Writes a vector to the 64 bytes from element ``offset`` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = _address(context, builder, signature.args[0], values[0], values[1])
+        pointer = builder.bitcast(address, vector.llvm.as_pointer())
+        builder.store(values[2], pointer).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+def _constant(vector: Vector, value: float) -> Any:
+    def build(typing_context: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return ir.Constant(vector.llvm, [value] * vector.llvm.count)
+
+        return vector(), generate
+
+    return _intrinsic(build)
+
+
+zeros_float32x16 = _constant(float32x16, 0.0)
+zeros_int32x16 = _constant(int32x16, 0)
+
+
+@_intrinsic
+def splat(typing_context: Any, number: Any) -> Any:
+    """16 times the same float."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        undefined = ir.Constant(float32x16.llvm, ir.Undefined)
+        first = builder.insert_element(undefined, values[0], _I32(0))
+        return builder.shuffle_vector(first, undefined, ir.Constant(int32x16.llvm, [0] * 16))
+
+    return float32x16(types.float32), generate
+
+
+def _operator(name: str, result: Vector, *operands: Vector) -> Any:
+    """An LLVM intrinsic function as one of ours."""
+
+    def build(typing_context: Any, *arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            kind = ir.FunctionType(result.llvm, [operand.llvm for operand in operands])
+            return builder.call(
+                cgutils.get_or_insert_function(builder.module, kind, name), list(values)
+            )
+
+        return result(*operands), generate
+
+    return build
+
+
+def _binary(build: Callable[..., Any]) -> Any:
+    return _intrinsic(lambda typing_context, a, b: build(typing_context, a, b))
+
+
+def _ternary(build: Callable[..., Any]) -> Any:
+    return _intrinsic(lambda typing_context, a, b, c: build(typing_context, a, b, c))
+
+
+#: fma(a, b, c): a * b + c, rounded once.
+fma = _ternary(_operator("llvm.fma.v16f32", float32x16, float32x16, float32x16, float32x16))
+
+#: pick(table, index): lane i is table[index[i] & 15].
+pick = _binary(_operator("llvm.x86.avx512.permvar.sf.512", float32x16, float32x16, int32x16))
+
+#: pick2(low, index, high): from two registers as one table; the low 5, 5, 6 or 7 bits count.
+pick2_float32x16 = _ternary(
+    _operator("llvm.x86.avx512.vpermi2var.ps.512", float32x16, float32x16, int32x16, float32x16)
+)
+pick2_int16x32 = _ternary(
+    _operator("llvm.x86.avx512.vpermi2var.hi.512", int16x32, int16x32, int16x32, int16x32)
+)
+pick2_int8x64 = _ternary(
+    _operator("llvm.x86.avx512.vpermi2var.qi.512", int8x64, int8x64, int8x64, int8x64)
+)
+
+
+@_intrinsic
+def dot4(typing_context: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """Adds to each of 16 sums four products of an unsigned and a signed byte."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        # Declared as LLVM had it before version 22, which upgrades it to operands of bytes.
+        kind = ir.FunctionType(int32x16.llvm, [int32x16.llvm] * 3)
+        name = "llvm.x86.avx512.vpdpbusd.512"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        left, right = (builder.bitcast(value, int32x16.llvm) for value in values[1:])
+        return builder.call(function, [values[0], left, right])
+
+    return int32x16(int32x16, int8x64, int8x64), generate
+
+
+@_intrinsic
+def shift_right(typing_context: Any, vector: Any, bits: Any) -> Any:
+    """Every lane shifted by the same number of bits; zeros come in."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        lane, count = vector.llvm.element, vector.llvm.count
+        undefined = ir.Constant(vector.llvm, ir.Undefined)
+        first = builder.insert_element(undefined, builder.trunc(values[1], lane), _I32(0))
+        zeros = ir.Constant(ir.VectorType(_I32, count), [0] * count)
+        return builder.lshr(values[0], builder.shuffle_vector(first, undefined, zeros))
+
+    return vector(vector, types.intp), generate
+
+
+@_literal_intrinsic
+def choose(typing_context: Any, index: Any, mask: Any, without: Any, having: Any) -> Any:
+    """Lane by lane ``having`` where ``index & mask`` is not zero, else ``without``."""
+    bits = mask.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        constant = ir.Constant(index.llvm, [bits] * index.llvm.count)
+        zero = ir.Constant(index.llvm, [0] * index.llvm.count)
+        test = builder.icmp_unsigned("!=", builder.and_(values[0], constant), zero)
+        return builder.select(test, values[3], values[2])
+
+    return without(index, mask, without, without), generate
+
+
+@_intrinsic
+def add(typing_context: Any, a: Any, b: Any) -> Any:
+    """The sum of two vectors of one type."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        floats = isinstance(a.llvm.element, ir.FloatType)
+        return (builder.fadd if floats else builder.add)(*values)
+
+    return a(a, a), generate
+
+
+@_intrinsic
+def upper_halves(typing_context: Any, words: Any) -> Any:
+    """The 16 bfloat16 in the upper halves of 32-bit lanes, as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        lanes = builder.bitcast(values[0], int32x16.llvm)
+        kept = builder.and_(lanes, ir.Constant(int32x16.llvm, [-65536] * 16))
+        return builder.bitcast(kept, float32x16.llvm)
+
+    return float32x16(words), generate
+
+
+@_intrinsic
+def lower_halves(typing_context: Any, words: Any) -> Any:
+    """The 16 bfloat16 in the lower halves of 32-bit lanes, as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        lanes = builder.bitcast(values[0], int32x16.llvm)
+        moved = builder.shl(lanes, ir.Constant(int32x16.llvm, [16] * 16))
+        return builder.bitcast(moved, float32x16.llvm)
+
+    return float32x16(words), generate
