@@ -39,7 +39,7 @@ class Masked(NamedTuple):
 
 
 def attach(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Masks parameters in place; a mask that is there already is replaced.
+    """Masks parameters in place and keeps them so; a mask that is there already is replaced.
 
     Args:
         network: Any network.
@@ -49,6 +49,13 @@ def attach(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
         ValueError: A mask has another type or shape than its parameter asks for, or the name of
             its buffer is taken.
     """
+    register(network, masks)
+    if masks:
+        watch(network)
+
+
+def register(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """As :func:`attach`, for a part of a network that :func:`watch` will look after."""
     for name, mask in masks.items():
         owner, leaf = _owner(network, name)
         weight = owner._parameters.get(leaf)
@@ -62,9 +69,7 @@ def attach(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if leaf + SUFFIX not in owner._buffers and hasattr(owner, leaf + SUFFIX):
             raise ValueError(f"masks.attach: {name + SUFFIX!r} must be free, got one that is taken")
         owner.register_buffer(leaf + SUFFIX, mask.detach().clone().to(weight.device))
-    if masks:
-        enforce(network)
-        watch(network)
+    enforce(network)
 
 
 def watch(network: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +18,7 @@ from automl.hashing import digest, weights_hash
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.masks import attach, masks_of, watch
-from automl.pruning.reconstruct import Reconstruction, Repairer
+from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
 from automl.types import InputError, Kept
 
 
@@ -118,7 +117,11 @@ class Pruner:
         return self.make(policy.kept(self.plan.targets), self.units_of(policy))
 
     def make(
-        self, kept: Kept, units: KeptUnits, masks: Mapping[str, Tensor] | None = None
+        self,
+        kept: Kept,
+        units: KeptUnits,
+        masks: Mapping[str, Tensor] | None = None,
+        choose: Mapping[str, MaskChoice] | None = None,
     ) -> nn.Module:
         """The slim network of chosen units, repaired, in eval mode.
 
@@ -127,39 +130,51 @@ class Pruner:
             units: The units that stay, of every target.
             masks: Parameter -> which of its weights in the slim network stay; the others are 0.0
                 and remain so (``automl.pruning.masks``).
+            choose: Other parameters -> what chooses their masks within the repair.
+
+        Raises:
+            ValueError: Masks are to be chosen within a repair that is turned off.
         """
+        if choose and not self.repairs:
+            raise ValueError("Pruner.make: choose must be empty without repair")
         slim = self.materialise.module_form(units)
         attach(slim, masks or {})
-        self.repair(slim, kept, units)
+        self.repair(slim, kept, units, choose)
         network = self.materialise.finish(slim, kept)
-        if masks:
+        if masks or choose:
             watch(network)
         return network
 
-    def repair(self, network: nn.Module, kept: Kept, units: KeptUnits) -> None:
+    @property
+    def repairs(self) -> bool:
+        """Whether layers are refitted."""
+        return self._reconstruct is not None
+
+    @property
+    def chooses_masks(self) -> bool:
+        """Whether masks are chosen within the repair where the granularity allows."""
+        return self._reconstruct is not None and self._reconstruct.masks == "obs"
+
+    def repair(
+        self,
+        network: nn.Module,
+        kept: Kept,
+        units: KeptUnits,
+        choose: Mapping[str, MaskChoice] | None = None,
+    ) -> None:
         """Refits a slim or masked network in place, where this pruner repairs at all.
 
         Args:
             network: In eval mode, with the module names of the dense network.
             kept: Its kept counts, shape (targets,).
             units: The units that it has kept, of every target.
+            choose: Parameters without mask -> what chooses it.
         """
-        damaged = (kept < self.plan.dense).any() or masks_of(network)
+        damaged = (kept < self.plan.dense).any() or masks_of(network) or choose
         if self._reconstruct is not None and damaged:
-            self._repairer(network, kept, units)
+            self._repairer(network, kept, units, choose)
         if self._recalibrate:
             self._recalibrate_batchnorm(network, kept)
-
-    def again(self, trace: Trace) -> Pruner:
-        """The same pruner for another network that takes the same inputs."""
-        return Pruner(
-            trace,
-            criterion=self.criterion,
-            calibration=self._calibration,
-            reconstruct=self._reconstruct,
-            batchnorm_recalibration=self._recalibrate,
-            context=replace(self.context, model=trace.model, plan=trace.plan, cache={}),
-        )
 
     def units_of(self, policy: Policy) -> KeptUnits:
         """The units that the policy names, else the most important ones."""

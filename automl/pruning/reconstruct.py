@@ -25,6 +25,7 @@ none; intercepts.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -36,9 +37,13 @@ from automl.graph.interpret import ProgramRun, consumers
 from automl.graph.materialise import KeptUnits
 from automl.graph.program import references
 from automl.plan import IndexPlan, Instruction, LayerPlan
-from automl.pruning.masks import masks_of
+from automl.pruning.masks import masks_of, register
 from automl.pruning.regression import Fit, solve
 from automl.types import Kept
+
+#: Chooses which weights stay: (weight, inputs of shape (groups, samples, features), groups) to
+#: booleans of the weight's shape.
+MaskChoice = Callable[[Tensor, Tensor, int], Tensor]
 
 _PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
 
@@ -54,6 +59,9 @@ class Reconstruction:
             whose inputs have merely drifted.
         shortcut: Whether targets are corrected for drift along shortcuts.
         seed: Which positions are sampled.
+        masks: Who chooses what stays inside layers: the criterion before the repair, or ``obs``
+            layer by layer within it, where the granularity is N:M or single weights (see
+            ``automl.pruning.obs_masks``).
     """
 
     points: int = 10
@@ -61,6 +69,7 @@ class Reconstruction:
     scope: Literal["readers", "downstream"] = "downstream"
     shortcut: bool = True
     seed: int = 0
+    masks: Literal["criterion", "obs"] = "criterion"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -71,6 +80,10 @@ class Reconstruction:
         if self.scope not in ("readers", "downstream"):
             raise ValueError(
                 f"Reconstruction.scope must be 'readers' or 'downstream', got {self.scope!r}"
+            )
+        if self.masks not in ("criterion", "obs"):
+            raise ValueError(
+                f"Reconstruction.masks must be 'criterion' or 'obs', got {self.masks!r}"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -125,17 +138,26 @@ class Repairer:
         self._sites = {site.call.name: site for site in find_sites(model, plan)}
         self._targets: dict[str, _Targets] = {}
         self._positions: dict[str, Tensor] = {}
+        self._choose: dict[str, MaskChoice] = {}
         with torch.inference_mode():
             self._observe(model)
 
-    def __call__(self, slim: nn.Module, kept: Kept, units: KeptUnits) -> None:
+    def __call__(
+        self,
+        slim: nn.Module,
+        kept: Kept,
+        units: KeptUnits,
+        choose: Mapping[str, MaskChoice] | None = None,
+    ) -> None:
         """Refits ``slim`` in place.
 
         Args:
             slim: Slim network in module form, eval mode.
             kept: Its kept counts, shape (targets,).
             units: The kept units of every target.
+            choose: Weights that have no mask yet -> what chooses it on the inputs they really get.
         """
+        self._choose = dict(choose or {})
         changed = self._plan.lengths(kept) != self._plan.lengths(self._plan.dense)
         masks = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
         drifted = False
@@ -147,7 +169,7 @@ class Repairer:
                 return
             axis = site.layer.in_axis
             damaged = axis is not None and bool(changed[axis])
-            damaged |= _weight_mask(slim, site) is not None
+            damaged |= _weight_mask(slim, site) is not None or self._choice(site) is not None
             if damaged or (drifted and self._settings.scope == "downstream"):
                 self._refit(run, slim, site, masks)
             drifted |= damaged
@@ -192,10 +214,20 @@ class Repairer:
         weight = _as_matrices(layer, groups)
         norm = None if site.norm is None else slim.get_submodule(site.norm)
         centred = getattr(layer, "bias", None) is not None or norm is not None
+        goal, ridge = _by_group(wanted, groups), self._settings.ridge
+        choice = self._choice(site)
+        if choice is not None:
+            weight = solve(inputs, goal, weight, ridge, centred).weight
+            register(layer, {"weight": choice(_from_columns(weight, layer), inputs, groups)})
         zeros = _weight_mask(slim, site)
         pattern = None if zeros is None else _by_columns(zeros, groups)
-        goal, ridge = _by_group(wanted, groups), self._settings.ridge
+        if pattern is not None:
+            weight = weight * pattern
         _write(layer, norm, solve(inputs, goal, weight, ridge, centred, pattern))
+
+    def _choice(self, site: _Site) -> MaskChoice | None:
+        """What chooses the mask of a site's weight, if it is still to be chosen."""
+        return self._choose.get(f"{site.call.target}.weight")
 
     def _wanted(
         self, run: ProgramRun, slim: nn.Module, site: _Site, masks: list[np.ndarray[Any, Any]]
@@ -361,6 +393,12 @@ def _as_matrices(layer: nn.Module, groups: int) -> Tensor:
 
 def _by_columns(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+
+def _from_columns(columns: Tensor, layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return columns.transpose(1, 2).reshape(weight.shape)
 
 
 def _weight_mask(slim: nn.Module, site: _Site) -> Tensor | None:

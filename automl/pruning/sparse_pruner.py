@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from automl.hashing import digest
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, UnitCriterion
 from automl.pruning.masked_plan import MaskedPlan, MaskedWeight, is_inside
+from automl.pruning.obs_masks import ObsChoice
 from automl.pruning.pruner import Pruner
-from automl.pruning.reconstruct import Reconstruction
+from automl.pruning.reconstruct import Reconstruction, find_sites
 from automl.types import InputError, Kept
 
 
@@ -97,8 +99,30 @@ class SparsePruner:
         """
         policy.check(self.plan.targets)
         channels, inside = self.plan.split(policy.kept(self.plan.targets))
-        units = self.units(policy)
-        return self.channels.make(channels, units, self.masks(inside, units))
+        units, masks = self.units(policy), {}
+        choose = self._choices(inside) if self.channels.chooses_masks else {}
+        if any(k < w.units and w.name not in choose for w, k in self._pairs(inside)):
+            masks = {n: m for n, m in self.masks(inside, units).items() if n not in choose}
+        return self.channels.make(channels, units, masks, choose)
+
+    def _pairs(self, inside: Kept) -> list[tuple[MaskedWeight, int]]:
+        return list(zip(self.plan.weights, inside.tolist(), strict=True))
+
+    def _choices(self, inside: Kept) -> dict[str, ObsChoice]:
+        """What chooses masks within the repair, for the weights where that can be done."""
+        refitted = {f"{site.call.target}.weight" for site in self._sites}
+        return {
+            weight.name: ObsChoice(weight, kept)
+            for weight, kept in self._pairs(inside)
+            if kept < weight.units
+            and weight.name in refitted
+            and ObsChoice.fits(weight)
+            and not (self.plan.channels and weight.in_axis is not None)
+        }
+
+    @cached_property
+    def _sites(self) -> list[Any]:
+        return find_sites(self.trace.model, self.trace.plan)
 
     def masks(self, inside: Kept, units: KeptUnits) -> dict[str, Tensor]:
         """Which weights of the slim network stay, by parameter; without those that all stay.
@@ -107,21 +131,33 @@ class SparsePruner:
             inside: Kept units of every weight in ``plan.weights``.
             units: The channels that stay.
         """
-        positions = [torch.from_numpy(at) for at in self.plan.base.positions(units)]
+        return self.masks_by(self.left(self.saliency, units), inside)
+
+    def masks_by(self, saliency: Mapping[str, Tensor], inside: Kept) -> dict[str, Tensor]:
+        """The same by other scores.
+
+        Args:
+            saliency: Of every weight of the slim network that is to be masked, by parameter.
+            inside: Kept units of every weight in ``plan.weights``.
+        """
         return {
-            weight.name: weight.mask(self._left(weight, positions), int(kept))
-            for weight, kept in zip(self.plan.weights, inside, strict=True)
+            weight.name: weight.mask(saliency[weight.name], kept)
+            for weight, kept in self._pairs(inside)
             if kept < weight.units
         }
 
-    def _left(self, weight: MaskedWeight, positions: list[Tensor]) -> Tensor:
-        """The saliency of what the pruned channels leave of a weight."""
-        saliency = self.saliency[weight.name]
-        for dim, axis in enumerate((weight.out_axis, weight.in_axis)):
-            if axis is not None:
-                stored = 1 - dim if weight.transposed else dim
-                saliency = saliency.index_select(stored, positions[axis].to(saliency.device))
-        return saliency
+    def left(self, saliency: Mapping[str, Tensor], units: KeptUnits) -> dict[str, Tensor]:
+        """Of scores of dense weights those of what the pruned channels leave of them."""
+        positions = [torch.from_numpy(at) for at in self.plan.base.positions(units)]
+        found = dict(saliency)
+        for weight in self.plan.weights:
+            for dim, axis in enumerate((weight.out_axis, weight.in_axis)):
+                if axis is not None and weight.name in found:
+                    stored, scores = 1 - dim if weight.transposed else dim, found[weight.name]
+                    at = positions[axis].to(scores.device)
+                    if len(at) < scores.shape[stored]:
+                        found[weight.name] = scores.index_select(stored, at)
+        return found
 
     def units(self, policy: Policy) -> KeptUnits:
         """The channels that stay, of every target of the traced plan."""
@@ -242,7 +278,8 @@ def _largest_prefix(
     counts = np.array([len(layer) for layer in scores])
     owner = np.repeat(np.arange(len(scores)), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
-    limit = (1 - ratio) * float(sizes @ counts)
+    # The tolerance keeps (1 - 0.8) * 2520 = 503.99999999999994 from being rounded down to 503.
+    limit = (1 - ratio) * float(sizes @ counts) + 1e-6
     fixed = float(sizes @ least)
     if fixed > limit:
         raise InputError(

@@ -6,14 +6,15 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl.graph.materialise import Materialiser
-from automl.graph.trace import trace
+from automl.graph.materialise import KeptUnits, Materialiser
+from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.pruning.granularities.ranking import top
 from automl.pruning.masks import SUFFIX, attach, detach, enforce, masks_of
@@ -125,29 +126,22 @@ class MaskSession(_Session):
 
     def _chosen(self, kept: Kept) -> dict[str, Tensor]:
         """Masks by the scores of the network as it is; pruned weights go first."""
-        before = masks_of(self.network)
-        pairs = list(zip(self._pruner.plan.weights, kept, strict=True))
-        pairs = [(weight, count) for weight, count in pairs if count < weight.units]
-        criterion, context = self._pruner.channels.criterion, self._context()
-        saliency = criterion.saliency(context, [weight.name for weight, _ in pairs])
-        chosen = {}
-        for weight, count in pairs:
-            scores = saliency[weight.name].double()
-            if weight.name in before:
-                scores = scores.masked_fill(~before[weight.name], -torch.inf)
-            chosen[weight.name] = weight.mask(scores, int(count))
-        return chosen
-
-    def _context(self) -> Any:
-        network = self.network.eval()
-        return replace(self._pruner.channels.context, model=network, plan=self._plan, cache={})
-
-    @cached_property
-    def _plan(self) -> Any:
-        """The structure of the network as it is, without pruned channels."""
-        if (self._channels == self._pruner.plan.base.dense).all():
-            return self._pruner.plan.base
-        return trace(copy.deepcopy(self.network), self._pruner.trace.example_inputs).plan
+        pruner, before = self._pruner, masks_of(self.network)
+        names = [
+            weight.name
+            for weight, count in zip(pruner.plan.weights, kept.tolist(), strict=True)
+            if count < weight.units
+        ]
+        whole = self.network.eval()
+        if (self._channels < pruner.plan.base.dense).any():
+            whole = laid_back(whole, pruner.trace.model, pruner.plan.base, self._units)
+        context = replace(pruner.channels.context, model=whole, cache={})
+        found = pruner.channels.criterion.saliency(context, names)
+        saliency = pruner.left(found, self._units)
+        for name in before.keys() & saliency.keys():
+            scores = saliency[name].double()
+            saliency[name] = scores.masked_fill(~before[name], -torch.inf)
+        return pruner.masks_by(saliency, kept)
 
     def start_anew(self) -> None:
         """Starts from the first weights of the network, slim where channels are pruned."""
@@ -204,17 +198,22 @@ class MaskSession(_Session):
 
 
 class ChannelSession(_Session):
-    """Whole channels; every stage cuts the slim network of the last one further."""
+    """Whole channels; every stage cuts the slim network of the last one further.
+
+    Scores are those of the trained weights, laid back into the dense network's shapes (see
+    :func:`laid_back`). Repair aims at the dense network's outputs at every stage.
+    """
 
     def __init__(self, pruner: Pruner, policy: Policy, training: Training) -> None:
         """Prunes nothing yet."""
         super().__init__(training)
-        self._pruner, self._final = pruner, policy.kept(pruner.plan.targets)
-        self._trace = pruner.trace
+        self._pruner, self._asked = pruner, policy
+        self._final = policy.kept(pruner.plan.targets)
         self._units: list[Sequence[int]] = [range(t.units) for t in pruner.plan.targets]
         self._point: nn.Module | None = None
         self._blended = False
-        self._asked = policy
+        #: Whether the network is still a copy of the dense one.
+        self._untouched = True
         self.network = pruner.trace.materialise(self._units)
 
     @property
@@ -229,42 +228,24 @@ class ChannelSession(_Session):
 
     def prune(self, ratio: Callable[[float], float]) -> None:
         """Cuts off what now scores least, and repairs."""
-        targets = self._pruner.plan.targets
-        kept = _counts([target.units for target in targets], self._final, ratio)
+        pruner = self._pruner
+        kept = _counts([target.units for target in pruner.plan.targets], self._final, ratio)
         if self._untouched and (kept == self._final).all():
-            self._units = list(self._pruner.units_of(self._asked))
-            self.network = self._pruner.make(kept, self._units)
-            return
-        now = self._pruner if self._untouched else self._pruner.again(self._traced())
-        places = {target.name: target.index for target in now.plan.targets}
-        counts = now.plan.dense.copy()
-        for target, count, units in zip(targets, kept, self._units, strict=True):
-            if count == len(units):
-                continue
-            if target.name not in places:
-                raise InputError(
-                    f"after its first stage the network has no group {target.name!r} any more; "
-                    "use schedule=one_shot or schedule=progressive"
-                )
-            counts[places[target.name]] = count
-        chosen = now.kept_units(counts)
-        self.network = now.make(counts, chosen)
-        for i, target in enumerate(targets):
-            if target.name in places:
-                before, stay = self._units[i], chosen[places[target.name]]
-                self._units[i] = [before[unit] for unit in stay]
+            self._units = list(pruner.units_of(self._asked))
+            self.network = pruner.make(kept, self._units)
+        else:
+            whole = laid_back(self.network, pruner.trace.model, pruner.plan, self._units)
+            context = replace(pruner.context, model=whole, cache={})
+            scores = pruner.criterion(context)
+            self._units = [
+                _best(score, units, count)
+                for score, units, count in zip(scores, self._units, kept.tolist(), strict=True)
+            ]
+            materialise = Materialiser(whole, pruner.plan)
+            slim = materialise.module_form(self._units)
+            pruner.repair(slim, kept, self._units)
+            self.network = materialise.finish(slim, kept)
         self._untouched = False
-
-    #: Whether the network is still a copy of the dense one.
-    _untouched = True
-
-    @property
-    def _is_dense(self) -> bool:
-        pairs = zip(self._units, self._pruner.plan.targets, strict=True)
-        return all(len(units) == target.units for units, target in pairs)
-
-    def _traced(self) -> Any:
-        return trace(self.network.eval(), self._pruner.trace.example_inputs)
 
     def train(
         self, epochs: int, *, last: bool = False, after_step: AfterStep | None = None
@@ -307,8 +288,15 @@ class ChannelSession(_Session):
         self._untouched = False
 
     def remember(self) -> None:
-        """Keeps a dense copy of all weights."""
-        if not self._is_dense:
+        """Keeps a copy of all weights.
+
+        Raises:
+            ValueError: Something is pruned already.
+        """
+        if any(
+            len(units) < target.units
+            for units, target in zip(self._units, self._pruner.plan.targets, strict=True)
+        ):
             raise ValueError("Session.remember: nothing must be pruned yet, got a slim network")
         self._point = copy.deepcopy(self.network)
 
@@ -325,6 +313,40 @@ class ChannelSession(_Session):
             self._units = list(self._pruner.units_of(self._asked))
             self.network = Materialiser(self.network, self._pruner.plan)(self._units)
         return self.network.eval()
+
+
+@torch.no_grad()
+def laid_back(network: nn.Module, dense: nn.Module, plan: IndexPlan, units: KeptUnits) -> nn.Module:
+    """A slim network in the dense network's shapes, zero where channels are gone.
+
+    It computes what the slim network does, but for layer norms over pruned channels.
+
+    Args:
+        network: The slim network; masks are left behind, their zeros come along.
+        dense: The dense network, which is not touched.
+        plan: Its plan.
+        units: What the slim network has kept.
+    """
+    whole = copy.deepcopy(dense).eval()
+    positions = [torch.from_numpy(at) for at in plan.positions(units)]
+    axes = {tensor.name: tensor.axes for tensor in plan.tensors}
+    masks = {name + SUFFIX for name in masks_of(network)}
+    theirs = whole.state_dict()
+    for name, tensor in network.state_dict().items():
+        if name in masks:
+            continue
+        full = theirs[name]
+        cuts = axes.get(plan.aliases.get(name, name), (None,) * full.dim())
+        if all(axis is None for axis in cuts):
+            full.copy_(tensor)
+            continue
+        index = [
+            torch.arange(size) if axis is None else positions[axis]
+            for size, axis in zip(full.shape, cuts, strict=True)
+        ]
+        grid = torch.meshgrid(*(at.to(full.device) for at in index), indexing="ij")
+        full.zero_()[grid] = tensor
+    return whole
 
 
 def regrown(mask: Tensor, weight: Tensor, gradient: Tensor, fraction: float) -> Tensor:
@@ -363,6 +385,12 @@ def _blend(network: nn.Module, target: dict[str, Tensor], share: float) -> None:
         kept = stays.numel() - round(share * doomed)
         masks[name] = top(magnitude.flatten(), kept).reshape(stays.shape)
     attach(network, masks)
+
+
+def _best(scores: NDArray[np.float64], units: Sequence[int], count: int) -> tuple[int, ...]:
+    """The ``count`` units with the highest scores, ascending; ties by position."""
+    order = np.argsort(-scores[list(units)], kind="stable")[:count]
+    return tuple(sorted(units[at] for at in order.tolist()))
 
 
 def _counts(units: Sequence[int], final: Kept, ratio: Callable[[float], float]) -> Kept:

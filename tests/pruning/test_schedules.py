@@ -1,0 +1,358 @@
+"""Schedules: their curves, what they ask of a session, and every sensible combination."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import NETWORKS, Training, data, made, traced
+
+from automl.graph.trace import Trace
+from automl.model_folder import load_pruned, save_pruned
+from automl.models import load_model
+from automl.pruning import criteria, granularities, schedules
+from automl.pruning.criteria import Context, UnitCriterion
+from automl.pruning.granularities import CHANNEL
+from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.masks import masks_of
+from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.schedules.gradual import RAMPS, Gradual
+from automl.pruning.schedules.lottery import Lottery
+from automl.pruning.schedules.rigl import RigL
+from automl.pruning.schedules.session import open_session, regrown
+from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios
+from automl.types import InputError
+
+#: Granularities of the matrix, with parameters that the small networks have room for.
+GRAINS = ["channel", "channel+unstructured", *(
+    {"block": "block:4x4"}.get(name, name) for name in granularities.names()
+)]  # fmt: skip
+SCHEDULES = schedules.names()
+EPOCHS = 6
+
+
+class Recorder:
+    """A session that writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def prune(self, ratio):
+        self.said.append(round(ratio(0.8), 4))
+
+    def train(self, epochs, *, last=False, after_step=None):
+        self.said.append(("train", epochs, last))
+        for step in range(epochs if after_step else 0):
+            after_step(step + 1)
+
+    def finish(self):
+        return torch.nn.Identity()
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.said.append((name, *arguments))
+
+
+def said(schedule, epochs):
+    session = Recorder()
+    schedule.run(session, epochs)
+    return session.said
+
+
+# ---- curves
+
+
+def test_ramps_are_those_of_the_papers():
+    linear, cubic, exponential = (Gradual(ramp, 4) for ramp in RAMPS)
+    assert [round(linear.ratio(t, 0.8), 4) for t in (1, 2, 3, 4)] == [0.2, 0.4, 0.6, 0.8]
+    # Zhu and Gupta, equation 1: s_f + (s_i - s_f) (1 - t / n)^3, s_i = 0
+    wanted = [0.8 - 0.8 * (1 - t / 4) ** 3 for t in (1, 2, 3, 4)]
+    assert [cubic.ratio(t, 0.8) for t in (1, 2, 3, 4)] == pytest.approx(wanted)
+    kept = [1 - exponential.ratio(t, 0.8) for t in (0, 1, 2, 3, 4)]
+    assert [b / a for a, b in itertools.pairwise(kept)] == pytest.approx([0.2**0.25] * 4)
+
+
+@given(st.sampled_from(RAMPS), st.integers(1, 20), st.floats(0, 0.999))
+def test_ramps_rise_and_end_at_the_final_ratio_exactly(ramp, stages, final):
+    ratios = [Gradual(ramp, stages).ratio(stage, final) for stage in range(1, stages + 1)]
+    assert ratios[-1] == final
+    assert all(0 <= a <= b + 1e-12 for a, b in itertools.pairwise(ratios))
+
+
+def test_the_updates_of_rigl_fade():
+    fractions = [RigL(drop=0.3, updates=4).fraction(update) for update in range(5)]
+    assert fractions[0] == pytest.approx(0.3) and fractions[4] == pytest.approx(0)
+    assert fractions == sorted(fractions, reverse=True)
+
+
+# ---- what they ask for
+
+
+def test_schedules_share_epochs_among_stages():
+    assert said(schedules.load("one_shot"), 0) == [0.8]
+    assert said(schedules.load("one_shot"), 3) == [0.8, ("train", 3, True)]
+    assert said(Gradual("linear", 2), 5) == [
+        0.4, ("train", 2, False), 0.8, ("train", 3, True)
+    ]  # fmt: skip
+    assert said(schedules.load("progressive", stages=2), 2) == [
+        ("blend", 0.5), ("train", 1, False), ("blend", 1.0), ("train", 1, True)
+    ]  # fmt: skip
+
+
+def test_lottery_tickets_are_rewound_after_every_round_but_not_at_the_end():
+    assert said(Lottery(stages=2, rewind_epochs=1), 7) == [
+        ("start_anew",), ("train", 1, False), ("remember",),
+        ("train", 2, False), round(1 - 0.2**0.5, 4), ("rewind",),
+        ("train", 2, False), 0.8, ("rewind",),
+        ("train", 2, True),
+    ]  # fmt: skip
+
+
+def test_rigl_regrows_at_its_steps_and_then_leaves_the_mask_alone():
+    rigl = RigL(every=2, drop=0.4, updates=2)
+    found = [entry for entry in said(rigl, 9) if isinstance(entry, tuple)]
+    assert found == [("train", 9, True), ("regrow", 0.4), ("regrow", pytest.approx(0.2))]
+
+
+# ---- moving masks
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_regrowing_moves_the_least_weights_to_the_largest_gradients(seed, fraction):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(6, 7, generator=generator) > 0.6
+    weight = torch.randn(6, 7, generator=generator) * mask
+    gradient = torch.randn(6, 7, generator=generator)
+    after = regrown(mask, weight, gradient, fraction)
+    assert int(after.sum()) == int(mask.sum())
+    gone, new = mask & ~after, after & ~mask
+    assert int(gone.sum()) <= int(fraction * int(mask.sum()))
+    stay = mask & after
+    if gone.any() and stay.any():
+        # What stays was larger, or its gradient brought it back.
+        pull = gradient.abs()
+        back = stay & (weight.abs() < weight.abs()[gone].max())
+        assert not back.any() or pull[back].min() >= pull[gone].max()
+    if new.any():
+        assert gradient.abs()[new].min() >= gradient.abs()[~after].max()
+
+
+# ---- sessions
+
+
+def pruner_of(trace: Trace, grain: str, criterion: str = "l2"):
+    images, labels = data()
+    context = Context(trace.model, trace.plan, images, labels)
+    settings = {"criterion": criteria.load(criterion), "context": context, "reconstruct": None}
+    if grain == CHANNEL:
+        return Pruner(trace, **settings)
+    plan = MaskedPlan.of(trace.model, trace.plan, Grains.parse(grain.split("+")))
+    return SparsePruner(trace, plan, **settings)
+
+
+def policy_of(pruner, ratio: float):
+    if isinstance(pruner, Pruner):
+        return policy_from_ratios(pruner, ratio, 1)
+    return pruner.policy(counts_from_ratios(pruner.plan, ratio, 1))
+
+
+@pytest.fixture(scope="module")
+def traces():
+    return {name: traced(name) for name in NETWORKS}
+
+
+def names_of(grains: str) -> list[str]:
+    return grains.split("+")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("grain", GRAINS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_granularity_with_every_schedule(traces, network, grain, name):
+    schedule, trace = schedules.load(name), traces[network]
+    if name == "rigl" and grain != "unstructured":
+        with pytest.raises(InputError, match="rigl moves single weights, not"):
+            schedule.check(names_of(grain), EPOCHS)
+        return
+    if network == "vit" and grain == "vector":
+        grain = "unstructured"  # the only kernels are those of the patches
+    schedule.check(names_of(grain), EPOCHS)
+    pruner = pruner_of(trace, grain)
+    policy = policy_of(pruner, 0.5)
+    session = open_session(pruner, policy, Training(network))
+    pruned = schedule.run(session, EPOCHS)
+    assert session.policy.kept(pruner.plan.targets).tolist() == (
+        policy.kept(pruner.plan.targets).tolist()
+    )
+    assert not pruned.training and pruned(data()[0]).isfinite().all()
+    assert_pruned(pruner, policy, pruned)
+    again = open_session(pruner, policy, Training(network))
+    assert_equal(schedule.run(again, EPOCHS), pruned)
+
+
+def assert_pruned(pruner, policy, network):
+    """The network has exactly the zeros and sizes of its policy."""
+    kept = policy.kept(pruner.plan.targets)
+    if isinstance(pruner, Pruner):
+        assert masks_of(network) == {}
+        assert sum(p.numel() for p in network.parameters()) == int(pruner.plan.params(kept))
+        return
+    masks = masks_of(network)
+    channels, inside = pruner.plan.split(kept)
+    for weight, count in zip(pruner.plan.weights, inside, strict=True):
+        mask = masks[weight.name]
+        assert (network.get_parameter(weight.name)[~mask] == 0).all()
+        sizes = weight.sizes_at(pruner.plan.base.lengths(channels))
+        units = weight.units_kept(count, sizes)
+        wanted = int(weight.granularity.nonzeros(units, sizes))
+        found = int(mask.sum())
+        assert found == wanted or (weight.granularity.name.startswith("block") and found < wanted)
+
+
+def assert_equal(first, second):
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("grain", ["channel", "unstructured", "nm:4"])
+@pytest.mark.parametrize("criterion", criteria.names())
+def test_every_criterion_prunes_in_stages_or_is_refused_by_name(traces, network, grain, criterion):
+    found = criteria.load(criterion)
+    refused = ""
+    if "training" in found.needs:
+        refused = "needs training data"
+    elif isinstance(found, UnitCriterion) and grain != CHANNEL:
+        refused = "scores whole channels"
+    elif criterion in ("bn_scale", "apoz") and network == "vit":
+        refused = criterion  # no batch norm and no ReLU there
+    if refused:
+        with pytest.raises(InputError, match=refused):
+            policy_of(pruner_of(traces[network], grain, criterion), 0.5)
+        return
+    pruner = pruner_of(traces[network], grain, criterion)
+    policy = policy_of(pruner, 0.5)
+    schedule = Gradual("cubic", 2)
+    session = open_session(pruner, policy, Training(network))
+    pruned = schedule.run(session, 2)
+    assert_pruned(pruner, session.policy, pruned)
+
+
+def test_what_is_pruned_stays_pruned_through_the_stages(traces):
+    pruner = pruner_of(traces["cnn"], "unstructured")
+    session = open_session(pruner, policy_of(pruner, 0.8), Training("cnn"))
+    before = None
+    for stage in (1, 2, 3, 4):
+        session.prune(lambda final, stage=stage: final * stage / 4)
+        masks = {name: mask.clone() for name, mask in masks_of(session.network).items()}
+        if before is not None:
+            assert all(bool((masks[name] <= before[name]).all()) for name in masks)
+            assert any(int(masks[n].sum()) < int(before[n].sum()) for n in masks)
+        before = masks
+        session.train(1)
+
+
+def test_channels_cut_in_stages_are_named_by_the_dense_networks_numbers(traces, tmp_path):
+    torch.manual_seed(0)
+    dense = load_model("small.cnn", input_shape=(1, 8, 8))
+    from automl.graph.trace import trace
+
+    pruner = Pruner(trace(dense.model, dense.example_inputs))
+    session = open_session(pruner, policy_from_ratios(pruner, 0.5, 1), Training("cnn"))
+    network = Gradual("linear", 3).run(session, 3)
+    policy = session.policy
+    assert all(d.indices is not None and d.kept == d.units // 2 for d in policy.decisions)
+    save_pruned(tmp_path, network, dense=dense, plan=pruner.plan, policy=policy)
+    images = data()[0]
+    with torch.no_grad():
+        assert torch.equal(load_pruned(tmp_path)(images), network(images))
+
+
+def test_progressive_masks_approach_the_structure(traces):
+    pruner = pruner_of(traces["cnn"], "kernel")
+    policy = policy_of(pruner, 0.5)
+    session = open_session(pruner, policy, Training("cnn"))
+    left = []
+    for share in (0.25, 0.5, 1.0):
+        session.blend(share)
+        session.train(1)
+        left.append(sum(int(mask.sum()) for mask in masks_of(session.network).values()))
+    dense = sum(mask.numel() for mask in masks_of(session.network).values())
+    removed = np.diff([dense, *left])
+    assert removed.tolist() == pytest.approx([-dense / 8, -dense / 8, -dense / 4], abs=8)
+    for mask in masks_of(session.network).values():
+        assert set(mask.flatten(2).sum(2).flatten().tolist()) == {0, 9}
+
+
+def test_rewound_tickets_have_the_first_weights(traces):
+    pruner = pruner_of(traces["cnn"], "unstructured")
+    session = open_session(pruner, policy_of(pruner, 0.5), Training("cnn"))
+    session.start_anew()
+    session.remember()
+    session.train(2)
+    session.prune(lambda final: final)
+    session.rewind()
+    first = made("cnn", seed=1).state_dict()
+    masks = masks_of(session.network)
+    assert masks
+    for name, value in session.network.named_parameters():
+        expected = first[name] * masks[name] if name in masks else first[name]
+        assert torch.equal(value, expected), name
+
+
+def test_regrown_weights_start_at_zero_and_learn(traces):
+    pruner = pruner_of(traces["cnn"], "unstructured")
+    session = open_session(pruner, policy_of(pruner, 0.9), Training("cnn"))
+    session.prune(lambda final: final)
+    before = {name: mask.clone() for name, mask in masks_of(session.network).items()}
+    session.regrow(0.5)
+    after = masks_of(session.network)
+    name = "blocks.1.conv2.weight"
+    new = after[name] & ~before[name]
+    assert int(after[name].sum()) == int(before[name].sum()) and new.any()
+    assert (session.network.get_parameter(name)[new] == 0).all()
+    session.train(2)
+    assert (session.network.get_parameter(name)[new] != 0).any()
+    assert (session.network.get_parameter(name)[~after[name]] == 0).all()
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "epochs", "says"),
+    [
+        ("cubic", {}, 3, "schedule cubic trains in 4 stages, but finetune.epochs is 3"),
+        ("linear", {"stages": 9}, 8, "finetune.epochs is 8"),
+        ("progressive", {}, 0, "finetune.epochs is 0"),
+        ("lottery", {"rewind_epochs": 2}, 5, "trains in 6 stages"),
+        ("rigl", {}, 0, "finetune.epochs is 0"),
+    ],
+)
+def test_fewer_epochs_than_stages_are_refused(name, settings, epochs, says):
+    with pytest.raises(InputError, match=says):
+        schedules.load(name, **settings).check(["unstructured"], epochs)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("cubics", {}, "no schedule is called 'cubics'; did you mean 'cubic'"),
+        ("cubic", {"stage": 3}, "did you mean 'stages'"),
+        ("cubic", {"stages": 0}, "stages must be a whole number >= 1"),
+        ("cubic", {"ramp": "steep"}, "ramp must be one of"),
+        ("progressive", {"stages": 1}, "stages must be a whole number >= 2"),
+        ("lottery", {"rewind_epochs": -1}, "rewind_epochs must be"),
+        ("rigl", {"drop": 1.0}, r"drop must be a number in \(0, 1\)"),
+        ("rigl", {"every": 0}, "every must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name, settings, says):
+    from hydra.errors import InstantiationException
+
+    with pytest.raises((InputError, InstantiationException), match=says):
+        schedules.load(name, **settings)
