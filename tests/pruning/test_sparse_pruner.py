@@ -221,11 +221,13 @@ def test_one_ranking_over_all_layers_keeps_the_most_important_weights():
     one = pruner(traced("cnn"), "unstructured", criterion="l1")
     kept = global_counts(one, 0.6)
     total = sum(weight.units for weight in one.plan.weights)
-    assert kept.sum() == round(0.4 * total) and (kept > 1).all()
+    assert kept.sum() == round(0.4 * total)
     assert len({round(float(k / u), 2) for k, u in zip(kept, one.plan.dense, strict=True)}) > 3
     masks = masks_of(one.prune(one.policy(kept)))
     model = one.trace.model
-    stay = [model.get_parameter(n).detach().abs()[m].min() for n, m in masks.items()]
+    assert int(masks["linear.weight"].sum()) == 1  # its weights are small, but one has to stay
+    others = {n: m for n, m in masks.items() if n != "linear.weight"}
+    stay = [model.get_parameter(n).detach().abs()[m].min() for n, m in others.items()]
     gone = [model.get_parameter(n).detach().abs()[~m].max() for n, m in masks.items()]
     assert min(stay) >= max(gone)
 
