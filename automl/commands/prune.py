@@ -28,7 +28,7 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
     parser.add_argument(
-        "--policy", metavar="FILE", type=Path, help="policy.json of a search, in place of ratio="
+        "--policy", metavar="FILE", type=Path, help="run folder, .json or .csv, in place of ratio="
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
     add_override_arguments(parser)
@@ -38,29 +38,43 @@ def run(args: argparse.Namespace) -> int:
     """Prunes, repairs, trains where asked, measures and saves."""
     from automl.commands.compose import compose
 
-    config = compose(args.overrides)
-    _check(args, config)
+    policy = None
+    if args.policy is not None:
+        from automl.policy_csv import load_policy
+
+        policy = load_policy(args.policy)
+    return execute(compose(args.overrides), args.out, policy)
+
+
+def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
+    """Prunes by a policy, or by the ratio in the settings.
+
+    Raises:
+        InputError: Both or neither are given, the policy is of another network, or ``out`` is
+            not free.
+    """
+    _check(config, out, policy)
 
     from automl.commands.build import Bench, set_threads
 
     set_threads(config)
-    return _Pruning.of(Bench(config), args.policy).run(args.out)
+    return _Pruning.of(Bench(config), policy).run(out)
 
 
-def _check(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
+def _check(config: Mapping[str, Any], out: Path, policy: Policy | None) -> None:
     """Refuses what can be refused before anything is loaded."""
     from automl.types import InputError
 
     ratio = config["ratio"]
-    if (ratio is None) == (args.policy is None):
+    if (ratio is None) == (policy is None):
         both = "not both" if ratio is not None else "one of them"
         raise InputError(f"prune takes ratio=0.5 (the fraction to remove) or --policy FILE, {both}")
     for one in ratio.values() if isinstance(ratio, Mapping) else [ratio]:
         is_number = isinstance(one, int | float) and not isinstance(one, bool)
         if ratio is not None and not (is_number and 0 <= one < 1):
             raise InputError(f"ratio must be in [0, 1), the fraction to remove, got {one!r}")
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise InputError(f"--out {args.out} is there already; choose a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} is there already; choose a new folder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +92,17 @@ class _Pruning:
     policy: Policy
 
     @classmethod
-    def of(cls, bench: Bench, policy_file: Path | None) -> _Pruning:
+    def of(cls, bench: Bench, policy: Policy | None) -> _Pruning:
         """Decides what is kept.
 
         Raises:
             InputError: A ratio or a policy does not go with the network.
         """
-        if policy_file is None:
+        if policy is None:
             return cls(bench, bench.plan, _from_ratio(bench))
-        from automl.policy import Policy
         from automl.pruning.masked_plan import MaskedPlan, is_inside
 
-        policy, plan = Policy.load(policy_file), bench.trace.plan
+        plan = bench.trace.plan
         found: IndexPlan | MaskedPlan = plan
         if any(is_inside(decision.granularity) for decision in policy.decisions):
             found = MaskedPlan.for_policy(bench.loaded.model, plan, policy)
