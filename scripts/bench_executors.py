@@ -34,7 +34,7 @@ from automl.executors.packed import PackedLinear
 
 #: Largest error of an output to the largest output, by format: what its rounding explains.
 TOLERANCE = {"pell_bf16": 1e-2, "pell_int8": 3e-2, "nm24_bf16": 1e-2}
-EXACT, CODEBOOK, INT8 = ("pell", "csc"), ("pell_codebook", "eie"), ("pell_int8",)
+EXACT, CODEBOOK, INT8 = ("pell", "csc", "bitmap"), ("pell_codebook", "eie"), ("pell_int8",)
 
 #: What the geometric means over the nine layers should reach: (formats to choose from, least).
 REACH = {"best exact fp32": (EXACT, 9.0), "4-bit codebook": (CODEBOOK, 18.0), "int8": (INT8, 20.0)}

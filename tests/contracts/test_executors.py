@@ -16,7 +16,7 @@ from automl.types import InputError
 ROUNDING = {"pell_bf16": 2**-8, "nm24_bf16": 2**-8}
 #: Error of an activation to the range of all, where activations are rounded too.
 LEVELS = {"pell_int8": 1 / 255}
-LOSSLESS = ("dense", "csc", "pell", "spmm", "nm24")
+LOSSLESS = ("dense", "csc", "pell", "bitmap", "spmm", "nm24")
 
 
 @pytest.fixture(params=formats.names())

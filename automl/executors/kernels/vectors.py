@@ -90,6 +90,19 @@ def peek(typing_context: Any, array: Any, offset: Any) -> Any:
 
 
 @_intrinsic
+def peek_uint64(typing_context: Any, array: Any, offset: Any) -> Any:
+    """The 8 bytes from element ``offset`` on as one number."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = _address(context, builder, signature.args[0], *values)
+        loaded = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()))
+        loaded.align = 1
+        return loaded
+
+    return types.uint64(array, types.intp), generate
+
+
+@_intrinsic
 def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     """Asks for the cache line of an element, which may lie behind the array's end."""
 
@@ -261,3 +274,31 @@ def lower_halves(typing_context: Any, words: Any) -> Any:
         return builder.bitcast(moved, float32x16.llvm)
 
     return float32x16(words), generate
+
+
+@_intrinsic
+def expand(typing_context: Any, mask: Any, vector: Any) -> Any:
+    """The vector's first floats spread out to the lanes whose bit of a uint16 is set; else zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        bits = ir.VectorType(ir.IntType(1), 16)
+        kind = ir.FunctionType(float32x16.llvm, [float32x16.llvm, float32x16.llvm, bits])
+        name = "llvm.x86.avx512.mask.expand.v16f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        zeros = ir.Constant(float32x16.llvm, [0.0] * 16)
+        return builder.call(function, [values[1], zeros, builder.bitcast(values[0], bits)])
+
+    return float32x16(types.uint16, float32x16), generate
+
+
+@_intrinsic
+def ones(typing_context: Any, mask: Any) -> Any:
+    """How many bits of a uint16 are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = ir.IntType(16)
+        kind = ir.FunctionType(word, [word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.i16")
+        return builder.zext(builder.call(function, values), ir.IntType(64))
+
+    return types.intp(types.uint16), generate
