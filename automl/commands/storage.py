@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from automl.cost.storage import Storage
 
     Weights = Mapping[str, NDArray[Any]]
+    #: Name, weight matrices by name, and the number of all other parameters.
+    Network = tuple[str, dict[str, NDArray[Any]], int]
 
 SUMMARY = "show how many bytes a network takes under each storage format, by density"
 EXAMPLE = "prunepilot storage model=resnet20 --densities 0.05,0.1,0.2,0.5 --out sizes/"
@@ -38,8 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DENSITIES,
         help="fractions of weights that are not zero, in (0, 1] (default: %(default)s)",
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--policy", metavar="FILE", type=Path, help="of the network that this policy leaves"
+    )
+    which.add_argument(
+        "--saved", metavar="DIR", type=Path, help="of the network that a search or prune saved"
     )
     parser.add_argument(
         "--magnitude",
@@ -57,24 +63,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and writes what was asked for."""
-    from automl.commands.compose import compose
+    from automl.cost.storage import Storage
 
     densities = _densities(args.densities)
     _check(args.out)
+    name, weights, others = _saved(args) if args.saved else _of_model(args)
+    storage = Storage.of(weights, others)
+    curve = _curve(storage, densities, weights if args.magnitude else None)
+    _print(name, storage, curve)
+    if args.out is not None:
+        _write(args.out, curve, name)
+    return 0
+
+
+def _saved(args: argparse.Namespace) -> Network:
+    """The weights of a run folder, with the zeros that they have.
+
+    Raises:
+        InputError: There is no network in the folder, or settings are given beside it.
+    """
+    from automl.runs import load_pruned
+    from automl.types import InputError
+
+    if args.overrides:
+        raise InputError("--saved takes no settings: the network is what the folder holds")
+    parameters = _arrays(load_pruned(args.saved))
+    weights = {n: p for n, p in parameters.items() if p.ndim > 1 and n.endswith("weight")}
+    return args.saved.name, weights, _others(parameters, weights)
+
+
+def _of_model(args: argparse.Namespace) -> Network:
+    """The weights of the configured network, or of what a policy leaves of it."""
+    from automl.commands.compose import compose
+
     config = compose(args.overrides)
 
     from automl.commands.build import Bench, set_threads
-    from automl.cost.storage import Storage
 
     set_threads(config)
     bench = Bench(config)
-    weights, others = _weights(bench, args.policy)
-    storage = Storage.of(weights, others)
-    curve = _curve(storage, densities, weights if args.magnitude else None)
-    _print(bench.loaded.name, storage, curve)
-    if args.out is not None:
-        _write(args.out, curve, bench.loaded.name)
-    return 0
+    plan, network = bench.trace.plan, bench.loaded.model
+    if args.policy is not None:
+        network = _slim(bench, args.policy)
+    parameters = _arrays(network)
+    held = [plan.aliases.get(name, name) for layer in plan.layers_plan for name in layer.tensors]
+    weights = {n: parameters[n] for n in held if n in parameters and parameters[n].ndim > 1}
+    return bench.loaded.name, weights, _others(parameters, weights)
+
+
+def _arrays(network: nn.Module) -> dict[str, NDArray[Any]]:
+    return {name: p.detach().cpu().numpy() for name, p in network.named_parameters()}
+
+
+def _others(parameters: Mapping[str, NDArray[Any]], weights: Mapping[str, NDArray[Any]]) -> int:
+    """How many parameters there are besides the weight matrices."""
+    return sum(p.size for name, p in parameters.items() if name not in weights)
 
 
 def _check(folder: Path | None) -> None:
@@ -101,17 +144,6 @@ def _densities(text: str) -> list[float]:
     if not found or not all(0 < density <= 1 for density in found):
         raise InputError(f"--densities must be numbers in (0, 1] with commas between, got {text!r}")
     return found
-
-
-def _weights(bench: Bench, policy: Path | None) -> tuple[dict[str, NDArray[Any]], int]:
-    """Weight matrices by name, and how many parameters there are besides."""
-    plan, network = bench.trace.plan, bench.loaded.model
-    if policy is not None:
-        network = _slim(bench, policy)
-    parameters = {name: p.detach().cpu().numpy() for name, p in network.named_parameters()}
-    held = [plan.aliases.get(name, name) for layer in plan.layers_plan for name in layer.tensors]
-    weights = {n: parameters[n] for n in held if n in parameters and parameters[n].ndim > 1}
-    return weights, sum(p.size for name, p in parameters.items() if name not in weights)
 
 
 def _slim(bench: Bench, path: Path) -> nn.Module:

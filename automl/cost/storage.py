@@ -312,9 +312,15 @@ def largest(weight: ArrayLike, density: float) -> Mask:
 
 
 def as_matrix(weight: ArrayLike) -> NDArray[np.generic]:
-    """A weight as a matrix: one row per output, the rest of an output in one row."""
+    """A weight as a matrix: one row per output; inputs lie next to each other in a row.
+
+    A convolution's columns are its kernel's positions, and within each the input channels, as
+    channels-last kernels read them; that is what the four neighbours of 2:4 are counted along.
+    """
     array = np.asarray(weight)
-    return array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(1, -1)
+    if array.ndim < 2:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, 1, -1).reshape(len(array), -1)
 
 
 @dataclass(frozen=True)
@@ -353,13 +359,14 @@ class Storage:
         return sum(int(mask.sum()) for mask in self.masks.values()) / max(self.size, 1)
 
     def bytes(self, form: Format) -> float:
-        """Exact bytes with the zeros that the weights have; NaN where a mask does not fit.
+        """Exact bytes with the zeros that the weights have; every matrix takes whole bytes.
 
-        Every matrix is filled up to whole bytes.
+        Matrices that are not 2:4 are stored densely by ``TwoOfFour``; NaN if that is all of them.
         """
-        if isinstance(form, TwoOfFour) and not all(map(form.fits, self.masks.values())):
+        sizes = [_matrix_bytes(form, mask) for mask in self.masks.values()]
+        if isinstance(form, TwoOfFour) and not any(map(form.fits, self.masks.values())):
             return float("nan")
-        return float(sum(-(-form.bits(mask) // 8) for mask in self.masks.values()) + 4 * self.other)
+        return float(sum(sizes) + 4 * self.other)
 
     def expected_bytes(self, form: Format, density: float) -> float:
         """Mean bytes if every weight is non-zero with probability ``density``."""
@@ -376,3 +383,9 @@ class Storage:
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index.name = "density"
         return frame
+
+
+def _matrix_bytes(form: Format, mask: Mask) -> int:
+    if isinstance(form, TwoOfFour) and not form.fits(mask):
+        form = Dense(form.name, form.values)
+    return -(-form.bits(mask) // 8)

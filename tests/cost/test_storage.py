@@ -257,6 +257,13 @@ def test_a_network_is_its_matrices_and_the_rest():
     assert np.isnan(storage.bytes(FORM["2:4 fp32"]))
 
 
+def test_matrices_that_are_not_2_of_4_stay_dense_beside_those_that_are():
+    conv = np.zeros((8, 4, 3, 3))
+    conv[:, 1:3] = 1.0  # two of four input channels, at every position of the kernel
+    storage = Storage.of({"conv": conv, "fc": np.ones((10, 16))}, other=0)
+    assert storage.bytes(FORM["2:4 fp16"]) == 8 * 9 * 2 * 18 / 8 + 10 * 16 * 2
+
+
 def test_the_curve_has_a_column_per_format_and_crosses_where_arithmetic_says():
     storage = Storage({"fc": (1000, 1000)}, other=0)
     curve = storage.curve([0.1, 0.5, 0.7, 1.0])

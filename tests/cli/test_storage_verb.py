@@ -74,6 +74,28 @@ def test_a_policy_is_measured_by_what_it_leaves(cli, tmp_path):
     assert frame["dense fp32"].tolist() == [4 * params]
 
 
+def test_a_saved_network_is_measured_with_its_zeros(cli, tmp_path):
+    slim = tmp_path / "slim"
+    pruned = cli(
+        "prune", "model=digits", "threads=1", "device=cpu", "granularity=nm", "ratio=0.5",
+        "repair.calibration_images=16", "--out", slim,
+    )  # fmt: skip
+    assert pruned.code == 0, pruned.err
+    result = cli("storage", "--saved", slim, "--densities", "1")
+    assert result.code == 0, result.err
+    heading = next(line for line in result.out.splitlines() if "as it is" in line)
+    row = next(line for line in result.out.splitlines() if "2:4 fp32" in line)
+    assert "as it is (0.5" in heading
+    assert row.split("│")[-2].strip() != "-"  # every matrix can be stored as 2:4
+
+
+def test_a_saved_network_takes_no_settings(cli, tmp_path):
+    result = cli("storage", "--saved", tmp_path, "seed=1")
+    assert result.code == 2 and "--saved takes no settings" in result.err
+    result = cli("storage", "--saved", tmp_path)
+    assert result.code == 2 and result.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("text", ["", "x", "0", "1.5", "0.1,,2", "nan"])
 def test_densities_off_the_scale_are_refused(cli, text):
     result = storage(cli, f"--densities={text}")
