@@ -1,4 +1,4 @@
-"""``automl.prune``: one call from a network and ratios to a really smaller network."""
+"""``automl.prune``: one call from a network and ratios to a smaller or sparser network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from automl.graph.trace import trace
 from automl.policy import Policy
 from automl.pruning.criteria import Criterion
-from automl.pruning.pruner import Pruner, policy_from_ratios
-from automl.pruning.reconstruct import Reconstruction
+from automl.pruning.pruner import policy_from_ratios
+from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios, pruner_for
 
 
 def prune(
@@ -20,22 +20,27 @@ def prune(
     ratios: float | Mapping[str, float] | Policy,
     *,
     criterion: str | Criterion = "l2",
+    granularity: str | Sequence[str] = "channel",
     calibration: Tensor | None = None,
     rounding: int = 1,
     exclude: Sequence[str] = (),
 ) -> nn.Module:
-    """Removes channels for real; the dense network is left as it was.
+    """Removes channels for real, or zeroes finer grains; the dense network is left as it was.
 
     Args:
         model: The dense network.
         example_inputs: A tensor or the positional arguments of ``forward``.
         ratios: The fraction to REMOVE, in [0, 1): one for every group of coupled channels, or by
             name of a group or layer (others stay dense), or a policy.
-        criterion: Which units go first.
+        criterion: Which units go first; a name from conf/criterion or a ``Criterion``.
+        granularity: What is removed together: ``channel``, or inside layers ``unstructured``,
+            ``kernel``, ``vector:row``, ``block:1x16``, ``nm:4`` and the like, where masks keep
+            exact zeros (``automl.pruning.masks``); or ``["channel", "nm:4"]``, channels first. A
+            policy says it itself.
         calibration: Unlabelled inputs, shape (images, ...); the layers that read pruned channels
             are refitted on them by least squares. None: no repair.
         rounding: Kept counts are multiples of this where a group is large enough.
-        exclude: Shell patterns of layer names whose channels must stay.
+        exclude: Shell patterns of layer names whose channels and weights must stay.
 
     Returns:
         The slim network in eval mode, in the model's own classes where possible, else a
@@ -46,10 +51,13 @@ def prune(
             or the network cannot be traced.
     """
     traced = trace(model, example_inputs, exclude=exclude)
-    pruner = Pruner(
-        traced, criterion=criterion, calibration=calibration, reconstruct=Reconstruction()
+    asked = ratios if isinstance(ratios, Policy) else granularity
+    pruner = pruner_for(
+        traced, asked, exclude=exclude, criterion=criterion, calibration=calibration
     )
     if isinstance(ratios, Policy):
         return pruner.prune(ratios)
+    if isinstance(pruner, SparsePruner):
+        return pruner.prune(pruner.policy(counts_from_ratios(pruner.plan, ratios, rounding)))
     given = dict(ratios) if isinstance(ratios, Mapping) else ratios
     return pruner.prune(policy_from_ratios(pruner, given, rounding))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,17 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from automl.budget import Budget
 from automl.cost import standard_costs
+from automl.cost.masked import masked_costs
 from automl.environment import environment
+from automl.export import PROGRAMS, export_program, load_format, require_right
 from automl.graph.trace import trace
 from automl.journal import Journal, Row, frame
 from automl.paths import atomic_write
 from automl.policy import Policy
 from automl.problem import Problem, Trial, TrialLog, best, trial_row
-from automl.pruning.pruner import Pruner
+from automl.pruning.masked_plan import MaskedPlan
+from automl.pruning.sparse_pruner import pruner_for
 from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
 from automl.scoring import UserScorer
 from automl.seeding import own_random_numbers
@@ -42,7 +47,7 @@ Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 Finetune = Callable[[nn.Module], nn.Module | None]
 
 #: What ``SearchRun.export`` can write.
-FORMATS = ("safetensors",)
+FORMATS = ("safetensors", *PROGRAMS)
 
 
 class Searcher:
@@ -74,6 +79,7 @@ class Searcher:
         finetune: Finetune | None = None,
         calibration: Tensor | None = None,
         criterion: str = "l2",
+        granularity: str | Sequence[str] = "channel",
         rounding: int = 8,
         min_keep: float = 0.0,
         exclude: Sequence[str] = (),
@@ -96,7 +102,8 @@ class Searcher:
             finetune: ``finetune(model)`` trains the final network in place, or returns it.
             calibration: Unlabelled training inputs, shape (images, ...), on which layers that
                 read pruned channels are fitted anew; None leaves them as they are.
-            criterion: Which units go first: ``l1`` or ``l2``.
+            criterion: Which units go first; a name from conf/criterion.
+            granularity: What is removed together, see ``automl.prune``.
             rounding: Kept counts are multiples of this where targets are large enough.
             min_keep: Least fraction of its units that every target keeps.
             exclude: Shell patterns of layers to leave alone.
@@ -110,12 +117,17 @@ class Searcher:
                 malformed.
         """
         self.trace = trace(model, example_inputs, exclude=tuple(exclude))
-        self.pruner = Pruner(self.trace, criterion=criterion, calibration=calibration)
+        self.pruner = pruner_for(
+            self.trace, granularity, exclude=exclude, criterion=criterion, calibration=calibration
+        )
+        plan = self.pruner.plan
+        counted = masked_costs(plan) if isinstance(plan, MaskedPlan) else standard_costs(plan)
+        steps = plan.steps(rounding) if isinstance(plan, MaskedPlan) else rounding
         self.scorer = _scorer(evaluate, score_key)
         self.budget = Budget.parse(budget)
         self.strategy = load(strategy) if isinstance(strategy, str) else strategy
-        self._costs = {**standard_costs(self.trace.plan), **(costs or {})}
-        self._settings: dict[str, Any] = {"rounding": rounding, "min_keep": min_keep}
+        self._costs = {**counted, **(costs or {})}
+        self._settings: dict[str, Any] = {"rounding": steps, "min_keep": min_keep}
         self._max_failures = max_failures
         self._exclude = tuple(exclude)
         self._finetune = finetune
@@ -167,6 +179,17 @@ class Searcher:
         with Journal(self._folder.file(JOURNAL)) as journal:
             yield self._make_problem(journal)
 
+    def several_examples(self) -> Tensor:
+        """Example inputs, at least three, to check exported programs on.
+
+        Raises:
+            InputError: The network takes more than one tensor.
+        """
+        inputs = self.trace.example_inputs
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            raise InputError("only networks that take one tensor can be exported as programs")
+        return torch.cat([inputs[0]] * math.ceil(3 / len(inputs[0])))
+
     def finished(self, policy: Policy) -> nn.Module:
         """The network of a policy: pruned, repaired and, where asked for, fine-tuned."""
         network = self.pruner.prune(policy)
@@ -180,7 +203,7 @@ class Searcher:
         self, log: TrialLog | None, on_trial: Callable[[Trial], None] | None = None
     ) -> Problem:
         return Problem(
-            self.trace.plan,
+            self.pruner.plan,
             self.pruner,
             self.scorer,
             self.budget,
@@ -266,12 +289,16 @@ class SearchRun:
     def _network(self) -> nn.Module:
         return self.searcher.finished(self.policy)
 
-    def export(self, path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[Path]:
+    def export(
+        self, path: str | os.PathLike[str], formats: Sequence[str] = ("safetensors",)
+    ) -> list[Path]:
         """Writes the pruned network (see ``apply``) with its policy and plan.
 
         Args:
             path: Directory, created where it does not exist.
-            formats: Names from ``FORMATS``. ``safetensors`` is the slim network's state.
+            formats: Names from ``FORMATS``. ``safetensors`` is the slim network's state; ``pt2``
+                and ``onnx`` are programs that run without the network's classes, with any batch
+                size, compared with the network on the example inputs.
 
         Returns:
             The files written.
@@ -286,6 +313,10 @@ class SearchRun:
                 raise InputError(
                     f"cannot export as {name!r}; known formats are {', '.join(FORMATS)}"
                 )
+        programs = [name for name in formats if name in PROGRAMS]
+        for name in programs:
+            load_format(name)  # says what is not installed before anything is written
+        inputs = self.searcher.several_examples() if programs else torch.empty(0)
         folder = Path(path)
         files = [folder / name for name in (POLICY, PLAN, WEIGHTS)]
         for file in files:
@@ -296,9 +327,11 @@ class SearchRun:
             self.policy.save(files[0])
             atomic_write(files[1], self.searcher.trace.plan.to_json())
             _save_weights(self.apply(), files[2])
+            done = [export_program(n, self.apply(), inputs, folder) for n in programs]
         except OSError as error:
             raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
-        return files
+        require_right(done)
+        return [*files, *(one.file for one in done)]
 
 
 def _scorer(evaluate: Evaluate | Scorer, score_key: str | None) -> Scorer:

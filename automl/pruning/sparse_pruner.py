@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,9 @@ from automl.graph.materialise import KeptUnits
 from automl.graph.trace import Trace
 from automl.hashing import digest
 from automl.policy import Policy
-from automl.pruning.criteria import Context, Criterion, UnitCriterion
-from automl.pruning.masked_plan import MaskedPlan, MaskedWeight, is_inside
+from automl.pruning.criteria import Context, Criterion, Scores, UnitCriterion, load
+from automl.pruning.granularities import CHANNEL
+from automl.pruning.masked_plan import Grains, MaskedPlan, MaskedWeight, is_inside
 from automl.pruning.obs_masks import ObsChoice
 from automl.pruning.pruner import Pruner
 from automl.pruning.reconstruct import Reconstruction, find_sites
@@ -76,6 +77,18 @@ class SparsePruner:
         """Importance of every single weight of the dense network, by parameter."""
         names = [weight.name for weight in self.plan.weights]
         return self.channels.criterion.saliency(self.channels.context, names)
+
+    def unit_scores(self, criterion: str | None = None, **settings: Any) -> Scores:
+        """Importance of every unit, channels first; see :meth:`Pruner.unit_scores`."""
+        context, chosen = self.channels.context, self.channels.criterion
+        if criterion is not None:
+            chosen = load(criterion, **settings)
+        saliency = chosen.saliency(context, [weight.name for weight in self.plan.weights])
+        inside = [
+            weight.granularity.unit_scores(weight.canonical(saliency[weight.name])).cpu().numpy()
+            for weight in self.plan.weights
+        ]
+        return [*(chosen(context) if self.plan.channels else ()), *inside]
 
     def policy(self, kept: Kept) -> Policy:
         """The policy that keeps so many units of every target.
@@ -181,6 +194,35 @@ class SparsePruner:
     def fingerprint(self) -> str:
         """Identifies everything besides the policy that decides what :meth:`prune` returns."""
         return digest("masks", self.channels.fingerprint)
+
+
+def pruner_for(
+    traced: Trace,
+    grain: str | Sequence[str] | Policy = CHANNEL,
+    *,
+    exclude: Sequence[str] = (),
+    **settings: Any,
+) -> Pruner | SparsePruner:
+    """The pruner of a granularity, several, or those that a policy names.
+
+    Args:
+        traced: The traced network.
+        grain: Such as ``"channel"``, ``"nm:4"`` or ``["channel", "unstructured"]``; or a policy.
+        exclude: Shell patterns of layers that finer grains leave alone.
+        settings: Those that both pruners have.
+
+    Raises:
+        InputError: There is no such granularity, or the policy is of another network.
+    """
+    model, plan = traced.model, traced.plan
+    if isinstance(grain, Policy):
+        if not any(is_inside(one.granularity) for one in grain.decisions):
+            return Pruner(traced, **settings)
+        return SparsePruner(traced, MaskedPlan.for_policy(model, plan, grain), **settings)
+    grains = Grains.parse([grain] if isinstance(grain, str) else list(grain))
+    if grains.names == [CHANNEL]:
+        return Pruner(traced, **settings)
+    return SparsePruner(traced, MaskedPlan.of(model, plan, grains, exclude=exclude), **settings)
 
 
 def policy_of_channels(policy: Policy, plan: MaskedPlan) -> Policy:

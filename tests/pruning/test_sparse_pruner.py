@@ -13,6 +13,7 @@ from small import data, made, traced
 from torch import nn
 from torch.nn import functional as F
 
+import automl
 from automl.cost.masked import masked_costs
 from automl.graph.trace import trace
 from automl.model_folder import load_pruned, save_pruned
@@ -391,3 +392,31 @@ def test_the_dense_network_is_left_alone():
     one = pruner(trace(network, torch.zeros(2, 1, 8, 8)), "unstructured", repaired=True)
     one.prune(one.policy(one.plan.dense // 2))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+# ---- the public face
+
+
+def test_one_call_prunes_inside_layers():
+    network, example = made("cnn"), torch.zeros(2, 1, 8, 8)
+    sparse = automl.prune(network, example, 0.5, granularity="nm:4", exclude=["linear"])
+    assert {"linear.weight", "conv1.weight"}.isdisjoint(masks_of(sparse))
+    assert all(mask.double().mean() == 0.5 for mask in masks_of(sparse).values())
+    both = automl.prune(network, example, {"conv1": 0.5, "linear.weight": 0.9},
+                        granularity=["channel", "unstructured"])  # fmt: skip
+    assert both.conv1.out_channels == 4 and list(masks_of(both)) == ["linear.weight"]
+
+
+def test_a_searcher_searches_inside_layers_and_its_policy_applies_by_itself():
+    network, example = made("cnn"), torch.zeros(2, 1, 8, 8)
+    searcher = automl.Searcher(
+        network,
+        example,
+        lambda model: -sum(float(p.detach().abs().sum()) for p in model.parameters()),
+        budget={"params": 0.4},
+        granularity="kernel",
+    )
+    run = searcher.search(trials=3, seed=0)
+    again = automl.prune(network, example, run.policy)
+    assert nonzeros(again) <= 0.4 * sum(p.numel() for p in network.parameters())
+    assert nonzeros(again) == nonzeros(run.apply())
