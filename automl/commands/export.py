@@ -1,0 +1,116 @@
+"""``prunepilot export``: the pruned network as files that other programs run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUMMARY = "write a run's pruned network as safetensors, torch.export program or ONNX, and check it"
+EXAMPLE = "prunepilot export runs/a --format pt2,onnx --out small"
+
+_EXAMPLES = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options."""
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--format",
+        metavar="NAMES",
+        default="pt2",
+        help="safetensors, pt2, onnx; several with commas (default: pt2)",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes, checks and describes."""
+    from automl.runs import RESULT, RunFolder
+    from automl.types import InputError
+
+    folder = RunFolder(args.run_dir)
+    config = folder.config()
+    if not folder.is_done:
+        raise InputError(f"{args.run_dir} is not finished; prunepilot resume {args.run_dir}")
+    formats = _formats(args.format)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise InputError(f"--out {args.out} is there already; choose a new folder")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        return _export(folder.path, config, formats, args.out, folder.file(RESULT))
+    except OSError as error:
+        raise InputError(f"--out {args.out} cannot be written: {error.strerror}") from error
+
+
+def _formats(text: str) -> list[str]:
+    from automl.export import load_format
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name != "safetensors":
+            load_format(name)
+    return list(dict.fromkeys(names))
+
+
+def _export(
+    run: Path, config: Mapping[str, Any], formats: list[str], out: Path, result: Path
+) -> int:
+    import json
+    import shutil
+
+    from automl.export import export_program, require_right
+    from automl.export.card import model_card
+    from automl.graph.fold import batchnorm_pairs, fold_batchnorm
+    from automl.model_folder import Rebuild, load_pruned
+    from automl.paths import atomic_write
+    from automl.plan import IndexPlan
+    from automl.runs import PLAN, POLICY, REBUILD, WEIGHTS
+
+    network = load_pruned(run)
+    shutil.copyfile(run / POLICY, out / POLICY)
+    if "safetensors" in formats:
+        for name in (PLAN, REBUILD, WEIGHTS):
+            shutil.copyfile(run / name, out / name)
+        print(f"wrote {out / WEIGHTS} (load the folder with automl.runs.load_pruned)")
+    plan = IndexPlan.from_json((run / PLAN).read_text(encoding="utf-8"))
+    network = fold_batchnorm(network, batchnorm_pairs(plan))
+    rebuild = Rebuild.load(run / REBUILD)
+    inputs, kind = _inputs(config, rebuild.input_shape)
+    done = []
+    for name in formats:
+        if name != "safetensors":
+            done.append(export_program(name, network, inputs, out))
+            one = done[-1]
+            print(f"wrote {one.file}: differs by at most {one.error:.2g} on {kind}")
+    card = model_card(
+        json.loads(result.read_text(encoding="utf-8")),
+        {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
+        done,
+        {"mean": rebuild.mean, "std": rebuild.std},
+    )
+    atomic_write(out / "MODEL_CARD.md", card)
+    require_right(done)
+    print(f"wrote {out / 'MODEL_CARD.md'}, {out / POLICY}")
+    return 0
+
+
+def _inputs(config: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, str]:
+    """Validation images as the network takes them, or noise where the data is not there."""
+    import torch
+
+    from automl.commands.build import Bench
+    from automl.types import InputError
+
+    try:
+        bench = Bench(config)
+        images = bench.data.validation.subset(slice(0, _EXAMPLES))
+        batch = next(iter(images.batches(_EXAMPLES, torch.device("cpu"), **bench.normalisation)))
+        return batch[0], f"{len(batch[0])} validation images"
+    except InputError as error:
+        noise = torch.randn(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+        return noise, f"{_EXAMPLES} random inputs ({error})"

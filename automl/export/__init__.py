@@ -1,0 +1,107 @@
+"""A network as files that other programs run; one module per format.
+
+Every format is a module with ``write(network, inputs, folder) -> file`` and
+``run(file, inputs) -> output``; what was written is loaded again and compared with the network on
+real inputs, of several batch sizes, before anyone relies on it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from automl.hints import did_you_mean
+from automl.training.state import evaluating
+from automl.types import InputError
+
+#: Formats of self-contained programs, each a module here: what it is.
+PROGRAMS = {"pt2": "torch.export program", "onnx": "ONNX model"}
+
+#: Largest difference to the network's own outputs, as a part of their largest magnitude.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """One file, and how well it does what the network does.
+
+    Attributes:
+        format: Name of the format.
+        file: Where it is.
+        error: Largest absolute difference of the outputs.
+        scale: Largest magnitude of the network's own outputs.
+        examples: Compared on so many inputs.
+    """
+
+    format: str
+    file: Path
+    error: float
+    scale: float
+    examples: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the outputs agree within ``TOLERANCE``; NaN and infinities do not."""
+        return self.error <= TOLERANCE * max(self.scale, 1e-6)
+
+
+def load_format(name: str) -> ModuleType:
+    """The module of a format.
+
+    Raises:
+        InputError: There is none of that name, or its packages are not installed.
+    """
+    if name not in PROGRAMS:
+        raise InputError(f"cannot export as {name!r}; {did_you_mean(name, PROGRAMS)}")
+    module = importlib.import_module(f"automl.export.{name}")
+    for package in module.PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"format {name} needs {package}: pip install 'prunepilot[{name}]'")
+    return module
+
+
+def export_program(name: str, network: nn.Module, inputs: Tensor, folder: Path) -> Exported:
+    """Writes a network in one format, and compares what was written with it.
+
+    Args:
+        name: A key of ``PROGRAMS``.
+        network: What to write; any batch size can be run afterwards.
+        inputs: Real inputs, shape (examples, ...), at least two.
+        folder: Where to write; exists.
+
+    Raises:
+        InputError: The format is unknown or not installed, or does not know an operator.
+    """
+    module = load_format(name)
+    inputs = inputs.cpu()
+    network.cpu()
+    with evaluating(network), torch.no_grad():
+        expected = network(inputs)
+        file: Path = module.write(network, inputs[:2], folder)
+    # One example, all of them, and what is left over: batch sizes that were not traced.
+    parts = [inputs[:1], inputs[1:]] if len(inputs) > 2 else [inputs[:1], inputs]
+    found = [torch.as_tensor(module.run(file, part)) for part in parts]
+    wanted = [expected[:1], expected[-len(parts[1]) :]]
+    errors = [(f - w).abs().max().item() for f, w in zip(found, wanted, strict=True)]
+    return Exported(name, file, max(errors), expected.abs().max().item(), len(inputs))
+
+
+def require_right(done: Sequence[Exported]) -> None:
+    """Refuses exports that compute something else.
+
+    Raises:
+        RuntimeError: The first that does.
+    """
+    for one in done:
+        if not one.is_right:
+            raise RuntimeError(
+                f"{one.file} differs from the network by {one.error:.3g} "
+                f"(its outputs go up to {one.scale:.3g}); do not use it"
+            )

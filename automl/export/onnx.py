@@ -1,0 +1,66 @@
+"""ONNX models with any batch size, for ONNX Runtime, OpenVINO, TensorRT and others."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automl.export.pt2 import batch
+from automl.types import InputError
+
+FILE = "model.onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
+    """Writes the network with any batch size; see ``automl.export``.
+
+    Raises:
+        InputError: It holds an operator that ONNX does not have.
+    """
+    file = folder / FILE
+    with _quiet():
+        try:
+            torch.onnx.export(
+                network,
+                (inputs,),
+                file,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: batch()},),
+                dynamo=True,
+                external_data=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise InputError(f"this network cannot be written as ONNX: {reason}") from error
+    return file
+
+
+def run(file: Path, inputs: Tensor) -> Any:
+    """The outputs of a written model, by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": inputs.numpy()})[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress and advice to itself."""
+    level = logging.getLogger("onnxscript").level
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.getLogger("onnxscript").setLevel(level)

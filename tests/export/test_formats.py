@@ -1,0 +1,67 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from automl import export
+from automl.export import Exported, export_program, load_format, require_right
+from automl.types import InputError
+
+FORMATS = [
+    pytest.param(name, marks=[] if name == "pt2" else pytest.mark.slow) for name in export.PROGRAMS
+]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)]
+    return nn.Sequential(*layers).eval()
+
+
+def installed(name):
+    try:
+        return load_format(name)
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_written_program_computes_the_same_for_any_batch_size(tmp_path, network, name):
+    module = installed(name)
+    inputs = torch.randn(5, 3, 8, 8)
+    done = export_program(name, network, inputs, tmp_path)
+    assert done.is_right and done.error < 1e-5 and done.examples == 5
+    for count in (1, 2, 7):
+        x = torch.randn(count, 3, 8, 8)
+        found = torch.as_tensor(module.run(done.file, x))
+        assert torch.allclose(found, network(x), atol=1e-5)
+
+
+def test_a_program_that_computes_something_else_is_refused(tmp_path, network, monkeypatch):
+    module = installed("pt2")
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other[0].weight.mul_(1.5)
+    write = module.write
+    monkeypatch.setattr(module, "write", lambda _, inputs, folder: write(other, inputs, folder))
+    done = export_program("pt2", network, torch.randn(4, 3, 8, 8), tmp_path)
+    assert not done.is_right
+    with pytest.raises(RuntimeError, match="differs from the network"):
+        require_right([done])
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf"), 1.0])
+def test_wrong_outputs_are_never_right(tmp_path, error):
+    assert not Exported("pt2", tmp_path, error, 1.0, 4).is_right
+
+
+def test_unknown_and_missing_formats_say_what_to_do(monkeypatch):
+    with pytest.raises(InputError, match=r"cannot export as 'onxx'.*onnx"):
+        load_format("onxx")
+    import automl.export.pt2 as module
+
+    monkeypatch.setattr(module, "PACKAGES", ("no_such_package",))
+    with pytest.raises(InputError, match=r"pip install 'prunepilot\[pt2\]'"):
+        load_format("pt2")
