@@ -27,6 +27,8 @@ from automl.types import InputError, Kept
 
 #: Operators measured together at least: fewer would find each other's weights in the caches.
 _TOGETHER = 48
+#: Networks of the calibration, besides the dense one, that a check times again.
+_KNOWN = 6
 #: Share of the operators that may have waited for the CPU before a measurement is thrown away.
 _MOST_DISTURBED = 0.2
 
@@ -205,12 +207,14 @@ class NetworkTable:
         sums = self.total(kept)
         self._report(f"timing {len(kept)} whole networks to calibrate and check on")
         measured = self.measure(kept, budget_s)
-        found = calibrate(sums, measured, networks + 1, _today())
+        found = calibrate(kept, sums, measured, networks + 1, _today())
         self.table.calibrate(self.operators.key, found)
         return found
 
     def check(self, networks: int, budget_s: float, seed: int) -> Check:
         """Compares predictions with fresh random slim networks, and writes that to the table.
+
+        A few networks of the calibration are timed too: they tell how fast the machine is now.
 
         Raises:
             InputError: The network is not calibrated.
@@ -219,10 +223,12 @@ class NetworkTable:
         predicted, calibration = self.cost()(kept), self.calibration
         if calibration is None:
             raise InputError(f"latency table {self.table.path} is not calibrated for this network")
-        self._report(f"timing {len(kept)} whole networks to check against")
-        measured = self.measure(kept, budget_s)
-        slowdown = float(measured[0]) / calibration.fitted.measured_ms[0]
-        check = compare(predicted, measured, slowdown)
+        known = np.array(calibration.kept[1 : 1 + _KNOWN], np.int64)
+        self._report(f"timing {len(kept) + len(known)} whole networks to check against")
+        measured = self.measure(np.concatenate([kept, known]), budget_s)
+        now = np.r_[measured[0], measured[len(kept) :]]
+        then = np.array(calibration.fitted.measured_ms[: len(now)])
+        check = compare(predicted, measured[: len(kept)], float(np.median(now / then)))
         self.table.calibrate(self.operators.key, replace(calibration, held_out=check))
         return check
 

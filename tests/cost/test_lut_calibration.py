@@ -8,9 +8,13 @@ from automl.cost.lut.calibration import Calibration, Check, calibrate, compare
 from automl.types import InputError
 
 
+def counts(sums):
+    return np.arange(2 * len(sums)).reshape(-1, 2)
+
+
 def test_slope_and_offset_are_found_again():
     sums = np.linspace(0.2, 2, 20)
-    found = calibrate(sums, 1.3 * sums + 0.4, 13)
+    found = calibrate(counts(sums), sums, 1.3 * sums + 0.4, 13)
     assert (found.slope, found.offset_ms) == pytest.approx((1.3, 0.4))
     assert found.fitted.mape == pytest.approx(0, abs=1e-5)
     assert len(found.held_out.measured_ms) == 8 and found.held_out.measured_ms[0] == 0.66
@@ -20,14 +24,14 @@ def test_networks_held_out_do_not_touch_the_fit():
     sums = np.linspace(0.2, 2, 20)
     measured = 1.3 * sums + 0.4
     spoilt = np.concatenate([measured[:13], 5 * measured[13:]])
-    one, other = calibrate(sums, measured, 13), calibrate(sums, spoilt, 13)
+    one, other = (calibrate(counts(sums), sums, y, 13) for y in (measured, spoilt))
     assert (one.slope, one.offset_ms) == (other.slope, other.offset_ms)
     assert other.held_out.mape == pytest.approx(0.8, abs=0.01)
 
 
 def test_latencies_that_fall_with_the_sum_are_refused():
     with pytest.raises(InputError, match="do not grow"):
-        calibrate(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]), 3)
+        calibrate(np.ones((3, 2), int), np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]), 3)
 
 
 def test_figures_by_hand():
@@ -57,7 +61,7 @@ def test_rank_correlation_is_scipys(pairs):
 
 def test_calibrations_survive_json():
     sums = np.linspace(0.2, 2, 9)
-    found = calibrate(sums, 1.3 * sums + 0.4, 5, "2026-01-01")
+    found = calibrate(counts(sums), sums, 1.3 * sums + 0.4, 5, "2026-01-01")
     assert Calibration.from_dict(found.to_dict()) == found
 
 

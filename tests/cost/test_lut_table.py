@@ -28,6 +28,10 @@ def conv(into: int, out: int) -> Signature:
 ROWS = [(conv(8, 16), Entry(12, 30.5, 1.25, 30.0)), (conv(16, 16), Entry(12, 41.0, 2.0, 40.0))]
 
 
+def counts(sums):
+    return np.arange(2 * len(sums)).reshape(-1, 2)
+
+
 @pytest.fixture
 def table(tmp_path):
     table = Table(tmp_path / "a.json", HERE)
@@ -66,7 +70,7 @@ def test_rows_that_were_never_sealed_are_dropped_and_measured_again(table):
 
 def test_calibrations_are_kept_beside_the_rows(table):
     sums = np.array([1.0, 0.5, 0.7, 0.2])
-    calibration = calibrate(sums, 2 * sums + 0.1, 2)
+    calibration = calibrate(counts(sums), sums, 2 * sums + 0.1, 2)
     table.calibrate("net", calibration)
     table.add([(conv(4, 4), Entry(1, 5.0, 0.0))])
     assert Table.load(table.path).calibrations == {"net": calibration}

@@ -29,6 +29,7 @@ def test_medians_and_ratios_to_the_first():
     assert 1 <= found["fast"].median_ms
     assert 0 < found["fast"].ratio < 1
     assert found["slow"].rounds == found["fast"].rounds == 15
+    assert 1 <= found["fast"].undisturbed_ms <= found["fast"].median_ms
 
 
 def test_threads_are_limited_while_measuring_and_put_back():

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.types import InputError
+from automl.types import InputError, Kept
 
 Floats = NDArray[np.float64]
 
@@ -27,8 +27,8 @@ class Check:
     Attributes:
         predicted_ms: Predicted latencies, as of the calibration.
         measured_ms: Measured latencies.
-        slowdown: How many times as long the dense network took as when the table was calibrated:
-            the speed of shared machines changes from minute to minute.
+        slowdown: How many times as long networks take as when the table was calibrated: the speed
+            of shared machines changes from minute to minute.
     """
 
     predicted_ms: tuple[float, ...]
@@ -133,6 +133,7 @@ class Calibration:
         slope: What a millisecond of operators takes.
         offset_ms: What a pass takes besides.
         fitted: The networks it was fitted to.
+        kept: Their kept counts, the dense one's first.
         held_out: Fresh networks it was last checked on.
         date: UTC day, ISO 8601.
     """
@@ -140,6 +141,7 @@ class Calibration:
     slope: float
     offset_ms: float
     fitted: Check
+    kept: tuple[tuple[int, ...], ...]
     held_out: Check
     date: str = ""
 
@@ -149,6 +151,7 @@ class Calibration:
             "slope": self.slope,
             "offset_ms": self.offset_ms,
             "fitted": self.fitted.to_dict(),
+            "kept": [list(counts) for counts in self.kept],
             "held_out": self.held_out.to_dict(),
             "date": self.date,
         }
@@ -165,6 +168,7 @@ class Calibration:
                 slope=float(document["slope"]),
                 offset_ms=float(document["offset_ms"]),
                 fitted=Check.from_dict(document["fitted"]),
+                kept=tuple(tuple(int(n) for n in counts) for counts in document["kept"]),
                 held_out=Check.from_dict(document["held_out"]),
                 date=str(document["date"]),
             )
@@ -193,11 +197,14 @@ def fit(sums_ms: Floats, measured_ms: Floats) -> tuple[float, float]:
     return round(float(slope), 6), round(float(offset), 6)
 
 
-def calibrate(sums_ms: Floats, measured_ms: Floats, seen: int, date: str = "") -> Calibration:
+def calibrate(
+    kept: Kept, sums_ms: Floats, measured_ms: Floats, seen: int, date: str = ""
+) -> Calibration:
     """Fits to the first networks and checks on the others.
 
     Args:
-        sums_ms: Sums of the operators of each network, the dense one first, shape (networks,).
+        kept: Kept counts of each network, the dense one first, shape (networks, targets).
+        sums_ms: Sums of their operators, shape (networks,).
         measured_ms: Their latencies, measured side by side.
         seen: So many, from the first, are fitted to.
         date: Kept beside.
@@ -209,7 +216,9 @@ def calibrate(sums_ms: Floats, measured_ms: Floats, seen: int, date: str = "") -
     predicted = slope * sums_ms + offset
     fresh = np.r_[0, seen : len(sums_ms)]
     fitted = compare(predicted[:seen], measured_ms[:seen])
-    return Calibration(slope, offset, fitted, compare(predicted[fresh], measured_ms[fresh]), date)
+    held_out = compare(predicted[fresh], measured_ms[fresh])
+    counts = tuple(map(tuple, kept[:seen].tolist()))
+    return Calibration(slope, offset, fitted, counts, held_out, date)
 
 
 def compare(predicted_ms: Floats, measured_ms: Floats, slowdown: float = 1.0) -> Check:
