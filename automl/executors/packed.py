@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +30,7 @@ class PackedLinear(ABC):
         bias: Added to the products, shape (out_features).
     """
 
-    #: What packed files call the class.
+    #: What packed files call the class; classes without one are not packed layers by themselves.
     kind: ClassVar[str]
 
     in_features: int
@@ -139,7 +139,7 @@ def _all_finite(x: Float32) -> bool:
     return bool(all_finite(x.reshape(-1).view(np.uint32)))
 
 
-def aligned_zeros(count: int, dtype: type[np.generic]) -> NDArray[np.generic]:
+def aligned_zeros(count: int, dtype: type[np.generic]) -> NDArray[Any]:
     """Zeros that start at a cache line."""
     size = np.dtype(dtype).itemsize * count
     memory = np.zeros(size + 64, np.uint8)

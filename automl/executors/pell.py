@@ -363,7 +363,7 @@ def _pack_float32(weight: Float32, bias: Float32, tile: int) -> PellLinear:
 
 
 def _pack_bfloat16(weight: Float32, bias: Float32, tile: int) -> PellLinear:
-    rows = Rows.of(_bfloat16(weight))
+    rows = Rows.of(round_to_bfloat16(weight))
     layout = _lay_out(rows, PellBfloat16.steps, tile)
     value = aligned_zeros(layout.slots, np.uint16)
     value[layout.value_at] = rows.values.view(np.uint32) >> 16
@@ -423,12 +423,14 @@ def _levels(low: float, high: float) -> tuple[float, int]:
     return step, round(-low / step)
 
 
-def _bfloat16(weight: Float32) -> Float32:
+def round_to_bfloat16(weight: Float32) -> Float32:
     """Weights rounded to bfloat16, to nearest, ties to even; NaN and infinities stay."""
     bits = weight.view(np.uint32).astype(np.uint64)
     near = (bits + 0x7FFF + (bits >> np.uint64(16) & np.uint64(1))) & np.uint64(0xFFFF0000)
     rounded: Float32 = near.astype(np.uint32).view(np.float32)
-    return np.where(np.isfinite(weight), rounded, weight)
+    # Half of a NaN could be an infinity.
+    kept = np.where(np.isnan(weight), np.float32(np.nan), weight)
+    return np.where(np.isfinite(weight), rounded, kept)
 
 
 def _lay_out(rows: Rows, steps: Steps, tile: int) -> _Layout:

@@ -302,3 +302,48 @@ def ones(typing_context: Any, mask: Any) -> Any:
         return builder.zext(builder.call(function, values), ir.IntType(64))
 
     return types.intp(types.uint16), generate
+
+
+def _spread(vector: Vector, copies: int, shifts: list[int], base: list[int]) -> Any:
+    """Lane i is ``word >> shifts[i] & 3 | base[i]``, of a word repeated over the register."""
+
+    @_intrinsic
+    def spread(typing_context: Any, word: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            whole = ir.VectorType(ir.IntType(512 // copies), copies)
+            undefined = ir.Constant(whole, ir.Undefined)
+            first = builder.insert_element(undefined, values[0], _I32(0))
+            zeros = ir.Constant(ir.VectorType(_I32, copies), [0] * copies)
+            lanes = builder.bitcast(builder.shuffle_vector(first, undefined, zeros), vector.llvm)
+            moved = builder.lshr(lanes, ir.Constant(vector.llvm, shifts))
+            two = builder.and_(moved, ir.Constant(vector.llvm, [3] * vector.llvm.count))
+            return builder.or_(two, ir.Constant(vector.llvm, base))
+
+        return vector(word), generate
+
+    return spread
+
+
+#: Places in 32 columns of the two of every four that a uint32 names, 2 bits each.
+spread_places_int32x16 = _spread(
+    int32x16, 16, [2 * i for i in range(16)], [4 * (i // 2) for i in range(16)]
+)
+
+#: Places in 64 columns: lane i takes bits from the 16-bit word i % 4 of a uint64.
+spread_places_int16x32 = _spread(
+    int16x32, 8, [2 * (i // 4) for i in range(32)], [4 * (i // 2) for i in range(32)]
+)
+
+
+@_intrinsic
+def total(typing_context: Any, vector: Any) -> Any:
+    """The sum of 16 floats, added in any order."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), float32x16.llvm])
+        name = "llvm.vector.reduce.fadd.v16f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        zero = ir.Constant(ir.FloatType(), 0.0)
+        return builder.call(function, [zero, values[0]], fastmath=("reassoc",))
+
+    return types.float32(vector), generate
