@@ -7,10 +7,11 @@ trial still depends on its policy alone, whoever asked for it and when.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
+from automl.fitting import Floats
 from automl.hashing import digest
 from automl.policy import Policy
 from automl.types import Kept
@@ -37,6 +38,9 @@ class NetworkMaker(Protocol):
     @property
     def model_hash(self) -> str:
         """``weights_hash`` of the dense network."""
+
+    def unit_scores(self, criterion: str | None = None, **settings: Any) -> list[Floats]:
+        """Importance of every unit."""
 
     def policy(self, kept: Kept) -> Policy:
         """Chooses which units to keep."""
@@ -66,6 +70,10 @@ class TrainedPruner:
     def fingerprint(self) -> str:
         """Identifies everything besides the policy that decides what ``prune`` returns."""
         return digest(self.pruner.fingerprint, self.training.fingerprint)
+
+    def unit_scores(self, criterion: str | None = None, **settings: Any) -> list[Floats]:
+        """The pruner's."""
+        return self.pruner.unit_scores(criterion, **settings)
 
     def policy(self, kept: Kept) -> Policy:
         """The pruner's policy."""

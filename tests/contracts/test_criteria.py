@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-import small
+import scored_networks as small
 import torch
 
 from automl.hashing import weights_hash

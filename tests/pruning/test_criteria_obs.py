@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import small
+import scored_networks as small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
