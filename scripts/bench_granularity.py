@@ -69,6 +69,11 @@ class Bench:
         self.images, self.labels = next(iter(batches))
         self.trace: Trace = automl.trace(self.model, self.images[:2])
 
+    @property
+    def repair(self) -> Reconstruction:
+        """How layers are refitted."""
+        return Reconstruction(points=self.args.points, masks=self.args.masks)
+
     def pruner(self, grain: str, repaired: bool) -> SparsePruner:
         """The pruner of a grain, with or without repair."""
         plan = MaskedPlan.of(self.model, self.trace.plan, Grains.parse([grain]))
@@ -77,7 +82,7 @@ class Bench:
             plan,
             criterion=self.args.criterion,
             calibration=self.images if repaired else None,
-            reconstruct=Reconstruction() if repaired else None,
+            reconstruct=self.repair if repaired else None,
             context=Context(self.model, self.trace.plan, self.images, self.labels),
         )
 
@@ -176,6 +181,8 @@ def main() -> int:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.5, 0.75])
     parser.add_argument("--criterion", default="l2", help="a name from conf/criterion")
     parser.add_argument("--images", type=int, default=1024, help="calibration images")
+    parser.add_argument("--points", type=int, default=10, help="output positions per image")
+    parser.add_argument("--masks", default="criterion", choices=["criterion", "obs"])
     parser.add_argument("--schedule", default="cubic", help="a name from conf/schedule")
     parser.add_argument("--epochs", type=int, default=0, help="training epochs in all")
     parser.add_argument("--train-images", type=int, default=None, help="only so many of them")

@@ -1,0 +1,110 @@
+"""``prunepilot prune``: grains, schedules, policies, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from automl.commands.compose import compose
+from automl.pruning.masks import masks_of, sparsity
+from automl.runs import load_pruned
+from automl.types import InputError
+
+QUICK = ("model=digits", "threads=1", "device=cpu", "repair.calibration_images=64")
+
+
+def prune(cli, out, *arguments):
+    result = cli("prune", *QUICK, *arguments, "--out", out)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def test_single_weights_are_pruned_in_stages_and_shown_before_and_after(cli, tmp_path):
+    out = tmp_path / "out"
+    said = prune(
+        cli, out, "granularity=unstructured", "ratio=.8", "criterion=l1", "schedule=cubic",
+        "schedule.stages=2", "finetune=short", "finetune.epochs=2",
+    )  # fmt: skip
+    for text in ("dense", "pruned", "trained, cubic", "val top-1", "test top-1", f"wrote {out}"):
+        assert text in said
+    network = load_pruned(out)
+    assert sparsity(network) == pytest.approx(0.8, abs=1e-3)
+    for name, mask in masks_of(network).items():
+        assert (network.get_parameter(name)[~mask] == 0).all()
+
+
+def test_a_mixed_policy_is_pruned_again_without_saying_the_grain(cli, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    plain = ("granularity=[channel,block:1x4]", "granularity.layers={linear: nm:4}", "ratio=.5")
+    prune(cli, first, *plain, "repair=none")
+    policy = json.loads((first / "policy.json").read_text())
+    kinds = {decision["granularity"] for decision in policy["decisions"]}
+    assert kinds == {"channel", "block:1x4", "nm:4"}
+    prune(cli, second, "repair=none", "--policy", first / "policy.json")
+    ours, theirs = (load_pruned(folder) for folder in (first, second))
+    example = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(ours(example), theirs(example))
+    assert masks_of(ours).keys() == masks_of(theirs).keys()
+
+
+def test_one_ranking_over_all_layers_gives_them_ratios_of_their_own(cli, tmp_path):
+    out = tmp_path / "out"
+    prune(cli, out, "granularity=kernel", "granularity.scope=global", "ratio=.7", "repair=none")
+    policy = json.loads((out / "policy.json").read_text())
+    removed = {round(1 - one["kept"] / one["units"], 2) for one in policy["decisions"]}
+    assert len(removed) > 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["granularity=kernl"], "no granularity named 'kernl'; did you mean 'kernel'"),
+        (["granularity=nm:2:4"], "2:4 is nm:4 at ratio=0.5"),
+        (["granularity=[unstructured,nm:4]"], "two grains for the same layers"),
+        (["granularity=nm", "granularity.m=1"], "whole groups of 2 to 256, got 1"),
+        (["granularity=nm", "granularity.levels=1"], "granularity.levels must be a whole number"),
+        (["granularity=mixed", "granularity.layers={conv1: nm:4}"], "'conv1' cannot be pruned"),
+        (["granularity=mixed", "granularity.grains=channel"], "granularity.grains is a list"),
+        (["granularity=unstructured", "granularity.scope=all"], "must be layer or global"),
+        (["granularity=unstructured", "criterion=apoz"], "scores whole channels"),
+        (["granularity=nm", "ratio=.95"], "would empty blocks.0.conv1.weight"),
+        (["schedule=cubic"], "schedule cubic trains in 4 stages, but finetune.epochs is 0"),
+        (["schedule=rigl", "finetune=short"], "rigl moves single weights, not channel"),
+        (["schedule=cubic", "schedule.stages=0"], "schedule.stages must be a whole number >= 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused_in_one_line(cli, tmp_path, overrides, says):
+    ratio = () if any(text.startswith("ratio") for text in overrides) else ("ratio=.5",)
+    result = cli("prune", *QUICK, "repair=none", *ratio, *overrides, "--out", tmp_path / "out")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert says in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["ratio=.5"], "ratio= is for prune"),
+        (["granularity=nm", "granularity.scope=global"], "which is for prune"),
+        (["schedule=linear"], "schedule linear trains in 4 stages"),
+        (["granularity=nm", "schedule=rigl", "finetune=short"], "not nm:4"),
+    ],
+)
+def test_settings_of_prune_are_refused_by_search(cli, tmp_path, overrides, says):
+    result = cli("search", *QUICK, "repair=none", *overrides, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 2 and says in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_grains_may_be_named_on_the_command_line():
+    several = compose(["granularity=[channel,nm:8]"])["granularity"]
+    assert several["name"] == "mixed" and several["grains"] == ["channel", "nm:8"]
+    assert compose(["granularity=block:4x4"])["granularity"]["grains"] == ["block:4x4"]
+    layers = compose(["granularity=mixed", "granularity.layers={linear: nm:4}"])["granularity"]
+    assert layers["layers"] == {"linear": "nm:4"}
+    with pytest.raises(InputError, match="no granularity named"):
+        compose(["granularity=all"])
