@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,17 +171,6 @@ class _GradientMask:
     def __call__(self, weight: Tensor) -> None:
         if weight.grad is not None:
             weight.grad.masked_fill_(~self._mask, 0.0)
-
-
-@contextmanager
-def unmasked(network: nn.Module) -> Iterator[None]:
-    """Lets a schedule look at the network as if it had no masks; they come back with the block."""
-    masks = {name: mask.clone() for name, mask in masks_of(network).items()}
-    detach(network)
-    try:
-        yield
-    finally:
-        attach(network, masks)
 
 
 # ---- on disk

@@ -23,6 +23,8 @@ from automl.pruning.masks import (
     sparsity,
     unpack,
 )
+from automl.training.config import FinetuneConfig
+from automl.training.finetune import finetune
 from automl.types import InputError
 
 OPTIMIZERS = {
@@ -253,3 +255,33 @@ def test_sparsity_counts_masked_weights():
     total = sum(mask.numel() for mask in masks.values())
     assert sparsity(network) == pytest.approx(1 - sum(int(m.sum()) for m in masks.values()) / total)
     assert sparsity(Net()) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fine_tuning_keeps_masks_and_resumes_with_them(tmp_path, optimizer):
+    def tuned(epochs: int, checkpoint=None) -> nn.Module:
+        network, _ = made()
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(24, 2, 5, 5, generator=generator)
+        y = torch.randint(4, (24,), generator=generator)
+        batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 24, 8)]
+        config = FinetuneConfig(epochs=4, optimizer=optimizer, lr=0.05, max_grad_norm=1.0)
+
+        def stop(row) -> None:
+            if row.epoch == epochs:
+                raise KeyboardInterrupt
+
+        try:
+            finetune(network, batches, config, checkpoint=checkpoint, progress=stop)
+        except KeyboardInterrupt:
+            pass
+        return network
+
+    whole = tuned(5)
+    tuned(2, tmp_path / "cut.pt")
+    resumed = tuned(5, tmp_path / "cut.pt")
+    masks = some_masks(whole)
+    for network in (whole, resumed):
+        assert_zero(network, masks)
+    ours, theirs = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
