@@ -1,7 +1,7 @@
 """What every network keeps: pruned at random it equals the masked dense one, and counts are exact.
 
 The zoo as conf/model has it, and networks of torchvision and timm in sizes that are quick to trace;
-scripts/coverage.py does the same with the published sizes.
+scripts/model_coverage.py does the same with the published sizes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which networks the tracer understands: prunes each at random and checks what comes out.
 
-    python scripts/coverage.py                        # the whole list, some minutes
-    python scripts/coverage.py resnet18 timm:levit_128s
+    python scripts/model_coverage.py                        # the whole list, some minutes
+    python scripts/model_coverage.py resnet18 timm:levit_128s
 
 Every network gets random weights in float64. It is traced, its plan goes through JSON, 30 to 90 %
 of the units of every group are kept at random, and the slim network is compared with the dense one
