@@ -6,8 +6,8 @@ Takes the overrides of ``prunepilot search``, searches without a run folder but 
 prints a Markdown table of CPU time, which other processes disturb least: what candidates cost to
 score, to prune and to repair, and all that is left (choosing keep counts, hashes, journal).
 
-The first network pruned and the first one scored also pay for what is computed once (Gram
-matrices, dense outputs), which is shown by itself.
+The dense network, which is scored first, also pays for the outputs that divergences refer to; it is
+shown by itself. What the repair computes once is part of the repair.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main(overrides: Sequence[str]) -> None:
     print("| what | s | share % | s per iteration |")
     print("|---|---|---|---|")
     for name, seconds in (
-        ("first network: dense outputs, Gram matrices", once),
+        ("the dense network, its outputs", once),
         ("scoring", score.later),
         ("pruning and repair", prune.later),
         ("folding batch norms", fold.first + fold.later),
