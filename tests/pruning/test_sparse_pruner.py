@@ -23,6 +23,7 @@ from automl.problem import Problem
 from automl.pruning.criteria import load
 from automl.pruning.masked_plan import Grains, MaskedPlan
 from automl.pruning.masks import masks_of
+from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.regression import solve
 from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios, global_counts
 from automl.strategies import load as load_strategy
@@ -420,3 +421,64 @@ def test_a_searcher_searches_inside_layers_and_its_policy_applies_by_itself():
     again = automl.prune(network, example, run.policy)
     assert nonzeros(again) <= 0.4 * sum(p.numel() for p in network.parameters())
     assert nonzeros(again) == nonzeros(run.apply())
+
+
+class Viewing(nn.Module):
+    """Writes a size into forward, so that its slim form is a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 4 * 4, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).view(x.shape[0], 16 * 4 * 4))
+
+
+def test_graph_forms_keep_masks_while_training():
+    torch.manual_seed(0)
+    images = torch.randn(16, 4, 4, 4)
+    network = automl.prune(
+        Viewing(), images[:2], 0.5, granularity=["channel", "nm:4"], calibration=images
+    )
+    assert isinstance(network, torch.fx.GraphModule)
+    masks = masks_of(network)
+    assert masks.keys() == {"conv.weight", "head.weight"}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(images).square().sum().backward()
+        optimizer.step()
+    for name, mask in masks.items():
+        assert (network.get_parameter(name)[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("grain", ["unstructured", "nm:4", "block:4x4"])
+def test_fused_attention_weights_are_pruned_inside(grain):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    network = automl.prune(encoder, torch.randn(2, 5, 16), 0.5, granularity=grain)
+    for name in ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight"):
+        assert masks_of(network)[name].double().mean() == 0.5
+        assert int((network.get_parameter(name) == 0).sum()) == masks_of(network)[name].numel() // 2
+
+
+def test_masks_chosen_within_the_repair_are_exact_and_lower_the_error():
+    found, images = traced("cnn"), data(128)[0]
+    with torch.no_grad():
+        wanted = found.model(images)
+    errors = []
+    for masks in ("criterion", "obs"):
+        plan = MaskedPlan.of(found.model, found.plan, Grains.parse(["nm:4"]))
+        settings = Reconstruction(masks=masks, points=20)
+        one = SparsePruner(found, plan, calibration=images, reconstruct=settings)
+        network = one.prune(one.policy(plan.dense // 2))
+        for name, mask in masks_of(network).items():
+            rows = mask.flatten(2).transpose(1, 2) if mask.dim() > 2 else mask
+            assert rows.reshape(-1, 4).sum(1).eq(2).all()
+            assert (network.get_parameter(name)[~mask] == 0).all()
+        assert masks_of(network).keys() == {weight.name for weight in plan.weights}
+        with torch.no_grad():
+            errors.append(float(F.mse_loss(network(images), wanted)))
+    assert errors[1] < errors[0]
