@@ -1,15 +1,21 @@
-"""Fully connected layers in sparse formats against ``torch.nn.functional.linear``, batch 1.
+"""Fully connected layers in sparse formats against torch.
 
-    python scripts/bench_executors.py --seconds 3
-    python scripts/bench_executors.py --layers Alex-7 NT-We --formats pell csc --json table.json
+    python scripts/bench_executors.py fc --seconds 3
+    python scripts/bench_executors.py fc --layers Alex-7 NT-We --formats pell csc --json table.json
+    python scripts/bench_executors.py batch
+    python scripts/bench_executors.py nm24
 
-The nine layers are those of the EIE paper (arXiv 1602.01528, table III) with random weights of the
-paper's densities, shared among 15 values so that a codebook is exact, and random activations of
-its densities. One thread. Weights are cold: in every round the dense layer and all formats run
-once, and each has as many copies of its weights as it takes for three times the last-level cache
-to be read before one is used again. A speed-up is the median over rounds of the dense layer's time
-to the format's in the same round; compilation and packing are not timed. Every output is compared
-with a float64 product first.
+``fc`` and ``batch`` have the nine layers of the EIE paper (arXiv 1602.01528, table III) with random
+weights of the paper's densities, shared among 15 values so that a codebook is exact, and random
+activations of its densities: one example against ``torch.nn.functional.linear``, and 64 against
+oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example, against the time in
+which this machine reads the dense weights.
+
+One thread. Weights are cold: in every round the baseline and all formats run once, and each has as
+many copies of its weights as it takes for three times the last-level cache to be read before one
+is used again. A speed-up is the median over rounds of the baseline's time to the format's in the
+same round; compilation and packing are not timed. Every output is compared with a float64 product
+first.
 """
 
 from __future__ import annotations
@@ -19,9 +25,10 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +36,14 @@ from numpy.typing import NDArray
 
 from automl.environment import cpu_name
 from automl.executors import formats
-from automl.executors.kernels.bandwidth import read
-from automl.executors.packed import PackedLinear
+from automl.executors.kernels import cpu
+from automl.executors.packed import PackedLinear, aligned_zeros
+
+Array = NDArray[np.float32]
+Calls = Sequence[Callable[[], object]]
 
 #: Largest error of an output to the largest output, by format: what its rounding explains.
 TOLERANCE = {"pell_bf16": 1e-2, "pell_int8": 3e-2, "nm24_bf16": 1e-2}
-EXACT, CODEBOOK, INT8 = ("pell", "csc", "bitmap"), ("pell_codebook", "eie"), ("pell_int8",)
-
-#: What the geometric means over the nine layers should reach: (formats to choose from, least).
-REACH = {"best exact fp32": (EXACT, 9.0), "4-bit codebook": (CODEBOOK, 18.0), "int8": (INT8, 20.0)}
 
 
 @dataclass(frozen=True)
@@ -62,112 +68,184 @@ LAYERS = {
     "NT-LSTM": Layer(1201, 2400, 0.10, 1.0),
 }
 
+#: Dense matrices whose rows then keep two of every four: (inputs, outputs).
+TWO_OF_FOUR = {"2:4 4096 x 4096": (4096, 4096), "2:4 11008 x 4096": (11008, 4096)}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A table.
+
+    Attributes:
+        formats: What is measured unless told otherwise.
+        baseline: What comes first, and speed-ups refer to.
+        reach: Name -> formats of which the best counts on each layer, and the least geometric
+            mean over all layers.
+    """
+
+    formats: tuple[str, ...]
+    baseline: str
+    reach: Mapping[str, tuple[tuple[str, ...], float]]
+
+
+SUITES = {
+    "fc": Suite(
+        ("pell", "csc", "bitmap", "pell_codebook", "eie", "pell_bf16", "pell_int8"),
+        "F.linear",
+        {
+            "best exact fp32": (("pell", "csc", "bitmap"), 9.0),
+            "4-bit codebook": (("pell_codebook", "eie"), 18.0),
+            "int8": (("pell_int8",), 20.0),
+        },
+    ),
+    "batch": Suite(("spmm",), "oneDNN, prepacked", {"batch 64": (("spmm",), 5.0)}),
+    "nm24": Suite(
+        ("nm24", "nm24_bf16"),
+        "reading fp32",
+        {"2:4 fp32": (("nm24",), 1.6), "2:4 bf16 (of bf16: half)": (("nm24_bf16",), 3.2)},
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one format on one layer."""
+    """What was measured of one format on one layer; times in microseconds."""
 
     layer: str
     format: str
     median_us: float
     iqr_us: float
+    best_us: float
     speedup: float
     megabytes: float
-    gigabytes_per_s: float
+    bandwidth_share: float
     error: float
 
 
 def main() -> None:
     """Measures, prints the table and the geometric means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", nargs="*", choices=LAYERS, default=list(LAYERS))
-    known = [name for name in formats.names() if name not in ("dense", "nm24", "nm24_bf16")]
-    parser.add_argument("--formats", nargs="*", choices=known, default=known)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--layers", nargs="*", help="only these")
+    parser.add_argument("--formats", nargs="*", choices=formats.names(), help="only these")
     parser.add_argument("--seconds", type=float, default=3.0, help="per layer (default 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    suite = SUITES[options.suite]
+    chosen = options.formats or suite.formats
     bandwidth = memory_bandwidth()
     print(f"{cpu_name()}, torch {torch.__version__}, one thread; {time.strftime('%Y-%m-%d')}")
     print(f"memory is read at {bandwidth:.1f} GB/s\n")
-    print("| layer | format | median us | IQR | speed-up | MB | GB/s | error |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| layer | format | median us | IQR | best | speed-up | MB | of bandwidth | error |")
+    print("|---|---|---|---|---|---|---|---|---|")
     rows: list[Row] = []
-    for name in options.layers:
-        for row in measure(name, options.formats, options.seconds, options.seed):
+    for name in options.layers or names(options.suite):
+        weight, x = inputs(options.suite, name, options.seed)
+        for row in measure(name, suite, chosen, weight, x, options.seconds, bandwidth):
             rows.append(row)
-            print(
-                f"| {row.layer} | {row.format} | {row.median_us:.0f} | {row.iqr_us:.0f} "
-                f"| {row.speedup:.2f} | {row.megabytes:.2f} | {row.gigabytes_per_s:.1f} "
-                f"| {row.error:.0e} |",
-                flush=True,
-            )
-    summary(rows)
+            print(_line(row), flush=True)
+    for line in summary(rows, suite):
+        print(line)
     if options.json:
         content = {"cpu": cpu_name(), "bandwidth": bandwidth, "rows": [asdict(r) for r in rows]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def measure(name: str, chosen: Sequence[str], seconds: float, seed: int) -> list[Row]:
-    """Rows of one layer, the dense one first."""
-    weight, x = random_layer(LAYERS[name], seed)
+def _line(row: Row) -> str:
+    return (
+        f"| {row.layer} | {row.format} | {row.median_us:.0f} | {row.iqr_us:.0f} "
+        f"| {row.best_us:.0f} | {row.speedup:.2f} | {row.megabytes:.2f} "
+        f"| {row.bandwidth_share:.0%} | {row.error:.0e} |"
+    )
+
+
+def names(suite: str) -> list[str]:
+    """The layers of a suite."""
+    return list(TWO_OF_FOUR if suite == "nm24" else LAYERS)
+
+
+def inputs(suite: str, name: str, seed: int) -> tuple[Array, Array]:
+    """Weight and activations of a layer."""
+    rng = np.random.default_rng(seed)
+    if suite == "nm24":
+        columns, rows = TWO_OF_FOUR[name]
+        fours = rng.standard_normal((rows, columns // 4, 4), dtype=np.float32)
+        least = np.argsort(np.abs(fours), -1)[..., :2]
+        np.put_along_axis(fours, least, 0, -1)
+        return fours.reshape(rows, columns), rng.standard_normal(columns, dtype=np.float32)
+    layer = LAYERS[name]
+    shared = np.concatenate([[0], 0.05 * rng.standard_normal(15)]).astype(np.float32)
+    shape = (layer.outputs, layer.inputs)
+    codes = rng.integers(1, 16, shape, dtype=np.uint8)
+    codes *= rng.random(shape, dtype=np.float32) < layer.weights
+    batch = (64, layer.inputs) if suite == "batch" else (layer.inputs,)
+    x = np.abs(rng.standard_normal(batch)) * (rng.random(batch) < layer.activations)
+    return shared[codes], x.astype(np.float32)
+
+
+def measure(
+    name: str,
+    suite: Suite,
+    chosen: Iterable[str],
+    weight: Array,
+    x: Array,
+    seconds: float,
+    bandwidth: float,
+) -> list[Row]:
+    """Rows of one layer, the baseline first."""
     # In float64, row by row: the largest matrix would take a gigabyte more.
-    exact = np.array([row.astype(np.float64) @ x for row in weight])
+    exact = np.stack([x @ row.astype(np.float64) for row in weight], axis=-1)
     packed = {form: formats.load(form).pack(weight) for form in chosen}
     errors = {form: error(layer(x), exact) for form, layer in packed.items()}
     for form, value in errors.items():
         if not value < TOLERANCE.get(form, 1e-5):
             raise SystemExit(f"{form} on {name} is wrong: error {value:.1e}")
-    sizes = {"F.linear": weight.nbytes} | {form: p.nbytes for form, p in packed.items()}
+    sizes = {suite.baseline: weight.nbytes} | {form: p.nbytes for form, p in packed.items()}
     copies = math.ceil(3 * last_level_cache() / sum(sizes.values())) + 1
-    calls = {"F.linear": dense_calls(weight, x, copies)}
+    calls: dict[str, Calls] = {suite.baseline: list(baseline(suite.baseline, weight, x, copies))}
     calls |= {form: packed_calls(layer, x, copies) for form, layer in packed.items()}
     times = interleaved(calls, seconds)
-    base = times["F.linear"]
+    base = times[suite.baseline]
     return [
         Row(
-            name,
-            form,
-            statistics.median(own) * 1e6,
-            float(np.subtract(*np.percentile(own, [75, 25]))) * 1e6,
-            statistics.median(t / s for t, s in zip(base, own, strict=True)),
-            sizes[form] / 1e6,
-            sizes[form] / statistics.median(own) / 1e9,
-            errors.get(form, 0.0),
+            layer=name,
+            format=form,
+            median_us=statistics.median(own) * 1e6,
+            iqr_us=float(np.subtract(*np.percentile(own, [75, 25]))) * 1e6,
+            best_us=min(own) * 1e6,
+            speedup=statistics.median(t / s for t, s in zip(base, own, strict=True)),
+            megabytes=sizes[form] / 1e6,
+            bandwidth_share=sizes[form] / statistics.median(own) / 1e9 / bandwidth,
+            error=errors.get(form, 0.0),
         )
         for form, own in times.items()
     ]
 
 
-def random_layer(layer: Layer, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights shared among 15 values, and activations as after a ReLU."""
-    rng = np.random.default_rng(seed)
-    shared = np.concatenate([[0], 0.05 * rng.standard_normal(15)]).astype(np.float32)
-    shape = (layer.outputs, layer.inputs)
-    codes = rng.integers(1, 16, shape, dtype=np.uint8)
-    codes *= rng.random(shape, dtype=np.float32) < layer.weights
-    x = np.abs(rng.standard_normal(layer.inputs)) * (rng.random(layer.inputs) < layer.activations)
-    return shared[codes], x.astype(np.float32)
-
-
-def error(y: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
+def error(y: NDArray[Any], exact: NDArray[np.float64]) -> float:
     """Largest error to the largest output."""
     return float(np.abs(y - exact).max() / np.abs(exact).max())
 
 
-def dense_calls(
-    weight: NDArray[np.float32], x: NDArray[np.float32], copies: int
-) -> list[Callable[[], object]]:
+def baseline(name: str, weight: Array, x: Array, copies: int) -> Iterator[Callable[[], object]]:
     """What is compared with: a function per copy of the weights."""
-    example = torch.from_numpy(x)[None]
-    weights = [torch.from_numpy(weight).clone() for _ in range(copies)]
-    return [lambda w=w: torch.nn.functional.linear(example, w) for w in weights]  # type: ignore[misc]
+    example = torch.from_numpy(np.atleast_2d(x))
+    for _ in range(copies):
+        own = torch.from_numpy(weight).clone()
+        if name == "F.linear":
+            yield lambda w=own: torch.nn.functional.linear(example, w)  # type: ignore[misc]
+        elif name == "reading fp32":
+            yield lambda w=own: read_all(w)  # type: ignore[misc]
+        else:
+            ready = torch.ops.mkldnn._reorder_linear_weight(own, len(example))
+            yield lambda w=ready: torch.ops.mkldnn._linear_pointwise(  # type: ignore[misc]
+                example, w, None, "none", [], ""
+            )
 
 
-def packed_calls(
-    layer: PackedLinear, x: NDArray[np.float32], copies: int
-) -> list[Callable[[], object]]:
+def packed_calls(layer: PackedLinear, x: Array, copies: int) -> Calls:
     """A function per copy of a packed layer."""
     layers = [
         replace(layer, **{name: aligned_copy(array) for name, array in layer.arrays.items()})
@@ -176,26 +254,24 @@ def packed_calls(
     return [lambda p=p: p(x) for p in layers]  # type: ignore[misc]
 
 
-def aligned_copy(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     """A copy that starts at a cache line, as a packed layer's own arrays do."""
-    from automl.executors.packed import aligned_zeros
-
     copy = aligned_zeros(array.size, array.dtype.type)
     copy[:] = array.ravel()
     return copy.reshape(array.shape)
 
 
 def interleaved(
-    calls: Mapping[str, Sequence[Callable[[], object]]], seconds: float, least: int = 15
+    calls: Mapping[str, Calls], seconds: float, least: int = 15
 ) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds that run each once."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    """Seconds of each call, in rounds that run each once; two rounds to warm up."""
+    times: dict[str, list[float]] = {}
     with torch.inference_mode():
         end, index = 0.0, -2
         while index < least or time.perf_counter() < end:
-            if index == 0:
-                end = time.perf_counter() + seconds
+            if index <= 0:
                 times = {name: [] for name in calls}
+                end = time.perf_counter() + seconds
             for name, copies in calls.items():
                 call = copies[index % len(copies)]
                 start = time.perf_counter()
@@ -207,13 +283,22 @@ def interleaved(
 
 def memory_bandwidth() -> float:
     """GB/s at which one thread reads a buffer five times the last-level cache; best of 7."""
-    buffer = np.ones(5 * last_level_cache() // 4096 * 1024, np.float32)
+    buffer = torch.ones(5 * last_level_cache() // 4096 * 1024)
     seconds = []
     for _ in range(8):
         start = time.perf_counter()
-        read(buffer)
+        read_all(buffer)
         seconds.append(time.perf_counter() - start)
     return buffer.nbytes / min(seconds[1:]) / 1e9
+
+
+def read_all(words: torch.Tensor) -> object:
+    """Reads a contiguous tensor of a multiple of 64 elements, as fast as can be."""
+    if not cpu.supports(cpu.FLOATS):
+        return words.sum()
+    from automl.executors.kernels.bandwidth import read
+
+    return read(words.numpy().reshape(-1))
 
 
 def last_level_cache() -> int:
@@ -225,22 +310,20 @@ def last_level_cache() -> int:
         return 32 * 2**20
 
 
-def summary(rows: Sequence[Row]) -> None:
-    """Prints the geometric means over layers of the best format of each kind."""
+def summary(rows: Sequence[Row], suite: Suite) -> Iterator[str]:
+    """Geometric means over layers: of every format, and of the best of each kind."""
     layers = list(dict.fromkeys(row.layer for row in rows))
-    print()
-    by_format = {form: [r.speedup for r in rows if r.format == form] for form in
-                 dict.fromkeys(r.format for r in rows)}  # fmt: skip
-    for form, speedups in by_format.items():
-        print(f"{form:18s} geometric mean {statistics.geometric_mean(speedups):6.2f}")
-    for kind, (choices, least) in REACH.items():
-        best = [
-            max((r.speedup for r in rows if r.layer == name and r.format in choices), default=0)
-            for name in layers
-        ]
-        if all(best):
+    speedups = {(row.format, row.layer): row.speedup for row in rows}
+    yield ""
+    for form in dict.fromkeys(row.format for row in rows):
+        mean = statistics.geometric_mean(speedups[form, layer] for layer in layers)
+        yield f"{form:18s} geometric mean {mean:6.2f}"
+    for kind, (choices, least) in suite.reach.items():
+        measured = [form for form in choices if (form, layers[0]) in speedups]
+        if measured:
+            best = [max(speedups[form, layer] for form in measured) for layer in layers]
             mean = statistics.geometric_mean(best)
-            print(f"{kind:18s} geometric mean {mean:6.2f} over {len(best)} layers (reach {least})")
+            yield f"{kind}: geometric mean {mean:.2f} over {len(best)} layers (reach {least})"
 
 
 if __name__ == "__main__":

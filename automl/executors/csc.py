@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from automl.executors.kernels import cpu
+from automl.executors.kernels import cpu, csc
 from automl.executors.packed import PackedLinear, aligned_zeros
 from automl.executors.rows import Float32, Rows, as_bias, as_weight
 
@@ -55,8 +55,6 @@ class CscLinear(PackedLinear):
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels import csc
-
         columns, values, count = active(x)
         y = np.empty(self.out_features + 1, np.float32)
         y[:-1], y[-1] = self.bias, 0
@@ -126,8 +124,6 @@ class BitmapLinear(PackedLinear):
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels import csc
-
         columns, values, count = active(x)
         y = np.zeros(self.masks.shape[1] * _LANES, np.float32)
         y[: self.out_features] = self.bias
@@ -166,7 +162,5 @@ class Bitmap:
 
 def active(x: Float32) -> tuple[NDArray[np.int64], Float32, int]:
     """Columns with activations that are not zero, the activations, and how many there are."""
-    from automl.executors.kernels.csc import active_columns
-
     columns, values = np.empty(len(x) + 1, np.int64), np.empty(len(x) + 1, np.float32)
-    return columns, values, active_columns(x, columns, values)
+    return columns, values, csc.active_columns(x, columns, values)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.csc import active
+from automl.executors.kernels.csc import eie, encode
 from automl.executors.packed import PackedLinear
 from automl.executors.rows import Float32, Rows, as_bias, as_finite, as_weight
 from automl.executors.shared_weights import share
@@ -86,8 +87,6 @@ class EieLinear(PackedLinear):
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels.csc import eie
-
         columns, values, count = active(x)
         height = -(-self.out_features // self.elements)
         sums = np.zeros(self.elements * height, np.float32)
@@ -167,8 +166,6 @@ class Eie:
 
 def _encode(codes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Entries and starts of columns, given the codes by columns: (in_features, rows)."""
-    from automl.executors.kernels.csc import encode
-
     columns = Rows.of(codes)  # type: ignore[arg-type]  # Codes are "not zero" as weights are.
     most = len(columns.values) + codes.shape[0] * (codes.shape[1] // 16)
     entries, starts = np.empty(most, np.uint8), np.zeros(codes.shape[0] + 1, np.int64)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from automl.executors.kernels import cpu
+from automl.executors.kernels import checks, cpu, nm24
 from automl.executors.packed import PackedLinear, aligned_zeros
 from automl.executors.pell import round_to_bfloat16
 from automl.executors.rows import Float32, as_bias, as_weight
@@ -96,10 +96,7 @@ class Nm24Float32(Nm24Linear):
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels import nm24
-
-        padded = aligned_zeros(self.blocks * _COLUMNS, np.float32)
-        padded[: len(x)] = x
+        padded = checks.padded_float32(x, self.blocks * _COLUMNS - len(x))
         return self._sums(nm24.float32 if cpu.supports(cpu.FLOATS) else nm24.float32_plain, padded)
 
 
@@ -125,11 +122,7 @@ class Nm24Bfloat16(Nm24Linear):
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels import nm24
-        from automl.executors.kernels.checks import to_bfloat16
-
-        padded = aligned_zeros(self.blocks * _COLUMNS, np.uint16)
-        to_bfloat16(x.view(np.uint32), padded[: len(x)])
+        padded = checks.padded_bfloat16(x.view(np.uint32), self.blocks * _COLUMNS - len(x))
         fast = cpu.supports(cpu.WORDS)
         return self._sums(nm24.bfloat16 if fast else nm24.bfloat16_plain, padded)
 

@@ -12,8 +12,10 @@ the weight is unpacked and multiplied densely, and NaN comes out wherever dense 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from functools import cache
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -134,9 +136,15 @@ class Format(Protocol):
 
 
 def _all_finite(x: Float32) -> bool:
+    return bool(_checker()(x.reshape(-1).view(np.uint32)))
+
+
+@cache
+def _checker() -> Callable[[NDArray[np.uint32]], bool]:
+    """Imported on first use: names of formats are known without Numba."""
     from automl.executors.kernels.checks import all_finite
 
-    return bool(all_finite(x.reshape(-1).view(np.uint32)))
+    return cast("Callable[[NDArray[np.uint32]], bool]", all_finite)
 
 
 def aligned_zeros(count: int, dtype: type[np.generic]) -> NDArray[Any]:

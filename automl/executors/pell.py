@@ -24,13 +24,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from automl.executors.kernels import cpu
+from automl.executors.kernels import checks, cpu, pell_plain, pell_vector
+from automl.executors.kernels.pell_schedule import schedule
 from automl.executors.packed import PackedLinear, aligned_zeros
 from automl.executors.rows import Float32, Rows, as_bias, as_finite, as_weight
 from automl.executors.shared_weights import share
@@ -86,6 +86,8 @@ class PellLinear(PackedLinear):
     index: NDArray[np.uint8]
     value: NDArray[Any]
 
+    #: Name of the kernel in ``kernels/pell_vector.py`` and ``kernels/pell_plain.py``.
+    form: ClassVar[str]
     steps: ClassVar[Steps]
     needs: ClassVar[frozenset[str]]
 
@@ -96,12 +98,7 @@ class PellLinear(PackedLinear):
 
     def kernel(self) -> Any:
         """The loop that multiplies on this machine."""
-        return getattr(_kernels(self.needs), self.name_of_kernel())
-
-    @classmethod
-    @abstractmethod
-    def name_of_kernel(cls) -> str:
-        """Name of the function in ``kernels/pell_*.py``."""
+        return getattr(pell_vector if cpu.supports(self.needs) else pell_plain, self.form)
 
     @abstractmethod
     def slot_weights(self) -> NDArray[np.float32]:
@@ -147,26 +144,18 @@ class PellLinear(PackedLinear):
         self.kernel()(x, self.tile, self.blocks, self.advance, self.index, self.value, sums)
         return sums
 
-    def _padded(self, x: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-        """Room for the activations and a window of zeros behind them."""
-        return aligned_zeros(self.in_features + self.steps.window, dtype)
-
 
 class _FloatSums(PellLinear):
     """Partial sums are float32 and need no scaling."""
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels.checks import finish
-
-        y = np.empty(self.out_features, np.float32)
-        finish(self._sums(self._activations(x), np.float32), self.place, self.bias, y)
-        return y
+        sums = self._sums(self._activations(x), np.float32)
+        return np.asarray(checks.finish(sums, self.place, self.bias))
 
     def _activations(self, x: Float32) -> NDArray[Any]:
-        padded = self._padded(x, np.float32)
-        padded[: len(x)] = x
-        return padded
+        """The activations as the kernel takes them, with a window of zeros behind them."""
+        return np.asarray(checks.padded_float32(x, self.steps.window))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +163,7 @@ class PellFloat32(_FloatSums):
     """Exact: 5 bytes an entry, empty slots included."""
 
     kind: ClassVar[str] = "pell_float32"
+    form: ClassVar[str] = "float32"
     steps: ClassVar[Steps] = Steps(unit=16, window=128, depth=2, width=1)
     needs: ClassVar[frozenset[str]] = cpu.FLOATS
 
@@ -181,11 +171,6 @@ class PellFloat32(_FloatSums):
     def name(self) -> str:
         """See ``PackedLinear``."""
         return "pell"
-
-    @classmethod
-    def name_of_kernel(cls) -> str:
-        """See ``PellLinear``."""
-        return "float32"
 
     def slot_weights(self) -> NDArray[np.float32]:
         """See ``PellLinear``."""
@@ -197,6 +182,7 @@ class PellBfloat16(_FloatSums):
     """Weights and activations rounded to bfloat16, sums in float32: 3 bytes an entry."""
 
     kind: ClassVar[str] = "pell_bfloat16"
+    form: ClassVar[str] = "bfloat16"
     steps: ClassVar[Steps] = Steps(unit=32, window=128, depth=2, width=2)
     needs: ClassVar[frozenset[str]] = cpu.WORDS
 
@@ -205,22 +191,13 @@ class PellBfloat16(_FloatSums):
         """See ``PackedLinear``."""
         return "pell_bf16"
 
-    @classmethod
-    def name_of_kernel(cls) -> str:
-        """See ``PellLinear``."""
-        return "bfloat16"
-
     def slot_weights(self) -> NDArray[np.float32]:
         """See ``PellLinear``."""
         words = (self.value.astype(np.uint32) << 16).view(np.float32)
         return words.reshape(-1, 2, _LANES, 2)
 
     def _activations(self, x: Float32) -> NDArray[Any]:
-        from automl.executors.kernels.checks import to_bfloat16
-
-        padded = self._padded(x, np.uint16)
-        to_bfloat16(x.view(np.uint32), padded[: len(x)])
-        return padded
+        return np.asarray(checks.padded_bfloat16(x.view(np.uint32), self.steps.window))
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,6 +205,7 @@ class PellCodebook(_FloatSums):
     """Weights are 4-bit codes into 16 shared ones: 1 byte an entry; activations are float32."""
 
     kind: ClassVar[str] = "pell_codebook"
+    form: ClassVar[str] = "codebook"
     steps: ClassVar[Steps] = Steps(unit=1, window=16, depth=1, width=1)
     needs: ClassVar[frozenset[str]] = cpu.FLOATS
 
@@ -235,11 +213,6 @@ class PellCodebook(_FloatSums):
     def name(self) -> str:
         """See ``PackedLinear``."""
         return "pell_codebook"
-
-    @classmethod
-    def name_of_kernel(cls) -> str:
-        """See ``PellLinear``."""
-        return "codebook"
 
     def slot_weights(self) -> NDArray[np.float32]:
         """See ``PellLinear``."""
@@ -267,6 +240,7 @@ class PellInt8(PellLinear):
     offset: NDArray[np.int32]
 
     kind: ClassVar[str] = "pell_int8"
+    form: ClassVar[str] = "int8"
     steps: ClassVar[Steps] = Steps(unit=64, window=256, depth=4, width=4)
     needs: ClassVar[frozenset[str]] = cpu.BYTES
 
@@ -274,11 +248,6 @@ class PellInt8(PellLinear):
     def name(self) -> str:
         """See ``PackedLinear``."""
         return "pell_int8"
-
-    @classmethod
-    def name_of_kernel(cls) -> str:
-        """See ``PellLinear``."""
-        return "int8"
 
     def slot_weights(self) -> NDArray[np.float32]:
         """See ``PellLinear``: whole numbers, without the rows' scales."""
@@ -290,16 +259,11 @@ class PellInt8(PellLinear):
 
     def multiply(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
-        from automl.executors.kernels.checks import extremes, finish_int8, to_uint8
-
-        low, high = extremes(x)
-        step, zero = _levels(float(low), float(high))
-        padded = self._padded(x, np.uint8)
-        to_uint8(x, 1 / step, zero, padded[: len(x)])
-        sums = self._sums(padded, np.int32)
-        y = np.empty(self.out_features, np.float32)
-        finish_int8(sums, self.place, self.scale, self.offset, step, zero, self.bias, y)
-        return y
+        step, zero = _levels(*map(float, checks.extremes(x)))
+        sums = self._sums(checks.padded_uint8(x, 1 / step, zero, self.steps.window), np.int32)
+        return np.asarray(
+            checks.finish_int8(sums, self.place, self.scale, self.offset, step, zero, self.bias)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,8 +398,6 @@ def round_to_bfloat16(weight: Float32) -> Float32:
 
 
 def _lay_out(rows: Rows, steps: Steps, tile: int) -> _Layout:
-    from automl.executors.kernels.pell_schedule import schedule
-
     out_features, in_features = rows.shape
     groups, tiles = -(-out_features // _LANES), -(-in_features // tile)
     lanes = np.full(groups * _LANES, -1, np.int64)
@@ -478,13 +440,3 @@ def _indexed(layout: _Layout, entry: NDArray[np.uint8]) -> dict[str, Any]:
     index = aligned_zeros(layout.slots, np.uint8)
     index[layout.index_at] = entry
     return layout.fields | {"index": index}
-
-
-def _kernels(needs: frozenset[str]) -> ModuleType:
-    if cpu.supports(needs):
-        from automl.executors.kernels import pell_vector
-
-        return pell_vector
-    from automl.executors.kernels import pell_plain
-
-    return pell_plain

@@ -63,7 +63,7 @@ def as_weight(weight: ArrayLike) -> Float32:
 
 
 def as_bias(bias: ArrayLike | None, rows: int) -> Float32:
-    """A bias as a float32 vector; zeros for None.
+    """A bias as a new float32 vector; zeros for None.
 
     Raises:
         TypeError: It does not hold floating-point numbers.
@@ -76,7 +76,7 @@ def as_bias(bias: ArrayLike | None, rows: int) -> Float32:
         raise TypeError(f"Format.bias must hold floating-point numbers, got {array.dtype}")
     if array.shape != (rows,):
         raise ValueError(f"Format.bias must have shape ({rows},), got {array.shape}")
-    return np.ascontiguousarray(array, np.float32)
+    return array.astype(np.float32)
 
 
 def as_finite(weight: Float32, form: str) -> Float32:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from automl.executors.kernels import cpu
+from automl.executors.kernels import cpu, spmm
 from automl.executors.packed import PackedLinear, aligned_zeros
 from automl.executors.rows import Float32, Rows, as_bias, as_weight
 
@@ -71,8 +71,6 @@ class SpmmLinear(PackedLinear):
         return y
 
     def _panel(self, x: Float32, first: int, width: int, y: Float32) -> None:
-        from automl.executors.kernels import spmm
-
         lanes = aligned_zeros(self.in_features * width, np.float32)
         sums = aligned_zeros(self.out_features * width, np.float32)
         spmm.to_panel(x, first, width, lanes)
