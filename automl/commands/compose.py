@@ -51,7 +51,8 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
             _check_key(override, known)
         data = _data_of_model(choices, known)
         config = _plain(_hydra([*texts, *data]))
-        return {**config, "choices": _choices([*parsed, *map(_parse, data)])}
+        made = {"choices": _choices([*parsed, *map(_parse, data)]), "overrides": list(overrides)}
+        return {**config, **made}
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
