@@ -104,7 +104,8 @@ class NetworkTable:
             InputError: Something is missing and must not, or cannot, be measured.
         """
         wanted = self._as_tabulated(signatures)
-        missing = [s for s in wanted if s is not None and s not in self.table.entries]
+        known = self.table.entries
+        missing = list(dict.fromkeys(s for s in wanted if s is not None and s not in known))
         if missing:
             self._measure(self._with_company(missing))
         entries = self.table.entries
