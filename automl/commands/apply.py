@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from automl.commands.options import add_override_arguments
+
+if TYPE_CHECKING:
+    from automl.policy import Policy
 
 SUMMARY = "prune another checkpoint of the same network by a learned policy"
 EXAMPLE = (
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     return prune.execute(compose(overrides), args.out, _counts_of(args.policy))
 
 
-def _counts_of(path: Path) -> object:
+def _counts_of(path: Path) -> Policy:
     """The policy without its choice of units, which is of other weights."""
     from dataclasses import replace
 

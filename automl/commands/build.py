@@ -152,6 +152,14 @@ class Bench:
     @cached_property
     def trial_pruner(self) -> Pruner | SparsePruner | TrainedPruner:
         """Makes the networks of trials: the pruner's, trained for a moment if so asked."""
+        of = self.config["short_term"]["of"]
+        if of not in ("trials", "finalists"):
+            raise InputError(f"short_term.of must be trials or finalists, got {of!r}")
+        return self.pruner if of == "finalists" else self.finalist_pruner
+
+    @cached_property
+    def finalist_pruner(self) -> Pruner | SparsePruner | TrainedPruner:
+        """Makes the networks of the last round, which may train where those of trials do not."""
         training = self._short_term()
         return self.pruner if training is None else TrainedPruner(self.pruner, training)
 

@@ -96,7 +96,7 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
 
 def _pruned(bench: Bench, name: str, trial: Trial) -> _Final:
     assert trial.measurement is not None  # for the type checker: chosen trials succeeded
-    network = bench.trial_pruner.prune(trial.policy)
+    network = bench.finalist_pruner.prune(trial.policy)
     return _Final(name, network, trial.policy, trial.measurement)
 
 

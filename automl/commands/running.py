@@ -25,7 +25,7 @@ from automl.runs import FINALISTS, JOURNAL, RESULT, TRIALS, RunFolder
 from automl.scoring import ScoreError
 from automl.strategies import load
 from automl.training.config import FinetuneConfig
-from automl.types import InputError, Scorer, SearchResult, Strategy
+from automl.types import InputError, SearchResult, Strategy
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +153,14 @@ class SearchRun:
         self, problem: Problem, result: SearchResult, others: Mapping[str, SearchResult]
     ) -> Finals:
         """Chooses among the best trials of every search, on all validation images."""
-        results = {**others, "found": result}
-        if self.bench.scorer is self.bench.careful_scorer:  # which all were scored on before
+        results, bench = {**others, "found": result}, self.bench
+        as_trials = bench.finalist_pruner is bench.trial_pruner
+        if as_trials and bench.scorer is bench.careful_scorer:  # nothing would be new
             best = {name: chosen(one) for name, one in results.items()}
             return Finals(problem, result.trials, problem.dense, best)
         count = whole(self.config["scoring"], "scoring.finalists", 1)
         with Journal(self.folder.file(FINALISTS)) as journal:
-            careful = self.problem(journal, scorer=self.bench.careful_scorer)
+            careful = self.problem(journal, careful=True)
             best = {n: choose(finalists(r, problem, count), careful) for n, r in results.items()}
             return Finals(problem, result.trials, careful.dense, best, count)
 
@@ -167,14 +168,14 @@ class SearchRun:
         self,
         journal: Journal | None = None,
         watch: Callable[[Trial], None] | None = None,
-        scorer: Scorer | None = None,
+        careful: bool = False,
     ) -> Problem:
         """The problem that the settings describe.
 
         Args:
             journal: Where trials are written; None keeps them in memory.
             watch: Called after every trial.
-            scorer: In place of the one that scores trials.
+            careful: Whether networks are made and scored as in the last round.
 
         Raises:
             InputError: There is nothing to prune, or the budget is out of reach.
@@ -182,8 +183,8 @@ class SearchRun:
         bench, granularity = self.bench, self.config["granularity"]
         return Problem(
             bench.plan,
-            bench.trial_pruner,
-            bench.scorer if scorer is None else scorer,
+            bench.finalist_pruner if careful else bench.trial_pruner,
+            bench.careful_scorer if careful else bench.scorer,
             self.config["budget"],
             bench.costs_for(self.config["budget"]),
             rounding=bench.rounding,

@@ -148,7 +148,8 @@ _DENSE: dict[str, list[Row]] = {}
 
 def _key(config: Mapping[str, Any]) -> str:
     parts = {name: value for name, value in config.items() if name not in _NOT_BENCH}
-    if config["model"].get("checkpoint"):  # the seed only matters for random weights
+    # The seed only matters for random weights and to criteria that look at more than weights.
+    if config["model"].get("checkpoint") and not Bench(config).criterion.needs:
         del parts["seed"]
     return digest(parts)
 

@@ -196,3 +196,22 @@ def test_baselines_stand_in_the_table(finished, tmp_path, capsys):
 
 def _found(run):
     return json.loads((run / RESULT).read_text())["rows"][-1]
+
+
+def test_finalists_may_train_for_a_moment_before_one_is_chosen(tmp_path):
+    run = tmp_path / "run"
+    training = ["short_term=brief", "short_term.of=finalists", "short_term.images=64"]
+    assert main([*SEARCH, *training, "trials=4", "scoring.finalists=2", f"run_dir={run}"]) == 0
+    result = json.loads((run / RESULT).read_text())
+    again = [row for row in Journal.read(run / "finalists.jsonl") if row["index"] >= 0]
+    before = {row["policy"]: row["score"] for row in Journal.read(run / JOURNAL)}
+    assert len(again) == 3  # uniform and two finalists
+    assert all(row["score"] != before[row["policy"]] for row in again)
+    found = next(row for row in result["rows"] if row["name"].startswith("found"))
+    assert found["score"] == pytest.approx(-max(row["score"] for row in again[1:]))
+
+
+def test_what_trains_is_checked(tmp_path, capsys):
+    settings = ["short_term=brief", "short_term.of=everything", f"run_dir={tmp_path / 'run'}"]
+    assert main([*SEARCH, *settings]) == 2
+    assert "short_term.of must be trials or finalists" in capsys.readouterr().err
