@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUMMARY = "prune and repair a network by one ratio or a policy file, train it if asked, and save it"
 EXAMPLE = (
     "prunepilot prune model=digits ratio=0.8 granularity=unstructured criterion=l1"
-    " schedule=cubic finetune=short --out sparse/"
+    " schedule=cubic finetune=short run_dir=sparse/"
 )
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", metavar="FILE", type=Path, help="run folder, .json or .csv, in place of ratio="
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="a new folder, as run_dir=DIR")
     add_override_arguments(parser)
 
 
@@ -38,12 +38,27 @@ def run(args: argparse.Namespace) -> int:
     """Prunes, repairs, trains where asked, measures and saves."""
     from automl.commands.compose import compose
 
-    policy = None
+    config, policy = compose(args.overrides), None
+    out = _folder(args.out, config)
+    _check(config, out, args.policy is not None)
     if args.policy is not None:
         from automl.policy_csv import load_policy
 
         policy = load_policy(args.policy)
-    return execute(compose(args.overrides), args.out, policy)
+    return execute(config, out, policy)
+
+
+def _folder(out: Path | None, config: Mapping[str, Any]) -> Path:
+    """Where to write: --out, run_dir=, or a new folder below runs/, named after what runs."""
+    from datetime import datetime
+
+    from automl.types import InputError
+
+    if out is not None and config["run_dir"] is not None:
+        raise InputError("prune writes to --out DIR or run_dir=DIR; give one of them")
+    model = str(config["model"]["name"]).replace(":", ".").rpartition(".")[2]
+    grain = config["granularity"]["name"]
+    return out or Path(config["run_dir"] or f"runs/{model}-{grain}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
@@ -53,7 +68,7 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
         InputError: Both or neither are given, the policy is of another network, or ``out`` is
             not free.
     """
-    _check(config, out, policy)
+    _check(config, out, policy is not None)
 
     from automl.commands.build import Bench, set_threads
 
@@ -61,12 +76,12 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
     return _Pruning.of(Bench(config), policy).run(out)
 
 
-def _check(config: Mapping[str, Any], out: Path, policy: Policy | None) -> None:
+def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
     """Refuses what can be refused before anything is loaded."""
     from automl.types import InputError
 
     ratio = config["ratio"]
-    if (ratio is None) == (policy is None):
+    if (ratio is not None) == has_policy:
         both = "not both" if ratio is not None else "one of them"
         raise InputError(f"prune takes ratio=0.5 (the fraction to remove) or --policy FILE, {both}")
     for one in ratio.values() if isinstance(ratio, Mapping) else [ratio]:

@@ -100,6 +100,18 @@ def test_settings_of_prune_are_refused_by_search(cli, tmp_path, overrides, says)
     assert not (tmp_path / "run").exists()
 
 
+def test_the_folder_may_be_named_like_that_of_a_search(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = (*QUICK, "repair=none", "granularity=kernel", "ratio=.5")
+    assert cli("prune", *quick, "run_dir=here").code == 0
+    assert cli("prune", *quick).code == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert made.name.startswith("digits-kernel-")
+    assert all(sparsity(load_pruned(folder)) > 0.49 for folder in (tmp_path / "here", made))
+    twice = cli("prune", *quick, "run_dir=a", "--out", "b")
+    assert twice.code == 2 and "give one of them" in twice.err
+
+
 def test_grains_may_be_named_on_the_command_line():
     several = compose(["granularity=[channel,nm:8]"])["granularity"]
     assert several["name"] == "mixed" and several["grains"] == ["channel", "nm:8"]
