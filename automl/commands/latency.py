@@ -225,15 +225,15 @@ def open_table(settings: Settings, here: Fingerprint) -> tuple[Table, bool]:
     Raises:
         InputError: It is, without ``latency.force``; or it is missing or damaged.
     """
-    given = settings["table"]
+    given, force = settings["table"], flag(settings, "latency.force")
     if given is not None and not isinstance(given, str):
         raise InputError(f"latency.table must be a folder or a JSON file, got {given!r}")
     if given is not None and Path(given).suffix in (".json", ".csv"):
-        return _given(Path(given), here, flag(settings, "latency.force"))
+        return _given(Path(given), here, force)
     folder = Path("lut" if given is None else given)
     path = folder / f"{here.name}.json"
     if path.exists():
-        return _given(path, here, flag(settings, "latency.force"))
+        return _given(path, here, force)
     shipped = lut_dir() / path.name
     if given is None and shipped.exists():
         return Table.load(shipped).copy_to(path), False
