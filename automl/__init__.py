@@ -12,6 +12,7 @@ from automl._version import __version__
 
 if TYPE_CHECKING:
     from automl.api import prune as prune
+    from automl.executors.compiler import compile as compile
     from automl.graph.trace import Trace as Trace
     from automl.graph.trace import trace as trace
     from automl.plan import IndexPlan as IndexPlan
@@ -26,6 +27,7 @@ _HOMES = {
     "Policy": "automl.policy",
     "Searcher": "automl.searcher",
     "Trace": "automl.graph.trace",
+    "compile": "automl.executors.compiler",
     "load_runs": "automl.report.loading",
     "prune": "automl.api",
     "trace": "automl.graph.trace",

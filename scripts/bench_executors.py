@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from automl.environment import cpu_name
 from automl.executors import formats
+from automl.executors.cache import last_level_cache
 from automl.executors.kernels import cpu
 from automl.executors.packed import PackedLinear, aligned_zeros
 
@@ -299,15 +300,6 @@ def read_all(words: torch.Tensor) -> object:
     from automl.executors.kernels.bandwidth import read
 
     return read(words.numpy().reshape(-1))
-
-
-def last_level_cache() -> int:
-    """Bytes of the last-level cache; 32 MiB where the system does not tell."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()
-        return int(text.strip().removesuffix("K")) * 1024
-    except (OSError, ValueError):
-        return 32 * 2**20
 
 
 def summary(rows: Sequence[Row], suite: Suite) -> Iterator[str]:

@@ -99,7 +99,7 @@ class PackedLinear(ABC):
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"PackedLinear.x must be (..., {self.in_features}), got {x.shape}")
         flat = np.ascontiguousarray(x).reshape(-1, self.in_features)
-        if not _all_finite(flat):
+        if not all_finite(flat):
             y = self._multiply_densely(flat)
         elif len(flat) == 1:
             y = self.multiply(flat[0])
@@ -135,16 +135,17 @@ class Format(Protocol):
         """
 
 
-def _all_finite(x: Float32) -> bool:
+def all_finite(x: Float32) -> bool:
+    """Whether a contiguous array holds neither NaN nor infinities."""
     return bool(_checker()(x.reshape(-1).view(np.uint32)))
 
 
 @cache
 def _checker() -> Callable[[NDArray[np.uint32]], bool]:
     """Imported on first use: names of formats are known without Numba."""
-    from automl.executors.kernels.checks import all_finite
+    from automl.executors.kernels import checks
 
-    return cast("Callable[[NDArray[np.uint32]], bool]", all_finite)
+    return cast("Callable[[NDArray[np.uint32]], bool]", checks.all_finite)
 
 
 def aligned_zeros(count: int, dtype: type[np.generic]) -> NDArray[Any]:

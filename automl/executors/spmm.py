@@ -93,7 +93,7 @@ class Spmm:
         tile: Columns of a tile, 1 to 256.
     """
 
-    tile: int = 64
+    tile: int = 128
 
     def __post_init__(self) -> None:
         """Checks the settings.

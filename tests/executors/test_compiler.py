@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import nn
+
+import automl
+from automl.executors import compiler
+from automl.types import InputError
+
+
+def sparse(network, density=0.05):
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            mask = torch.rand(module.weight.shape, generator=generator) < density
+            module.weight.data *= mask
+    return network.eval()
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 700), nn.ReLU()]
+    return sparse(nn.Sequential(*layers, nn.Linear(700, 500, bias=False), nn.Linear(500, 10)))
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Sets what every format takes on every layer."""
+
+    def set_times(**us):
+        monkeypatch.setattr(
+            compiler, "_median_us", lambda calls, prepare: {name: us[name] for name in calls}
+        )
+
+    return set_times
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_compiled_network_computes_the_same(network, batch):
+    x = torch.randn(batch, 1, 8, 8)
+    run = automl.compile(network, x)
+    expected = network(x).detach()
+    assert torch.allclose(run(x), expected, atol=1e-5)
+    assert [choice.layer for choice in run.choices] == ["0", "3", "5", "6"]
+    assert all(choice.batch == batch for choice in run.choices)
+
+
+def test_the_fastest_format_is_chosen_and_the_rest_is_left_alone(network, times):
+    times(dense=100, pell=20, csc=30)
+    x = torch.randn(2, 1, 8, 8)
+    run = automl.compile(network, x, executors=["pell", "csc"])
+    assert [choice.format for choice in run.choices] == ["dense", "pell", "pell", "pell"]
+    assert type(run.network[3]) is compiler.PackedModule and type(run.network[0]) is nn.Conv2d
+    assert type(network[3]) is nn.Linear
+    assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
+    table = run.table()
+    assert table["us"].tolist()[1:] == [20] * 3 and table["dense_us"].tolist()[1:] == [100] * 3
+    assert table["reason"][0] == "more than half of its weights are left"
+    assert table["reason"][1] == "5.0 times as fast as dense"
+    assert table["shape"].tolist() == ["4 x 1 x 3 x 3", "700 x 144", "500 x 700", "10 x 500"]
+
+
+def test_formats_that_gain_no_more_than_noise_are_not_chosen(network, times):
+    times(dense=100, pell=98)
+    run = automl.compile(network, torch.randn(1, 1, 8, 8), executors=["pell"])
+    assert {choice.format for choice in run.choices} == {"dense"}
+    assert all(type(module) is not compiler.PackedModule for module in run.modules())
+
+
+def test_layers_that_do_not_fit_a_format_are_not_measured_in_it(network, times):
+    times(dense=100, nm24=1, csc=50)
+    network[5].weight.data[:] = 1  # Not 2:4; the others are too sparse to break it.
+    for layer in (network[3], network[6]):
+        layer.weight.data.view(-1, 4)[:, 2:] = 0
+    run = automl.compile(network, torch.randn(1, 1, 8, 8), executors=["nm24", "csc"])
+    assert [choice.format for choice in run.choices] == ["dense", "nm24", "csc", "nm24"]
+
+
+def test_other_types_stay_dense_and_say_so(network):
+    run = automl.compile(network.double(), torch.randn(1, 1, 8, 8).double())
+    assert {choice.reason for choice in run.choices} == {"it is torch.float64, not float32"}
+    assert run(torch.randn(1, 1, 8, 8).double()).dtype == torch.float64
+
+
+def test_a_network_that_is_one_layer(times):
+    times(dense=100, csc=10)
+    layer = sparse(nn.Linear(40, 30), 0.2)
+    run = automl.compile(layer, torch.ones(3, 40), executors=["csc"])
+    assert torch.allclose(run(torch.ones(2, 7, 40)), layer(torch.ones(2, 7, 40)).detach())
+
+
+def test_several_inputs_and_gradients(times):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(20, 8), nn.Linear(30, 8)
+
+        def forward(self, x, y):
+            return self.a(x) + self.b(y)
+
+    times(dense=100, csc=10)
+    network = sparse(Two(), 0.3)
+    inputs = torch.randn(4, 20, requires_grad=True), torch.randn(4, 30)
+    run = automl.compile(network, inputs, executors=["csc"])
+    y = run(*inputs)
+    assert torch.allclose(y, network(*inputs).detach(), atol=1e-6) and not y.requires_grad
+    with pytest.raises(InputError, match="networks of one input"):
+        run.latency()
+
+
+def test_latency_compares_with_the_dense_network(network):
+    run = automl.compile(network, torch.randn(1, 1, 8, 8), executors=["csc"])
+    latency = run.latency(budget_s=0.05)
+    assert list(latency) == ["dense", "compiled"] and latency["dense"].ratio == 1
+
+
+def test_weights_are_put_out_of_the_cache_only_if_they_do_not_stay_there(monkeypatch):
+    small = nn.Linear(4, 4)
+    assert compiler._preparation(small) is compiler._nothing
+    monkeypatch.setattr(compiler, "last_level_cache", lambda: 16)
+    assert compiler._preparation(small) is not compiler._nothing
+
+
+def test_wrong_arguments_are_refused(network):
+    with pytest.raises(InputError, match="did you mean 'pell'"):
+        automl.compile(network, torch.randn(1, 1, 8, 8), executors=["pel"])
+    with pytest.raises(InputError, match=r"is on meta; executors run on the CPU"):
+        automl.compile(network.to("meta"), torch.randn(1, 1, 8, 8))
+
+
+def test_rounding_formats_are_only_used_when_asked_for(network, times):
+    times(dense=100, pell_int8=10)
+    x = torch.randn(1, 1, 8, 8)
+    run = automl.compile(network, x, executors=["pell_int8"])
+    assert {choice.format for choice in run.choices[1:]} == {"pell_int8"}
+    assert 0 < float((run(x) - network(x).detach()).abs().max()) < 0.05
+    assert not set(compiler.EXACT) & {"pell_int8", "pell_bf16", "pell_codebook", "eie"}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sparse_convolutions_are_packed(times, stride):
+    times(dense=100, conv=40)
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 9, 3, stride, padding=1, groups=3)
+    convolution.weight.data *= torch.rand(convolution.weight.shape) < 0.3
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Conv2d(9, 4, 1, padding_mode="reflect"))
+    x = torch.randn(2, 6, 9, 11)
+    run = automl.compile(network, x)
+    assert [choice.format for choice in run.choices] == ["conv", "dense"]
+    assert run.choices[0].batch == 2 and run.choices[1].reason == "its padding is 'reflect', (0, 0)"
+    assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert torch.allclose(run(channels_last), network(x).detach(), atol=1e-5)
