@@ -1,15 +1,18 @@
-"""Fully connected layers in sparse formats against torch.
+"""Layers in sparse formats against torch.
 
     python scripts/bench_executors.py fc --seconds 3
     python scripts/bench_executors.py fc --layers Alex-7 NT-We --formats pell csc --json table.json
     python scripts/bench_executors.py batch
     python scripts/bench_executors.py nm24
+    python scripts/bench_executors.py conv
 
 ``fc`` and ``batch`` have the nine layers of the EIE paper (arXiv 1602.01528, table III) with random
 weights of the paper's densities, shared among 15 values so that a codebook is exact, and random
 activations of its densities: one example against ``torch.nn.functional.linear``, and 64 against
-oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example, against the time in
-which this machine reads the dense weights.
+oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example, against the time
+in which this machine reads the dense weights. ``conv`` has convolutions of MobileNetV1 and
+ResNet-50 for one image with 80, 90 and 95 % of the weights zero, against the fastest of torch's:
+channels first, channels last, and oneDNN with weights packed beforehand.
 
 One thread. Weights are cold: in every round the baseline and all formats run once, and each has as
 many copies of its weights as it takes for three times the last-level cache to be read before one
@@ -37,6 +40,7 @@ from numpy.typing import NDArray
 from automl.environment import cpu_name
 from automl.executors import formats
 from automl.executors.cache import last_level_cache
+from automl.executors.conv import pack_conv2d
 from automl.executors.kernels import cpu
 from automl.executors.packed import PackedLinear, aligned_zeros
 
@@ -68,6 +72,18 @@ LAYERS = {
     "NT-Wd": Layer(600, 8791, 0.11, 1.0),
     "NT-LSTM": Layer(1201, 2400, 0.10, 1.0),
 }
+
+#: Convolutions: (channels read, channels written, kernel, height and width).
+CONVOLUTIONS = {
+    "MobileNetV1 256, 1x1, 28": (256, 256, 1, 28),
+    "MobileNetV1 512, 1x1, 14": (512, 512, 1, 14),
+    "MobileNetV1 1024, 1x1, 7": (1024, 1024, 1, 7),
+    "ResNet-50 128, 3x3, 28": (128, 128, 3, 28),
+    "ResNet-50 256, 3x3, 14": (256, 256, 3, 14),
+    "ResNet-50 512, 3x3, 7": (512, 512, 3, 7),
+}
+#: Density -> least geometric mean over the convolutions.
+CONVOLUTION_REACH = {0.2: 2.0, 0.1: 3.3, 0.05: 5.0}
 
 #: Dense matrices whose rows then keep two of every four: (inputs, outputs).
 TWO_OF_FOUR = {"2:4 4096 x 4096": (4096, 4096), "2:4 11008 x 4096": (11008, 4096)}
@@ -126,7 +142,7 @@ class Row:
 def main() -> None:
     """Measures, prints the table and the geometric means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("suite", choices=[*SUITES, "conv"])
     parser.add_argument("--layers", nargs="*", help="only these")
     parser.add_argument("--formats", nargs="*", choices=formats.names(), help="only these")
     parser.add_argument("--seconds", type=float, default=3.0, help="per layer (default 3)")
@@ -134,6 +150,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.suite == "conv":
+        convolutions(options.layers or list(CONVOLUTIONS), options.seconds, options.seed)
+        return
     suite = SUITES[options.suite]
     chosen = options.formats or suite.formats
     bandwidth = memory_bandwidth()
@@ -223,6 +242,55 @@ def measure(
         )
         for form, own in times.items()
     ]
+
+
+def convolutions(layers: Iterable[str], seconds: float, seed: int) -> None:
+    """Measures convolutions and prints the table."""
+    print(f"{cpu_name()}, torch {torch.__version__}, one thread; {time.strftime('%Y-%m-%d')}\n")
+    print("| convolution | density | channels first us | last | packed | sparse us | speed-up |")
+    print("|---|---|---|---|---|---|---|")
+    speedups: dict[float, list[float]] = {density: [] for density in CONVOLUTION_REACH}
+    for name in layers:
+        for density, own in speedups.items():
+            calls = convolution_calls(*CONVOLUTIONS[name], density, seed)
+            times = interleaved({form: [call] for form, call in calls.items()}, seconds / 3)
+            dense = [times[form] for form in ("first", "last", "packed")]
+            best = [min(turn) for turn in zip(*dense, strict=True)]
+            own.append(statistics.median(t / s for t, s in zip(best, times["sparse"], strict=True)))
+            medians = " | ".join(f"{statistics.median(t) * 1e6:.0f}" for t in times.values())
+            print(f"| {name} | {density:.0%} | {medians} | {own[-1]:.2f} |", flush=True)
+    print()
+    for density, own in speedups.items():
+        least = CONVOLUTION_REACH[density]
+        mean = statistics.geometric_mean(own)
+        print(f"density {density:.0%}: geometric mean {mean:.2f} (reach {least})")
+
+
+def convolution_calls(
+    inputs: int, outputs: int, kernel: int, size: int, density: float, seed: int
+) -> dict[str, Callable[[], object]]:
+    """One image through one convolution, dense in three ways and sparse, weights warm."""
+    rng = np.random.default_rng(seed)
+    shape = (outputs, inputs, kernel, kernel)
+    weight = rng.standard_normal(shape, dtype=np.float32) * (rng.random(shape) < density)
+    weight = weight.astype(np.float32)
+    x = rng.standard_normal((1, inputs, size, size), dtype=np.float32)
+    pad, one = (kernel // 2,) * 2, (1, 1)
+    sparse = pack_conv2d(weight, padding=pad)
+    w, image = torch.from_numpy(weight), torch.from_numpy(x)
+    last = {"memory_format": torch.channels_last}
+    w_last, image_last = w.to(**last), image.to(**last)
+    ready = torch.ops.mkldnn._reorder_convolution_weight(w, pad, one, one, 1, list(x.shape))
+    packed = torch.ops.mkldnn._convolution_pointwise
+    exact = torch.conv2d(image.double(), w.double(), None, 1, pad).numpy()
+    if not error(sparse(x), exact) < 1e-5:
+        raise SystemExit("the sparse convolution is wrong")
+    return {
+        "first": lambda: torch.conv2d(image, w, None, 1, pad),
+        "last": lambda: torch.conv2d(image_last, w_last, None, 1, pad),
+        "packed": lambda: packed(image, ready, None, pad, one, one, 1, "none", [], ""),
+        "sparse": lambda: sparse(x),
+    }
 
 
 def error(y: NDArray[Any], exact: NDArray[np.float64]) -> float:

@@ -9,16 +9,17 @@ from numba import njit
 
 from automl.executors.kernels.options import OPTIONS
 
-_EXPONENT = np.uint32(0x7F800000)
+_MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
 @njit(**OPTIONS)
 def all_finite(bits: Any) -> bool:
     """Whether no float32, given by its bits, is NaN or infinite."""
-    bad = np.uint32(0)
-    for word in bits:
-        bad |= np.uint32((word & _EXPONENT) == _EXPONENT)
-    return bool(bad == 0)
+    largest = np.uint32(0)
+    for i in range(bits.shape[0]):
+        # Without their signs, floats are in the order of their bits, NaN and infinities last.
+        largest = max(largest, bits[i] & _MAGNITUDE)
+    return bool(largest < _INFINITY)
 
 
 @njit(**OPTIONS)

@@ -59,10 +59,10 @@ def gather(
         width: Lanes of the panel; those behind the last position become zero.
         panel: Filled.
     """
-    positions = output[0] * output[1]
+    above, left = divmod(first, output[1])
     flat, size = x.reshape(-1), x.shape[1] * x.shape[2]
-    top = max(first // output[1] * stride[0] - padding[0], 0) * x.shape[2]
-    begin = top + max(first % output[1] * stride[1] - padding[1], 0)
+    top = max(above * stride[0] - padding[0], 0) * x.shape[2]
+    begin = top + max(left * stride[1] - padding[1], 0)
     at = 0
     for channel in range(x.shape[0]):
         # Channels lie far apart, so that nothing else would fetch the next ones.
@@ -71,10 +71,9 @@ def gather(
             prefetch(flat, ahead + line)
         for ky in range(kernel[0]):
             for kx in range(kernel[1]):
-                lane = 0
+                lane, oy, ox = 0, above, left
                 offset = kx * dilation[1] - padding[1]
-                while lane < width and first + lane < positions:
-                    oy, ox = divmod(first + lane, output[1])
+                while lane < width and oy < output[0]:
                     count = min(output[1] - ox, width - lane)
                     iy = oy * stride[0] - padding[0] + ky * dilation[0]
                     start = ox + offset
@@ -84,7 +83,7 @@ def gather(
                         _inside(x[channel, iy], start, count, panel, at + lane)
                     else:
                         _segment(x[channel, iy], ox, count, stride[1], offset, panel, at + lane)
-                    lane += count
+                    lane, oy, ox = lane + count, oy + 1, 0
                 if lane < width:
                     panel[at + lane : at + width] = 0
                 at += width
@@ -202,15 +201,15 @@ def scatter_rows(panel: Any, first: int, pitch: int, y: Any) -> None:
     """
     _, height, width = y.shape
     flat, size = y.reshape(-1), height * width
+    top, left = divmod(first, pitch)
     for channel in range(y.shape[0]):
-        begin = (channel + _AHEAD) * size + first // pitch * width + first % pitch
+        begin = (channel + _AHEAD) * size + top * width + left
         for line in range(0, 80, 16):
             prefetch(flat, begin + line)
-        lane = 0
-        while lane < 64 and (first + lane) // pitch < height:
-            row, column = divmod(first + lane, pitch)
+        lane, row, column = 0, top, left
+        while lane < 64 and row < height:
             count = min(pitch - column, 64 - lane)
             at, sums = channel * size + row * width + column, 64 * channel + lane
             for i in range(min(width - column, count)):
                 flat[at + i] = panel[sums + i]
-            lane += count
+            lane, row, column = lane + count, row + 1, 0
