@@ -10,7 +10,7 @@ every row (``bitmap``), for one vector addition per 16 rows, which wins from a d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,10 @@ from automl.executors.rows import Float32, Rows, as_bias, as_weight
 _LANES = 16
 #: Columns of ``csc`` are filled up to multiples of this.
 _QUAD = 4
+#: Words of so many entries, with rows of 16 and of 32 bits.
+_NARROW_WORDS, _WIDE_WORDS = 6, 8
+#: Words fetched ahead.
+_AHEAD = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +33,15 @@ class CscLinear(PackedLinear):
     """A packed layer, exact.
 
     Attributes:
-        starts: First entry of every column and the end, shape (in_features + 1).
-        rows: Row of every entry, ascending in a column; 16 bits where they suffice. Columns are
-            filled up to a multiple of four with entries of row ``out_features`` and weight zero.
-        value: Weight of every entry.
+        wide: Whether rows have 32 bits, not 16.
+        starts: First word of every column and the end, shape (in_features + 1).
+        stream: Four entries at a time: their rows, ascending in a column, then their weights.
+            Columns are filled up with entries of row ``out_features`` and weight zero.
     """
 
+    wide: bool
     starts: NDArray[np.int64]
-    rows: NDArray[Any]
-    value: Float32
+    stream: NDArray[np.uint32]
 
     kind: ClassVar[str] = "csc_float32"
 
@@ -46,10 +50,22 @@ class CscLinear(PackedLinear):
         """See ``PackedLinear``."""
         return "csc"
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of every entry."""
+        words = np.ascontiguousarray(self._fours()[:, :-_QUAD])
+        return words.view(np.uint32 if self.wide else np.uint16).astype(np.int64).reshape(-1)
+
+    @property
+    def value(self) -> Float32:
+        """Weight of every entry."""
+        return np.ascontiguousarray(self._fours()[:, -_QUAD:]).view(np.float32).reshape(-1)
+
     def to_dense(self) -> Float32:
         """See ``PackedLinear``."""
         dense = np.zeros((self.out_features + 1, self.in_features), np.float32)
-        columns = np.repeat(np.arange(self.in_features), np.diff(self.starts))
+        entries = np.diff(self.starts) // self._words * _QUAD
+        columns = np.repeat(np.arange(self.in_features), entries)
         dense[self.rows, columns] = self.value
         return dense[:-1]
 
@@ -58,10 +74,18 @@ class CscLinear(PackedLinear):
         columns, values, count = active(x)
         y = np.empty(self.out_features + 1, np.float32)
         y[:-1], y[-1] = self.bias, 0
-        narrow = self.rows.dtype == np.uint16
-        kernel = csc.csc_float32 if narrow else csc.csc_float32_wide
-        kernel(columns, values, count, self.starts, self.rows, self.value, y)
+        kernel = csc.csc_float32_wide if self.wide else csc.csc_float32
+        ahead = _columns_ahead(len(self.stream), self.in_features)
+        kernel(columns, values, count, ahead, self.starts, self.stream, y)
         return y[:-1]
+
+    @property
+    def _words(self) -> int:
+        """Words of four entries."""
+        return _WIDE_WORDS if self.wide else _NARROW_WORDS
+
+    def _fours(self) -> NDArray[np.uint32]:
+        return self.stream.reshape(-1, self._words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +106,21 @@ class Csc:
         matrix = as_weight(weight)
         columns = Rows.of(np.ascontiguousarray(matrix.T))
         starts = np.zeros(len(columns.starts), np.int64)
-        np.cumsum(-(-columns.counts // _QUAD) * _QUAD, out=starts[1:])
+        np.cumsum(-(-columns.counts // _QUAD), out=starts[1:])
         at = np.arange(len(columns.values))
-        at += np.repeat(starts[:-1] - columns.starts[:-1], columns.counts)
-        width = np.uint16 if len(matrix) < 2**16 else np.uint32
-        rows = aligned_zeros(int(starts[-1]), width)
-        rows[:] = len(matrix)
+        at += np.repeat(_QUAD * starts[:-1] - columns.starts[:-1], columns.counts)
+        wide = len(matrix) >= 2**16
+        rows = np.full(_QUAD * starts[-1], len(matrix), np.uint32 if wide else np.uint16)
         rows[at] = columns.columns
-        value = aligned_zeros(int(starts[-1]), np.float32)
+        value = np.zeros(_QUAD * starts[-1], np.float32)
         value[at] = columns.values
-        return CscLinear(matrix.shape[1], as_bias(bias, len(matrix)), starts, rows, value)
+        words = _WIDE_WORDS if wide else _NARROW_WORDS
+        places = rows.view(np.uint32).reshape(-1, words - _QUAD)
+        fours = (places, value.view(np.uint32).reshape(-1, _QUAD))
+        stream = aligned_zeros(int(starts[-1]) * words, np.uint32)
+        stream[:] = np.concatenate(fours, axis=1).reshape(-1)
+        bias = as_bias(bias, len(matrix))
+        return CscLinear(matrix.shape[1], bias, wide, starts * words, stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +158,8 @@ class BitmapLinear(PackedLinear):
         y[: self.out_features] = self.bias
         fast = cpu.supports(cpu.FLOATS)
         kernel = csc.bitmap_float32 if fast else csc.bitmap_float32_plain
-        kernel(columns, values, count, self.starts, self.masks, self.value, y)
+        ahead = _columns_ahead(len(self.value), self.in_features)
+        kernel(columns, values, count, ahead, self.starts, self.masks, self.value, y)
         return y[: self.out_features]
 
 
@@ -158,6 +188,11 @@ class Bitmap:
         value[:-_LANES] = matrix.T[mask[:, :rows]]
         masks = np.packbits(mask, axis=1, bitorder="little").view(np.uint16)
         return BitmapLinear(columns, as_bias(bias, rows), starts, masks, value)
+
+
+def _columns_ahead(words: int, columns: int) -> int:
+    """How many columns make up what is to be fetched ahead."""
+    return min(max(_AHEAD // (words // columns + 1), 1), 64)
 
 
 def active(x: Float32) -> tuple[NDArray[np.int64], Float32, int]:

@@ -38,18 +38,8 @@ def active_columns(x: Any, columns: Any, values: Any) -> int:
 
 
 @njit(**OPTIONS)
-def _fetch(column: int, starts: Any, rows: Any, value: Any) -> None:
-    """Asks for a column's entries."""
-    first, last = peek(starts, column), peek(starts, column + 1)
-    for at in range(first, last, 16):
-        prefetch(value, at)
-    for at in range(first, last, 32):
-        prefetch(rows, at)
-
-
-@njit(**OPTIONS)
 def csc_float32(
-    columns: Any, x: Any, count: int, starts: Any, rows: Any, value: Any, y: Any
+    columns: Any, x: Any, count: int, ahead: int, starts: Any, stream: Any, y: Any
 ) -> None:
     """Adds the active columns to y.
 
@@ -57,44 +47,49 @@ def csc_float32(
         columns: Active columns, shape (at least count).
         x: Their activations.
         count: How many there are.
-        starts: First entry of every column and the end, multiples of four.
-        rows: Row of every entry, uint16.
-        value: Weight of every entry.
+        ahead: Columns are fetched this many active columns before they are used, line by line:
+            all at once they would wait for each other.
+        starts: First word of every column and the end.
+        stream: Words: the 16-bit rows of four entries, then their weights.
         y: Sums, with one more for the entries that fill up columns.
     """
     mask = np.uint64(0xFFFF)
+    values = stream.view(np.float32)
     for n in range(count):
-        if n + _AHEAD < count:
-            _fetch(peek(columns, n + _AHEAD), starts, rows, value)
         column, activation = peek(columns, n), peek(x, n)
-        for at in range(peek(starts, column), peek(starts, column + 1), 4):
-            four = peek_uint64(rows, at)
+        first = peek(starts, column)
+        distance = peek(starts, peek(columns, min(n + ahead, count - 1))) - first
+        for at in range(first, peek(starts, column + 1), 6):
+            prefetch(stream, at + distance)
+            four = peek_uint64(stream, at)
             a, b = four & mask, four >> np.uint64(16) & mask
             c, d = four >> np.uint64(32) & mask, four >> np.uint64(48)
             # Rows of a column differ, so all four are read before any is written.
-            ya = y[a] + peek(value, at) * activation
-            yb = y[b] + peek(value, at + 1) * activation
-            yc = y[c] + peek(value, at + 2) * activation
-            yd = y[d] + peek(value, at + 3) * activation
+            ya = y[a] + peek(values, at + 2) * activation
+            yb = y[b] + peek(values, at + 3) * activation
+            yc = y[c] + peek(values, at + 4) * activation
+            yd = y[d] + peek(values, at + 5) * activation
             y[a], y[b], y[c], y[d] = ya, yb, yc, yd
 
 
 @njit(**OPTIONS)
 def csc_float32_wide(
-    columns: Any, x: Any, count: int, starts: Any, rows: Any, value: Any, y: Any
+    columns: Any, x: Any, count: int, ahead: int, starts: Any, stream: Any, y: Any
 ) -> None:
     """The same for rows of 32 bits."""
+    values = stream.view(np.float32)
     for n in range(count):
-        if n + _AHEAD < count:
-            _fetch(peek(columns, n + _AHEAD), starts, rows, value)
-        column, activation = peek(columns, n), peek(x, n)
-        for at in range(peek(starts, column), peek(starts, column + 1)):
-            y[np.uint64(peek(rows, at))] += peek(value, at) * activation
+        column, activation = columns[n], x[n]
+        distance = starts[columns[min(n + ahead, count - 1)]] - starts[column]
+        for at in range(starts[column], starts[column + 1], 8):
+            prefetch(stream, at + distance)
+            for i in range(4):
+                y[np.uint64(stream[at + i])] += values[at + 4 + i] * activation
 
 
 @njit(**OPTIONS)
 def bitmap_float32(
-    columns: Any, x: Any, count: int, starts: Any, masks: Any, value: Any, y: Any
+    columns: Any, x: Any, count: int, ahead: int, starts: Any, masks: Any, value: Any, y: Any
 ) -> None:
     """Adds the active columns to y, 16 rows at a time.
 
@@ -102,6 +97,7 @@ def bitmap_float32(
         columns: Active columns, shape (at least count).
         x: Their activations.
         count: How many there are.
+        ahead: Columns are fetched this many active columns before they are used.
         starts: First entry of every column and the end.
         masks: Which of each 16 rows a column has entries in, shape (columns, blocks).
         value: Weight of every entry, and 16 more.
@@ -109,15 +105,14 @@ def bitmap_float32(
     """
     blocks = masks.shape[1]
     for n in range(count):
-        if n + _AHEAD < count:
-            ahead = peek(columns, n + _AHEAD)
-            for at in range(peek(starts, ahead), peek(starts, ahead + 1), 16):
-                prefetch(value, at)
-            for at in range(0, blocks, 32):
-                prefetch(masks, ahead * blocks + at)
         column, activation = peek(columns, n), splat(peek(x, n))
+        later = peek(columns, min(n + ahead, count - 1))
+        for block in range(0, blocks, 32):
+            prefetch(masks, later * blocks + block)
         at, zero = peek(starts, column), zeros_float32x16()
+        distance = peek(starts, later) - at
         for block in range(blocks):
+            prefetch(value, at + distance)
             mask = peek(masks, column * blocks + block)
             # Spread out after the product: straight from memory that takes four times as long.
             spread = expand(mask, fma(load_float32x16(value, at), activation, zero))
@@ -127,7 +122,7 @@ def bitmap_float32(
 
 @njit(**OPTIONS)
 def bitmap_float32_plain(
-    columns: Any, x: Any, count: int, starts: Any, masks: Any, value: Any, y: Any
+    columns: Any, x: Any, count: int, ahead: int, starts: Any, masks: Any, value: Any, y: Any
 ) -> None:
     """The same without vector instructions."""
     for n in range(count):
