@@ -94,7 +94,8 @@ class ClassifierScorer:
         Args:
             images: Shape (examples, channels, height, width); uint8 counts from 0 to 255 and is
                 divided by 255, floating point is taken as it is. Inputs without channels of
-                their own, shape (examples, ...), work where mean, std and channels_last are off.
+                their own, shape (examples, ...), work where mean, std and channels_last are off;
+                int64 are ids of tokens or categories and stay as they are.
             labels: True classes, integers of shape (examples,); None where there are none, which
                 leaves ``kl`` alone.
             score: ``top1``, ``loss`` or ``kl``.
@@ -266,6 +267,8 @@ class ClassifierScorer:
     def _normalised(self, rows: slice) -> Tensor:
         """The network's inputs for ``rows``, on the device, in the type and layout to be used."""
         images = self._images[rows].to(self.device, non_blocking=True)
+        if images.dtype == torch.int64:
+            return images
         # float32 at least, rounded to a half type once at the end; one multiplication and one
         # sum, as automl.data's batches do it, to the same bits.
         exact = torch.promote_types(self.dtype, torch.float32)
@@ -443,9 +446,10 @@ def _check_data(images: Tensor, labels: Tensor | None) -> None:
         raise ValueError(
             f"ClassifierScorer.images must be (examples, ...), got {tuple(images.shape)}"
         )
-    if not (images.is_floating_point() or images.dtype == torch.uint8):
+    if not (images.is_floating_point() or images.dtype in (torch.uint8, torch.int64)):
         raise ValueError(
-            f"ClassifierScorer.images must be uint8 or floating point, got {images.dtype}"
+            "ClassifierScorer.images must be uint8, floating point or int64 ids, "
+            f"got {images.dtype}"
         )
     if len(images) == 0:
         raise InputError("there are no examples to score on; check the data's split")
@@ -492,6 +496,10 @@ def _normalisation(
 
     (None, None) where there is nothing to do.
     """
+    if images.dtype == torch.int64:
+        if mean or std:
+            raise ValueError(f"ClassifierScorer.mean and std must be None for ids, got {mean}")
+        return None, None
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     if mean is None and std is None and unit == 1.0:
         return None, None

@@ -321,8 +321,8 @@ def test_data_that_do_not_fit_are_refused(images, labels):
         ClassifierScorer(images, labels - 1)
     with pytest.raises(ValueError, match=r"labels must be integers.*float32"):
         ClassifierScorer(images, labels.float())
-    with pytest.raises(ValueError, match=r"uint8 or floating point, got torch\.int64"):
-        ClassifierScorer(images.long(), labels)
+    with pytest.raises(ValueError, match=r"uint8, floating point or int64 ids, got torch\.int32"):
+        ClassifierScorer(images.int(), labels)
     with pytest.raises(ValueError, match="mean must have one value for each channel"):
         ClassifierScorer(images, labels, mean=(0.5,))
     with pytest.raises(ValueError, match="std must be > 0"):

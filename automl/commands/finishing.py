@@ -117,7 +117,7 @@ def _latencies(bench: Bench, networks: Sequence[_Final]) -> dict[str, Latency]:
     budget_s = number(bench.config, "latency_budget_s", 0)
     if budget_s == 0:
         return {}
-    example = torch.zeros(1, *bench.loaded.input_shape, device=bench.device)
+    example = torch.zeros_like(bench.loaded.example_inputs[0][:1], device=bench.device)
     # As deployed: batch norms folded, in the dense network too.
     named = {final.name: bench.pruner.for_inference(final.network) for final in networks}
     return measure_latency(named, example, budget_s=budget_s)

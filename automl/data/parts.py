@@ -23,7 +23,7 @@ class Pool:
     """Decoded images that parts are taken from.
 
     Attributes:
-        images: (n, channels, height, width), uint8 or float32.
+        images: (n, channels, height, width), uint8 or float32; or ids, (n, length), int64.
         labels: (n,), int64.
         digest: Hash of the content.
     """

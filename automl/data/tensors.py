@@ -17,10 +17,11 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TensorSet:
-    """A set of labelled images, decoded.
+    """A set of labelled images, decoded, or of labelled sequences of ids.
 
     Attributes:
-        images: (n, channels, height, width), uint8 in [0, 255] or float32 in [0, 1].
+        images: (n, channels, height, width), uint8 in [0, 255] or float32 in [0, 1]; or ids of
+            tokens or categories, int64 of shape (n, length), which are never normalised.
         labels: (n,), int64.
     """
 
@@ -32,9 +33,11 @@ class TensorSet:
 
     def __post_init__(self) -> None:
         """Checks shapes and types."""
-        if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
+        kinds = {4: (torch.uint8, torch.float32), 2: (torch.int64,)}
+        if self.images.dtype not in kinds.get(self.images.ndim, ()):
             raise ValueError(
                 "TensorSet.images must be uint8 or float32 of shape (n, channels, height, width), "
+                "or int64 of shape (n, length), "
                 f"got {self.images.dtype} of shape {tuple(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -84,7 +87,8 @@ class TensorSet:
             drop_last: Whether to leave out a last batch that is smaller.
 
         Yields:
-            x of shape (batch, channels, height, width) and y of shape (batch,).
+            x of shape (batch, channels, height, width), or (batch, length) of ids as they are,
+            and y of shape (batch,).
 
         Raises:
             ValueError: ``batch_size`` is not positive, ``dtype`` is no floating type, or mean and
@@ -132,6 +136,10 @@ def _normaliser(
     """The function from raw images to the input of a network: one multiplication, one sum."""
     if not dtype.is_floating_point:
         raise ValueError(f"TensorSet.dtype must be a floating type, got {dtype}")
+    if images.dtype == torch.int64:
+        if mean or std:
+            raise ValueError(f"TensorSet.mean and std must be empty for ids, got {mean}, {std}")
+        return torch.clone
     channels = images.shape[1]
     # Half types would round the constants and the images before they meet.
     compute = dtype if dtype == torch.float64 else torch.float32
@@ -172,8 +180,8 @@ class DataSplits:
         train: What networks are trained, repaired and calibrated on.
         validation: What a search scores on.
         test: What is reported, and nothing else.
-        mean: Per channel, of images in [0, 1], subtracted.
-        std: Per channel, divided by.
+        mean: Per channel, of images in [0, 1], subtracted; empty for ids.
+        std: Per channel, divided by; empty for ids.
         classes: Names of the classes in the order of the labels.
         split: How the parts were made, ``holdout`` or ``test_halves``.
         fingerprint: Hash of the content and of which image is in which part.

@@ -28,6 +28,8 @@ class Built:
         input_shape: (channels, height, width), or None where the factory does not say.
         mean: Per channel mean its weights expect of images in [0, 1], or None.
         std: Per channel standard deviation likewise, or None.
+        vocab_size: Ids that its input may hold, from 0 on, where that is token ids and not
+            numbers; else None.
     """
 
     model: nn.Module
@@ -35,10 +37,14 @@ class Built:
     input_shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    vocab_size: int | None = None
 
 
 def build(factory: str, kwargs: Mapping[str, Any]) -> Built:
     """Builds the network that ``factory`` names.
+
+    A network that reads token ids says so by an attribute ``vocab_size``: ids are below
+    it.
 
     Args:
         factory: ``torchvision:NAME``, ``timm:NAME`` or a dotted path (``pkg.mod.func`` or
@@ -57,7 +63,10 @@ def build(factory: str, kwargs: Mapping[str, Any]) -> Built:
     function = _import_dotted(factory)
     if not callable(function):
         raise InputError(f"model.factory {factory} must be callable, got {type(function).__name__}")
-    return Built(_call(factory, function, kwargs), _short_name(factory))
+    model = _call(factory, function, kwargs)
+    size = getattr(model, "vocab_size", None)
+    known = size if isinstance(size, int) else None
+    return Built(model, _short_name(factory), vocab_size=known)
 
 
 def _from_torchvision(name: str, kwargs: Mapping[str, Any]) -> Built:

@@ -24,7 +24,8 @@ class LoadedModel:
 
     Attributes:
         model: The network, in eval mode, on the CPU.
-        example_inputs: What its forward takes: one float32 tensor of shape (2, *input_shape).
+        example_inputs: What its forward takes: one tensor of shape (2, *input_shape), float32, or
+            int64 for networks that read token ids.
         name: Short name, for tables and folders.
         factory: What built it (see :func:`load_model`).
         kwargs: Arguments of the factory.
@@ -79,7 +80,7 @@ def load_model(
         torch.manual_seed(seed)
         built = build(factory, kwargs)
         shape = _input_shape(factory, input_shape, built.input_shape)
-        example = torch.randn(EXAMPLE_BATCH, *shape)
+        example = _example(shape, built.vocab_size)
     if path is not None:
         load_checkpoint(built.model, path)
     return LoadedModel(
@@ -93,6 +94,12 @@ def load_model(
         mean=built.mean,
         std=built.std,
     )
+
+
+def _example(shape: tuple[int, ...], vocab_size: int | None) -> Tensor:
+    if vocab_size is None:
+        return torch.randn(EXAMPLE_BATCH, *shape)
+    return torch.randint(vocab_size, (EXAMPLE_BATCH, *shape))
 
 
 def _input_shape(

@@ -256,8 +256,13 @@ def traced(name: str) -> Trace:
     if package != "zoo":
         pytest.importorskip(package)
     generator = torch.Generator().manual_seed(1)
+    network = make()
+    size = getattr(network, "vocab_size", None)
+    if package == "zoo" and size is not None:
+        ids = torch.randint(size, (2, *shape), generator=generator)
+        return trace(randomise(network), ids)
     images = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    return trace(randomise(make()), images)
+    return trace(randomise(network), images)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
