@@ -9,10 +9,9 @@
 ``fc`` and ``batch`` have the nine layers of the EIE paper (arXiv 1602.01528, table III) with random
 weights of the paper's densities, shared among 15 values so that a codebook is exact, and random
 activations of its densities: one example against ``torch.nn.functional.linear``, and 64 against
-oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example, against the time
-in which this machine reads the dense weights. ``conv`` has convolutions of MobileNetV1 and
-ResNet-50 for one image with 80, 90 and 95 % of the weights zero, against the fastest of torch's:
-channels first, channels last, and oneDNN with weights packed beforehand.
+oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example. ``conv`` has
+convolutions of MobileNetV1 and ResNet-50 for one image with 80, 90 and 95 % of the weights zero,
+against the fastest of torch's: channels first, channels last, and oneDNN with packed weights.
 
 One thread. Weights are cold: in every round the baseline and all formats run once, and each has as
 many copies of its weights as it takes for three times the last-level cache to be read before one
@@ -118,7 +117,7 @@ SUITES = {
     "batch": Suite(("spmm",), "oneDNN, prepacked", {"batch 64": (("spmm",), 5.0)}),
     "nm24": Suite(
         ("nm24", "nm24_bf16"),
-        "reading fp32",
+        "F.linear",
         {"2:4 fp32": (("nm24",), 1.6), "2:4 bf16 (of bf16: half)": (("nm24_bf16",), 3.2)},
     ),
 }
@@ -305,8 +304,6 @@ def baseline(name: str, weight: Array, x: Array, copies: int) -> Iterator[Callab
         own = torch.from_numpy(weight).clone()
         if name == "F.linear":
             yield lambda w=own: torch.nn.functional.linear(example, w)  # type: ignore[misc]
-        elif name == "reading fp32":
-            yield lambda w=own: read_all(w)  # type: ignore[misc]
         else:
             ready = torch.ops.mkldnn._reorder_linear_weight(own, len(example))
             yield lambda w=ready: torch.ops.mkldnn._linear_pointwise(  # type: ignore[misc]
