@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl.data import DataSplits, TensorSet, load_data
 from automl.models import load_model
+from automl.models.gpt import GPT, NextToken
 from automl.paths import conf_dir
 
 WEIGHTS = Path(__file__).parents[1] / "automl" / "models" / "weights"
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         top1, loss = evaluate(loaded.model, getattr(data, name))
         print(f"{name:<10}  top1 {top1:.4f}  loss {loss:.4f}")
     out = options.out / f"{options.model}.safetensors"
-    save_file(loaded.model.state_dict(), out, metadata={"made_by": "scripts/train_sequences.py"})
+    weights = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}  # ties
+    save_file(weights, out, metadata={"made_by": "scripts/train_sequences.py"})
     print(f"wrote {out} ({out.stat().st_size / 1024:.0f} KiB)")
 
 
@@ -62,10 +64,18 @@ def train(model: nn.Module, data: DataSplits, epochs: int, weight_decay: float =
             BATCH_SIZE, shuffle=True, generator=generator, drop_last=True
         ):
             optimizer.zero_grad()
-            F.cross_entropy(model(ids), labels).backward()
+            _loss(model, ids, labels).backward()
             optimizer.step()
             schedule.step()
     model.eval()
+
+
+def _loss(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy; a decoder learns from the next token after every token, not the last alone."""
+    if isinstance(model, NextToken):
+        targets = torch.cat((ids[:, 1:], labels[:, None]), dim=1)
+        return F.cross_entropy(GPT.forward(model, ids).flatten(0, 1), targets.flatten())
+    return F.cross_entropy(model(ids), labels)
 
 
 @torch.inference_mode()

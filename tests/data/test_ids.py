@@ -11,7 +11,7 @@ from automl.data.chains import Chain
 from automl.scoring import ClassifierScorer
 from automl.types import InputError
 
-GENERATED = ["languages"]
+GENERATED = ["languages", "next_token"]
 
 
 class Count(torch.nn.Module):
