@@ -36,6 +36,7 @@ SIZES = {
     "mobilenet_v2": (3_504_872, 300_774_272),
     "mobilenet_v2_32": (2_236_682, 87_976_448),
     "plain20": (269_722, 40_551_040),
+    "recommender_tiny": (8_354, 6_208),
     "resnet20": (269_722, 40_551_040),
     "resnet32": (464_154, 68_862_592),
     "resnet44": (658_586, 97_174_144),
@@ -70,7 +71,9 @@ def test_sizes_are_those_of_the_papers(name):
         logits = loaded.model(loaded.example_inputs[0][:1])
     params = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert (params, counter.get_total_flops() // 2) == SIZES[name]
-    classes = {"gpt_tiny": 16}.get(name, CONFIGS[name]["kwargs"].get("num_classes", 10))
+    classes = {"gpt_tiny": 16, "recommender_tiny": 2}.get(
+        name, CONFIGS[name]["kwargs"].get("num_classes", 10)
+    )
     assert logits.shape == (1, classes)
     assert logits.isfinite().all()
 
