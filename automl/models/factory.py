@@ -1,4 +1,4 @@
-"""From a name to a network: dotted paths, torchvision and timm."""
+"""From a name to a network: dotted paths, torchvision, timm and Hugging Face."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def build(factory: str, kwargs: Mapping[str, Any]) -> Built:
     it.
 
     Args:
-        factory: ``torchvision:NAME``, ``timm:NAME`` or a dotted path (``pkg.mod.func`` or
+        factory: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` (see
+            :mod:`automl.models.huggingface`) or a dotted path (``pkg.mod.func`` or
             ``pkg.mod:func``; modules in the current folder are found too).
         kwargs: Passed to the factory.
 
@@ -60,6 +61,8 @@ def build(factory: str, kwargs: Mapping[str, Any]) -> Built:
         return _from_torchvision(name, kwargs)
     if source == "timm":
         return _from_timm(name, kwargs)
+    if source == "hf":
+        return _from_huggingface(name, kwargs)
     function = _import_dotted(factory)
     if not callable(function):
         raise InputError(f"model.factory {factory} must be callable, got {type(function).__name__}")
@@ -105,6 +108,14 @@ def _from_timm(name: str, kwargs: Mapping[str, Any]) -> Built:
         tuple(mean) if mean else None,
         tuple(std) if std else None,
     )
+
+
+def _from_huggingface(name: str, kwargs: Mapping[str, Any]) -> Built:
+    from automl.models.huggingface import create
+
+    model = create(name, kwargs)
+    short = name.rstrip("/").rpartition("/")[2]
+    return Built(model, short, model.input_shape, vocab_size=model.vocab_size)
 
 
 def _import_vision(package: str) -> ModuleType:

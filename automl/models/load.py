@@ -58,7 +58,8 @@ def load_model(
     """Builds a network and loads its weights.
 
     Args:
-        factory: ``torchvision:NAME``, ``timm:NAME`` or a dotted path to a function or class
+        factory: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` or a dotted path to a
+            function or class
             (``automl.models.cifar.resnet20``, ``mypackage.nets:small``).
         kwargs: Arguments of the factory.
         checkpoint: Weights to load (see :func:`~automl.models.checkpoint.load_checkpoint`;
@@ -71,8 +72,8 @@ def load_model(
     """
     if not isinstance(factory, str) or not factory:
         raise InputError(
-            "model.factory must be torchvision:NAME, timm:NAME or a dotted path, for example "
-            f"model.factory=torchvision:resnet18, got {factory!r}"
+            "model.factory must be torchvision:NAME, timm:NAME, hf:NAME or a dotted path, for "
+            f"example model.factory=torchvision:resnet18, got {factory!r}"
         )
     kwargs = dict(kwargs or {})
     path = resolve_checkpoint(checkpoint)
