@@ -18,7 +18,10 @@ from automl.hints import did_you_mean
 
 #: The verbs, in the order of ``prunepilot --help``; each is a module of ``automl.commands``
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
-VERBS = ("search", "resume", "sensitivity", "trace", "prune", "storage", "lut", "compare", "report", "export", "apply", "policy", "doctor")
+VERBS = (
+    "search", "resume", "sensitivity", "compare", "report", "policy", "apply", "export", "prune",
+    "trace", "lut", "storage", "doctor",
+)  # fmt: skip
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

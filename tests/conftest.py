@@ -7,13 +7,16 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Timings and sums do not depend on what else the machine does.
+# Timings and sums do not depend on what else the machine does, and no test fails for being slow.
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("prunepilot", deadline=None)
+hypothesis.settings.load_profile("prunepilot")
 
 
 def _make_torchvision_importable() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import automl
-from automl.cli import VERBS
-from automl.commands.compose import compose
+from automl.cli import VERBS, _parser
+from automl.commands.compose import compose, expand
 from automl.models import load_model
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -32,10 +32,11 @@ def test_the_python_of_the_readme_runs():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_of_the_readme_compose(command):
-    _, verb, *rest = shlex.split(command)
-    assert verb in VERBS
-    compose(rest)
+def test_the_commands_of_the_readme_are_understood(command):
+    arguments = shlex.split(command)[1:]
+    parsed = _parser(arguments).parse_args(arguments)
+    for overrides in expand(getattr(parsed, "overrides", [])):
+        compose(overrides)
 
 
 def test_every_verb_has_its_line():

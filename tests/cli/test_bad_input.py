@@ -49,7 +49,6 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "budget.macs=half"], "budget.macs must be a number"),
         (["search", "budget=none"], "budget is empty"),
         (["search", "budget.macs=1e-9"], "budget"),
-        (["search", "budget.latency_ms=0.5"], "budget.latency_ms cannot be held"),
         (["search", "budget.macs={fraction:0.5,absolute:9}"], "both absolute and relative"),
         (["search", "granularity.rounding=0"], "granularity.rounding must be a whole number >= 1"),
         (["search", "granularity.min_keep=2"], "min_keep must be in [0, 1]"),
