@@ -84,8 +84,7 @@ def create(name: str, kwargs: Mapping[str, Any]) -> Logits:
     except InputError:
         raise
     except (ImportError, OSError, ValueError, TypeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"model.factory hf:{name} cannot be built: {first}") from error
+        raise InputError(f"model.factory hf:{name} cannot be built: {_reason(error)}") from error
     wrap = NextTokenLogits if head == "CausalLM" else Logits
     return wrap(model.float())
 
@@ -98,6 +97,17 @@ def _import() -> Any:
             f"model.factory=hf:NAME needs {error.name}: pip install prunepilot[transformers]"
         ) from error
     return transformers
+
+
+def _reason(error: BaseException) -> str:
+    """One line: what went wrong, and what was the matter underneath where imports failed."""
+    root = error
+    while isinstance(error, ImportError) and root.__cause__ is not None:
+        root = root.__cause__
+    first = str(root).strip().splitlines()[0]
+    if "torchvision::" in first:
+        return f"torchvision and torch do not match ({first}): install a matching pair"
+    return first
 
 
 def _check(name: str, kwargs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -90,3 +90,17 @@ def test_transformers_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install prunepilot\[transformers\]"):
         load_model("hf:bert", input_shape=[8])
+
+
+def test_what_stopped_an_import_is_told_in_one_line(monkeypatch):
+    import transformers
+
+    def broken(*_):
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist\nmore")
+        except RuntimeError as cause:
+            raise ModuleNotFoundError("Could not import module 'Bert'") from cause
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_config", broken)
+    with pytest.raises(InputError, match=r"nms does not exist\): install a matching pair$"):
+        load("bert")
