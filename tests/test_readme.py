@@ -24,9 +24,10 @@ def test_the_python_of_the_readme_runs():
         "print": lambda *_: None,
     }
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks[:2]:  # the third reads a run that is not here
+    assert len(blocks) == 4
+    for block in blocks[:3]:  # the fourth reads a run that is not here
         exec(block.replace("trials=200", "trials=5"), names)
+    assert names["terminated"] and names["info"]["trial"].status == "ok"
     assert sum(p.numel() for p in names["slim"].parameters()) < names["t"].params
     assert issubclass(automl.InputError, ValueError)
 
