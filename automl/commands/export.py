@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from automl.model_folder import Rebuild
+
 SUMMARY = "write a run's pruned network as safetensors, torch.export program or ONNX, and check it"
 EXAMPLE = "prunepilot export runs/a --format pt2,onnx --out small"
 
@@ -80,7 +82,7 @@ def _export(
     plan = IndexPlan.from_json((run / PLAN).read_text(encoding="utf-8"))
     network = fold_batchnorm(network, batchnorm_pairs(plan))
     rebuild = Rebuild.load(run / REBUILD)
-    inputs, kind = _inputs(config, rebuild.input_shape)
+    inputs, kind = _inputs(config, rebuild)
     done = []
     for name in formats:
         if name != "safetensors":
@@ -92,6 +94,7 @@ def _export(
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
         done,
         {"mean": rebuild.mean, "std": rebuild.std},
+        str(inputs.dtype).removeprefix("torch."),
     )
     atomic_write(out / "MODEL_CARD.md", card)
     require_right(done)
@@ -99,8 +102,8 @@ def _export(
     return 0
 
 
-def _inputs(config: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, str]:
-    """Validation images as the network takes them, or noise where the data is not there."""
+def _inputs(config: Mapping[str, Any], rebuild: Rebuild) -> tuple[Tensor, str]:
+    """Validation examples as the network takes them, or made up where the data is not there."""
     import torch
 
     from automl.commands.build import Bench
@@ -110,7 +113,21 @@ def _inputs(config: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Tensor, 
         bench = Bench(config)
         images = bench.data.validation.subset(slice(0, _EXAMPLES))
         batch = next(iter(images.batches(_EXAMPLES, torch.device("cpu"), **bench.normalisation)))
-        return batch[0], f"{len(batch[0])} validation images"
+        return batch[0], f"{len(batch[0])} validation examples"
     except InputError as error:
-        noise = torch.randn(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
-        return noise, f"{_EXAMPLES} random inputs ({error})"
+        return _made_up(rebuild), f"{_EXAMPLES} made-up inputs ({error})"
+
+
+def _made_up(rebuild: Rebuild) -> Tensor:
+    """Noise, or the example input again and again where inputs are ids."""
+    import torch
+
+    from automl.models import load_model
+
+    shape = rebuild.input_shape or None
+    dense = load_model(rebuild.factory, kwargs=rebuild.kwargs, input_shape=shape)
+    example: Tensor = dense.example_inputs[0][:1]
+    inputs = example.expand(_EXAMPLES, *example.shape[1:])
+    if not example.is_floating_point():
+        return inputs.clone()
+    return torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))

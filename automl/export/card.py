@@ -14,6 +14,7 @@ def model_card(
     config: Mapping[str, Any],
     files: Sequence[Exported],
     normalisation: Mapping[str, Any],
+    dtype: str = "float32",
 ) -> str:
     """Markdown.
 
@@ -22,6 +23,7 @@ def model_card(
         config: Its settings.
         files: What was exported.
         normalisation: ``mean`` and ``std`` of inputs in [0, 1], or None.
+        dtype: Of the inputs; integers are ids.
     """
     rows = result["rows"]
     dense, found = rows[0], rows[-1]
@@ -48,8 +50,8 @@ def model_card(
         "",
         "## How to run it",
         "",
-        f"Input: float32, shape (batch, {', '.join(map(str, model['input_shape'] or []))}), "
-        f"{_normalisation(normalisation)}. Output: logits.",
+        f"Input: {dtype}, shape (batch, {', '.join(map(str, model['input_shape'] or []))}), "
+        f"{_normalisation(normalisation) if 'int' not in dtype else 'ids'}. Output: logits.",
         "",
         "| file | largest difference to the network | on examples |",
         "|---|---|---|",

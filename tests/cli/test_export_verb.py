@@ -20,7 +20,7 @@ def test_the_pruned_network_is_written_checked_and_described(finished, tmp_path,
     capsys.readouterr()
     assert main(["export", str(finished), "--format", "safetensors,pt2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "model.pt2: differs by at most" in printed and "validation images" in printed
+    assert "model.pt2: differs by at most" in printed and "validation examples" in printed
     card = (out / "MODEL_CARD.md").read_text()
     assert "test top-1" in card and "model.pt2" in card and "Apache-2.0" in card
     assert str(tmp_path) not in card
@@ -44,3 +44,17 @@ def test_bad_input_is_one_line(finished, tmp_path, capsys, arguments, message):
     assert main(["export", *named]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_without_the_data_inputs_are_made_up_and_it_says_so(
+    finished, tmp_path, monkeypatch, capsys
+):
+    from automl.commands.build import Bench
+    from automl.types import InputError
+
+    def gone(_):
+        raise InputError("the images are not there")
+
+    monkeypatch.setattr(Bench, "data", property(gone))
+    assert main(["export", str(finished), "--out", str(tmp_path / "out")]) == 0
+    assert "made-up inputs (the images are not there)" in capsys.readouterr().out
