@@ -58,7 +58,7 @@ class Outcome:
     """What became of a cell.
 
     Attributes:
-        status: ``done``, ``failed`` or ``skipped`` (it was done before).
+        status: ``done`` or ``failed``.
         text: The result, or the reason, in one line.
         seconds: How long it took.
     """

@@ -90,6 +90,8 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _without_result(folder: Path) -> dict[str, str]:
+    if (folder / "sensitivity.csv").is_file():  # of the verb, which has no final network
+        return {"status": "analysis", "problem": ""}
     if not (folder / FAILED).is_file():
         return {"status": "unfinished", "problem": f"prunepilot resume {folder}"}
     failure = json.loads((folder / FAILED).read_text(encoding="utf-8"))
@@ -186,5 +188,5 @@ def finals(runs: pd.DataFrame) -> pd.DataFrame:
 
 def problems(runs: pd.DataFrame) -> Iterable[str]:
     """A line per run that has no result."""
-    broken = runs[runs["status"] != "done"]
+    broken = runs[~runs["status"].isin(["done", "analysis"])]
     return [f"{row.run}: {row.status} ({row.problem})" for row in broken.itertuples()]

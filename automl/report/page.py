@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -99,7 +100,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "runs": [_groups(folder, runs) for folder in folders[:_MOST_RUNS]],
         "searches": _searches(folders, runs),
         "search_note": _search_note(found),
-        **_sensitivity(folders),
+        **_sensitivity(map(Path, runs["run"].unique())),
         "problems": list(problems(runs)),
         **_again(folders),
         "foot": f"PrunePilot {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
@@ -131,7 +132,6 @@ def _figures(runs: pd.DataFrame, found: pd.DataFrame) -> list[dict[str, str]]:
     """The numbers on top of a single run's page."""
     dense = runs[runs["network"] == "dense"].iloc[0]
     best = runs[runs["network"] == "found"].iloc[-1]
-    gain = 0.0
     uniform = found[(found["strategy"] == "uniform") & (found["tuned"] == best["tuned"])]
     figures = [
         (f"{100 * best['test_top1']:.2f} %", "test top-1", ""),
@@ -256,17 +256,17 @@ def _sensitivity(folders: Iterable[Path]) -> dict[str, Any]:
 
 
 def _sensitivity_curves(path: Path) -> dict[str, Any]:
+    """A curve per group, of the damage that ``prunepilot sensitivity`` wrote first."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    damage = next((c for c in ("kl", "damage", "loss") if rows and c in rows[0]), None)
-    if damage is None or "group" not in rows[0]:
-        return {"sensitivity": [], "sensitivity_metric": ""}
+        rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+    damage = next((name for name in (rows[0] if rows else ()) if name.endswith("_damage")), "")
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
-        one = groups.setdefault(row["group"], {"group": row["group"], "kept": [], "damage": []})
-        one["kept"].append(float(row["fraction"]))
+        one = groups.setdefault(row["target"], {"group": row["target"], "kept": [], "damage": []})
+        one["kept"].append(float(row["keep"]))
         one["damage"].append(max(float(row[damage]), 1e-6))
-    return {"sensitivity": list(groups.values()), "sensitivity_metric": damage}
+    name = damage.removesuffix("_damage")
+    return {"sensitivity": list(groups.values()), "sensitivity_metric": f"damage ({name})"}
 
 
 def _again(folders: Sequence[Path]) -> dict[str, str]:
@@ -283,13 +283,7 @@ def _command(config: str) -> str:
     overrides = from_yaml(config).get("overrides")
     if not overrides:
         return "prunepilot search (settings below)"
-    return " ".join(["prunepilot search", *(_quoted(text) for text in overrides)])
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
+    return f"prunepilot search {shlex.join(overrides)}"
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:

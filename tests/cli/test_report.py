@@ -87,3 +87,14 @@ def test_a_browser_draws_it_without_errors(sweep, tmp_path, width, height):
     for control in controls:
         name = re.search(r'id="(\w+)"', control)
         assert "aria-label" in control or (name and name.group(1) in labelled), control
+
+
+def test_a_sensitivity_analysis_beside_the_runs_is_drawn(sweep, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(sweep / "strategy=random,seed=0", both / "run")
+    settings = [part for part in SEARCH[1:] if part.startswith(("model", "data", "repair"))]
+    assert main(["sensitivity", *settings, "trials=9", f"run_dir={both / 'analysis'}"]) == 0
+    data = page_data([both])
+    assert data["problems"] == [] and data["sensitivity_metric"] == "damage (kl)"
+    assert len(data["sensitivity"]) == 8
+    assert all(0 < kept < 1 for group in data["sensitivity"] for kept in group["kept"])
