@@ -27,7 +27,7 @@ class SpmmLinear(PackedLinear):
     Attributes:
         tile: Columns of a tile.
         tiles: First listed row of every tile and the end.
-        rows: Rows that have entries in a tile, tile by tile.
+        rows: Rows that have entries in a tile, tile by tile; in the first tile all rows.
         starts: First entry of every listed row and the end.
         index: Column in its tile of every entry.
         value: Weight of every entry.
@@ -47,13 +47,16 @@ class SpmmLinear(PackedLinear):
         """See ``PackedLinear``."""
         return "spmm"
 
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """Column of every entry."""
+        tile = np.repeat(np.arange(len(self.tiles) - 1), np.diff(self.tiles))
+        return np.repeat(tile * self.tile, np.diff(self.starts)) + self.index
+
     def to_dense(self) -> Float32:
         """See ``PackedLinear``."""
-        per_row = np.diff(self.starts)
-        tile = np.repeat(np.arange(len(self.tiles) - 1), np.diff(self.tiles))
-        columns = np.repeat(tile * self.tile, per_row) + self.index
         dense = np.zeros((self.out_features, self.in_features), np.float32)
-        dense[np.repeat(self.rows, per_row), columns] = self.value
+        dense[np.repeat(self.rows, np.diff(self.starts)), self.columns] = self.value
         return dense
 
     def multiply(self, x: Float32) -> Float32:
@@ -129,6 +132,8 @@ class Spmm:
         sorted_entries = np.argsort(place, kind="stable")
         listed = np.take_along_axis(counts, order, 1).reshape(-1)
         used = listed > 0
+        # Where sums start, every row is listed.
+        used[:out_features] = True
         starts = np.zeros(np.count_nonzero(used) + 1, np.int64)
         np.cumsum(listed[used], out=starts[1:])
         bounds = np.zeros(tiles + 1, np.int64)

@@ -1,15 +1,24 @@
-"""Convolutions as sparse products: 64 or 16 output positions are lanes.
+"""Convolutions as sparse products: neighbouring output positions are the lanes of vectors.
 
-With stride 1 their inputs are neighbours too, in a padded image, and are read where they are;
-otherwise they are gathered first.
+``conv_plan.py`` says where things lie. Positions are counted in rows of ``pitch`` lanes, of which
+the last may be unused, and are worked on in tiles of whole rows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
+from automl.executors.kernels.blocks import (
+    fma_block,
+    load_block,
+    load_some,
+    splat_block,
+    store_block,
+    store_some,
+)
 from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import (
     fma,
@@ -18,198 +27,221 @@ from automl.executors.kernels.vectors import (
     prefetch,
     splat,
     store,
+    total,
+    zeros_float32x16,
 )
 
 #: Channels fetched ahead.
-_AHEAD = 8
+_AHEAD = 4
 
 
-@njit(**OPTIONS)
-def _segment(
-    row: Any, first: int, count: int, stride: int, offset: int, panel: Any, at: int
-) -> None:
-    """Positions ``first``.. of one output row, from one input row; zeros outside of it."""
-    for i in range(count):
-        column = (first + i) * stride + offset
-        panel[at + i] = row[column] if 0 <= column < row.shape[0] else 0
-
-
-@njit(**OPTIONS)
-def _inside(row: Any, first: int, count: int, panel: Any, at: int) -> None:
-    """The same for neighbours that all lie inside."""
-    for i in range(count):
-        panel[at + i] = row[first + i]
+@njit(**OPTIONS, inline="always")
+def _between(first: int, last: int) -> Any:
+    """A mask of the lanes from ``first`` to before ``last``, of which there are 16."""
+    low, high = min(max(first, 0), 16), min(max(last, 0), 16)
+    return np.uint16((1 << max(low, high)) - (1 << low))
 
 
 @njit(**OPTIONS)
 def gather(
-    x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, output: Any, first: int,
-    width: int, panel: Any,
-) -> None:  # fmt: skip
-    """panel[(channel, ky, kx), lane] = what the output position ``first + lane`` reads there.
+    x: Any, size: Any, stride: Any, planes: Any, rows: int, top: int, pitch: int, plane: int,
+    panel: Any, fast: bool,
+) -> bool:  # fmt: skip
+    """Lays out what a tile of output rows reads.
 
     Args:
-        x: One example, shape (channels, height, width).
-        kernel: Height and width of the kernel; likewise the four that follow.
-        stride: Steps of the kernel.
-        padding: Zeros on each side.
-        dilation: Distance of what the kernel reads.
-        output: Height and width of the output.
-        first: First output position, row by row.
-        width: Lanes of the panel; those behind the last position become zero.
-        panel: Filled.
+        x: One image, shape (channels, pixels).
+        size: Height and width of the image.
+        stride: Vertical and horizontal.
+        planes: For each plane: row and column of the image where it starts to read, and the
+            lanes of a row, first and behind the last, that are inside of the image.
+        rows: Rows of a plane.
+        top: First output row.
+        pitch: Lanes from one row to the next.
+        plane: Floats from one plane to the next.
+        panel: Filled: planes by channel, then by their number.
+        fast: Whether to use vector instructions.
+
+    Returns:
+        Whether no number read is NaN or infinite.
     """
-    above, left = divmod(first, output[1])
-    flat, size = x.reshape(-1), x.shape[1] * x.shape[2]
-    top = max(above * stride[0] - padding[0], 0) * x.shape[2]
-    begin = top + max(left * stride[1] - padding[1], 0)
-    at = 0
+    flat, pixels = x.reshape(-1), x.shape[1]
+    line = rows * stride[0] * size[1]
+    zero, at = zeros_float32x16(), 0
+    doubt, other = zero, np.float32(0)
     for channel in range(x.shape[0]):
-        # Channels lie far apart, so that nothing else would fetch the next ones.
-        ahead = (channel + _AHEAD) * size + begin
-        for line in range(0, width * stride[1] + 16, 16):
-            prefetch(flat, ahead + line)
-        for ky in range(kernel[0]):
-            for kx in range(kernel[1]):
-                lane, oy, ox = 0, above, left
-                offset = kx * dilation[1] - padding[1]
-                while lane < width and oy < output[0]:
-                    count = min(output[1] - ox, width - lane)
-                    iy = oy * stride[0] - padding[0] + ky * dilation[0]
-                    start = ox + offset
-                    if not 0 <= iy < x.shape[1]:
-                        panel[at + lane : at + lane + count] = 0
-                    elif stride[1] == 1 and start >= 0 and start + count <= x.shape[2]:
-                        _inside(x[channel, iy], start, count, panel, at + lane)
-                    else:
-                        _segment(x[channel, iy], ox, count, stride[1], offset, panel, at + lane)
-                    lane, oy, ox = lane + count, oy + 1, 0
-                if lane < width:
-                    panel[at + lane : at + width] = 0
-                at += width
+        ahead = (channel + _AHEAD) * pixels + max(top * stride[0] + planes[0, 0], 0) * size[1]
+        for place in range(0, min(line, pixels), 16):
+            prefetch(flat, ahead + place)
+        for number in range(planes.shape[0]):
+            first, last = planes[number, 2], planes[number, 3]
+            y = planes[number, 0] + top * stride[0]
+            start = y * size[1] + planes[number, 1]
+            for row in range(rows):
+                # The last row of an image that is taken as one line may be short.
+                stop = min(last, pixels - start) if stride[1] == 1 else last
+                stop = stop if 0 <= y < size[0] else 0
+                source, goal = channel * pixels + start, at + row * pitch
+                if fast and stride[1] == 1:
+                    # Writes whole vectors: up to 15 zeros where the next row or plane goes.
+                    for lane in range(0, pitch, 16):
+                        mask = _between(first - lane, stop - lane)
+                        inputs = load_some(flat, source + lane, mask)
+                        doubt = fma(inputs, zero, doubt)
+                        store(panel, goal + lane, inputs)
+                else:
+                    panel[goal : goal + pitch] = 0
+                    for lane in range(first, stop):
+                        number_read = flat[source + stride[1] * lane]
+                        other += number_read * np.float32(0)
+                        panel[goal + lane] = number_read
+                y, start = y + stride[0], start + stride[0] * size[1]
+            at += plane
+    # Zero times NaN or infinity is NaN, and all else adds up to zero.
+    return bool(total(doubt) + other == 0)
 
 
 @njit(**OPTIONS)
-def scatter(panel: Any, first: int, width: int, y: Any) -> None:
-    """y[channel, first + lane] = panel[channel, lane] for the positions that there are."""
-    count = min(width, y.shape[1] - first)
-    flat, size = y.reshape(-1), y.shape[1]
-    for channel in range(y.shape[0]):
-        for line in range(0, width + 16, 16):
-            prefetch(flat, (channel + _AHEAD) * size + first + line)
-        for lane in range(count):
-            y[channel, first + lane] = panel[channel * width + lane]
-
-
-@njit(**OPTIONS)
-def pad(x: Any, padding: Any, width: int, pitch: int, image: Any) -> None:
-    """Copies an image between zeros.
-
-    Args:
-        x: One example, shape (channels, height, width).
-        padding: Zeros above and to the left.
-        width: Of the padded image.
-        pitch: From one channel to the next.
-        image: Filled where the example goes; zeros elsewhere.
-    """
-    for channel in range(x.shape[0]):
-        for row in range(x.shape[1]):
-            at = channel * pitch + (row + padding[0]) * width + padding[1]
-            for column in range(x.shape[2]):
-                image[at + column] = x[channel, row, column]
-
-
-@njit(**OPTIONS)
-def multiply_64(
-    image: Any,
-    offsets: Any,
-    tile: int,
-    tiles: Any,
-    rows: Any,
-    starts: Any,
-    index: Any,
-    value: Any,
-    first: int,
-    y: Any,
+def scatter(
+    sums: Any, lanes: int, top: int, rows: int, width: int, pitch: int, y: Any, fast: bool
 ) -> None:
-    """Adds the products of 64 neighbouring positions, read where they are.
+    """Takes a tile's sums to the output.
 
     Args:
-        image: Padded image, with 64 zeros behind it.
-        offsets: Where in the image each column of the matrix has its first position.
-        tile: As in ``spmm.multiply_64``, with the five that follow.
+        sums: Shape (channels, lanes).
+        lanes: Of a tile.
+        top: First output row.
+        rows: Output rows of a tile, of which the last tile may lack some.
+        width: Columns of the output.
+        pitch: Lanes from one row to the next.
+        y: Output, shape (channels, pixels).
+        fast: Whether to use vector instructions.
+    """
+    flat, pixels = y.reshape(-1), y.shape[1]
+    for channel in range(y.shape[0]):
+        for place in range(0, rows * width, 16):
+            prefetch(flat, (channel + _AHEAD) * pixels + top * width + place)
+        for row in range(rows):
+            first = (top + row) * width
+            count = min(width, pixels - first)
+            at, source = channel * pixels + first, channel * lanes + row * pitch
+            if fast:
+                for lane in range(0, count, 16):
+                    mask = _between(0, count - lane)
+                    store_some(flat, at + lane, load_float32x16(sums, source + lane), mask)
+            else:
+                for lane in range(count):
+                    flat[at + lane] = sums[source + lane]
+
+
+@njit(**OPTIONS)
+def multiply(
+    panel: Any, tiles: Any, rows: Any, starts: Any, offsets: Any, value: Any, bias: Any,
+    first: int, pitch: int, sums: Any, like: Any,
+) -> None:  # fmt: skip
+    """Sums up the products of as many vectors of positions as ``like`` is long.
+
+    Two rows with equally many entries go side by side, so that their additions need not wait for
+    each other; rows are sorted by their entries, and most have such a neighbour.
+
+    Args:
+        panel: Activations.
+        tiles: First listed row of every tile of columns and the end.
+        rows: Rows that have entries in a tile, those with equally many together; all rows in the
+            first tile.
+        starts: First entry of every listed row and the end.
+        offsets: Where in the panel the activations of an entry's column start.
+        value: Weight of every entry.
+        bias: What each row starts with.
+        first: First position.
+        pitch: Sums of a row.
+        sums: Filled, shape (rows, pitch).
+        like: See ``blocks.py``.
+    """
+    for t in range(tiles.shape[0] - 1):
+        listed, last = peek(tiles, t), peek(tiles, t + 1)
+        while listed < last:
+            begin, end = peek(starts, listed), peek(starts, listed + 1)
+            count = end - begin
+            row = peek(rows, listed)
+            at = row * pitch + first
+            a = load_block(sums, at, like) if t else splat_block(peek(bias, row), like)
+            if listed + 1 < last and peek(starts, listed + 2) - end == count:
+                row = peek(rows, listed + 1)
+                other = row * pitch + first
+                b = load_block(sums, other, like) if t else splat_block(peek(bias, row), like)
+                for n in range(begin, end):
+                    place = first + peek(offsets, n)
+                    a = fma_block(splat(peek(value, n)), panel, place, a)
+                    place = first + peek(offsets, n + count)
+                    b = fma_block(splat(peek(value, n + count)), panel, place, b)
+                store_block(sums, other, b)
+                listed += 2
+            else:
+                for n in range(begin, end):
+                    place = first + peek(offsets, n)
+                    a = fma_block(splat(peek(value, n)), panel, place, a)
+                listed += 1
+            store_block(sums, at, a)
+
+
+@njit(**OPTIONS)
+def multiply_plain(
+    panel: Any, tiles: Any, rows: Any, starts: Any, offsets: Any, value: Any, bias: Any,
+    pitch: int, sums: Any,
+) -> None:  # fmt: skip
+    """The same for all positions, without vector instructions of our own."""
+    for row in range(bias.shape[0]):
+        sums[row * pitch : row * pitch + pitch] = bias[row]
+    for listed in range(tiles[-1]):
+        at = rows[listed] * pitch
+        own = sums[at : at + pitch]
+        for n in range(starts[listed], starts[listed + 1]):
+            inputs = panel[offsets[n] : offsets[n] + pitch]
+            for lane in range(pitch):
+                own[lane] += value[n] * inputs[lane]
+
+
+@njit(**OPTIONS)
+def convolve(
+    x: Any, y: Any, memory: Any, layout: Any, planes: Any, offsets: Any, tiles: Any, rows: Any,
+    starts: Any, value: Any, bias: Any, like: Any,
+) -> bool:  # fmt: skip
+    """Convolves images one after the other, in one call: a call costs microseconds.
+
+    Args:
+        x: Shape (batch, channels, height, width).
+        y: Filled, likewise.
+        memory: At least as many floats as planes and sums take.
+        layout: Height and width of the image as it is cut, strides, output rows as they are cut,
+            columns of these, pitch, rows of a tile, rows of a plane, floats of a plane, lanes of
+            a tile, where in the memory sums start.
+        planes: See ``gather``.
+        offsets: See ``multiply``, with the five that follow.
         tiles: See there.
         rows: See there.
         starts: See there.
-        index: See there.
         value: See there.
-        first: First position.
-        y: Panel of sums, shape (out_channels * 64).
+        bias: See there.
+        like: See ``blocks.py``: positions worked on at once. None for plain loops.
+
+    Returns:
+        Whether all that was read is finite; if not, ``y`` is not to be used.
     """
-    for t in range(tiles.shape[0] - 1):
-        column = tile * t
-        for listed in range(peek(tiles, t), peek(tiles, t + 1)):
-            row = 64 * peek(rows, listed)
-            a, b = load_float32x16(y, row), load_float32x16(y, row + 16)
-            c, d = load_float32x16(y, row + 32), load_float32x16(y, row + 48)
-            for at in range(peek(starts, listed), peek(starts, listed + 1)):
-                weight = splat(peek(value, at))
-                place = first + peek(offsets, column + peek(index, at))
-                a = fma(weight, load_float32x16(image, place), a)
-                b = fma(weight, load_float32x16(image, place + 16), b)
-                c = fma(weight, load_float32x16(image, place + 32), c)
-                d = fma(weight, load_float32x16(image, place + 48), d)
-            store(y, row, a)
-            store(y, row + 16, b)
-            store(y, row + 32, c)
-            store(y, row + 48, d)
-
-
-@njit(**OPTIONS)
-def multiply_64_plain(
-    image: Any,
-    offsets: Any,
-    tile: int,
-    tiles: Any,
-    rows: Any,
-    starts: Any,
-    index: Any,
-    value: Any,
-    first: int,
-    y: Any,
-) -> None:
-    """The same without vector instructions of our own."""
-    for t in range(tiles.shape[0] - 1):
-        for listed in range(tiles[t], tiles[t + 1]):
-            sums = y[64 * rows[listed] : 64 * rows[listed] + 64]
-            for at in range(starts[listed], starts[listed + 1]):
-                place = first + offsets[tile * t + index[at]]
-                inputs = image[place : place + 64]
-                for lane in range(64):
-                    sums[lane] += value[at] * inputs[lane]
-
-
-@njit(**OPTIONS)
-def scatter_rows(panel: Any, first: int, pitch: int, y: Any) -> None:
-    """Takes 64 positions of a padded image to the output, leaving out those that are none.
-
-    Args:
-        panel: Sums, shape (channels * 64).
-        first: First position.
-        pitch: From one row of the padded image to the next.
-        y: Output, shape (channels, height, width).
-    """
-    _, height, width = y.shape
-    flat, size = y.reshape(-1), height * width
-    top, left = divmod(first, pitch)
-    for channel in range(y.shape[0]):
-        begin = (channel + _AHEAD) * size + top * width + left
-        for line in range(0, 80, 16):
-            prefetch(flat, begin + line)
-        lane, row, column = 0, top, left
-        while lane < 64 and row < height:
-            count = min(pitch - column, 64 - lane)
-            at, sums = channel * size + row * width + column, 64 * channel + lane
-            for i in range(min(width - column, count)):
-                flat[at + i] = panel[sums + i]
-            lane, row, column = lane + count, row + 1, 0
+    size, stride = (layout[0], layout[1]), (layout[2], layout[3])
+    height, width, pitch, high = layout[4], layout[5], layout[6], layout[7]
+    deep, plane, lanes = layout[8], layout[9], layout[10]
+    panel, sums, fast = memory, memory[layout[11] :], like is not None
+    for image in range(x.shape[0]):
+        inputs, outputs = x[image].reshape(x.shape[1], -1), y[image].reshape(y.shape[1], -1)
+        for top in range(0, height, high):
+            if not gather(inputs, size, stride, planes, deep, top, pitch, plane, panel, fast):
+                return False
+            entries = (panel, tiles, rows, starts, offsets, value, bias)
+            if like is None:
+                multiply_plain(*entries, lanes, sums)
+            else:
+                for first in range(0, lanes, 16 * len(like)):
+                    multiply(*entries, first, lanes, sums, like)
+            scatter(sums, lanes, top, high, width, pitch, outputs, fast)
+    return True

@@ -18,7 +18,7 @@ from numba.extending import intrinsic, models, register_model
 _I32 = ir.IntType(32)
 
 
-def _intrinsic(build: Callable[..., Any]) -> Any:
+def intrinsic_of(build: Callable[..., Any]) -> Any:
     """Numba's decorator; as ``Any``, because type checkers take the result for what is wrapped."""
     return intrinsic(build)
 
@@ -53,16 +53,17 @@ int16x32 = Vector("int16x32", ir.VectorType(ir.IntType(16), 32))
 int8x64 = Vector("int8x64", ir.VectorType(ir.IntType(8), 64))
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+def address_of(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    """Where an element of an array lies, for use in intrinsics."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [offset])
 
 
 def _loader(vector: Vector) -> Any:
-    @_intrinsic
+    @intrinsic_of
     def load(typing_context: Any, array: Any, offset: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            address = _address(context, builder, signature.args[0], *values)
+            address = address_of(context, builder, signature.args[0], *values)
             loaded = builder.load(builder.bitcast(address, vector.llvm.as_pointer()))
             loaded.align = 1
             return loaded
@@ -79,22 +80,22 @@ load_int16x32 = _loader(int16x32)
 load_int8x64 = _loader(int8x64)
 
 
-@_intrinsic
+@intrinsic_of
 def peek(typing_context: Any, array: Any, offset: Any) -> Any:
     """One element, without the checks for negative indices."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.load(_address(context, builder, signature.args[0], *values))
+        return builder.load(address_of(context, builder, signature.args[0], *values))
 
     return array.dtype(array, types.intp), generate
 
 
-@_intrinsic
+@intrinsic_of
 def peek_uint64(typing_context: Any, array: Any, offset: Any) -> Any:
     """The 8 bytes from element ``offset`` on as one number."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *values)
+        address = address_of(context, builder, signature.args[0], *values)
         loaded = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()))
         loaded.align = 1
         return loaded
@@ -102,12 +103,12 @@ def peek_uint64(typing_context: Any, array: Any, offset: Any) -> Any:
     return types.uint64(array, types.intp), generate
 
 
-@_intrinsic
+@intrinsic_of
 def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     """Asks for the cache line of an element, which may lie behind the array's end."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *values)
+        address = address_of(context, builder, signature.args[0], *values)
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -118,12 +119,12 @@ def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-@_intrinsic
+@intrinsic_of
 def store(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
     """Writes a vector to the 64 bytes from element ``offset`` on."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address = _address(context, builder, signature.args[0], values[0], values[1])
+        address = address_of(context, builder, signature.args[0], values[0], values[1])
         pointer = builder.bitcast(address, vector.llvm.as_pointer())
         builder.store(values[2], pointer).align = 1
         return context.get_dummy_value()
@@ -138,14 +139,14 @@ def _constant(vector: Vector, value: float) -> Any:
 
         return vector(), generate
 
-    return _intrinsic(build)
+    return intrinsic_of(build)
 
 
 zeros_float32x16 = _constant(float32x16, 0.0)
 zeros_int32x16 = _constant(int32x16, 0)
 
 
-@_intrinsic
+@intrinsic_of
 def splat(typing_context: Any, number: Any) -> Any:
     """16 times the same float."""
 
@@ -173,11 +174,11 @@ def _operator(name: str, result: Vector, *operands: Vector) -> Any:
 
 
 def _binary(build: Callable[..., Any]) -> Any:
-    return _intrinsic(lambda typing_context, a, b: build(typing_context, a, b))
+    return intrinsic_of(lambda typing_context, a, b: build(typing_context, a, b))
 
 
 def _ternary(build: Callable[..., Any]) -> Any:
-    return _intrinsic(lambda typing_context, a, b, c: build(typing_context, a, b, c))
+    return intrinsic_of(lambda typing_context, a, b, c: build(typing_context, a, b, c))
 
 
 #: fma(a, b, c): a * b + c, rounded once.
@@ -198,7 +199,7 @@ pick2_int8x64 = _ternary(
 )
 
 
-@_intrinsic
+@intrinsic_of
 def dot4(typing_context: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     """Adds to each of 16 sums four products of an unsigned and a signed byte."""
 
@@ -213,7 +214,7 @@ def dot4(typing_context: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     return int32x16(int32x16, int8x64, int8x64), generate
 
 
-@_intrinsic
+@intrinsic_of
 def shift_right(typing_context: Any, vector: Any, bits: Any) -> Any:
     """Every lane shifted by the same number of bits; zeros come in."""
 
@@ -241,7 +242,7 @@ def choose(typing_context: Any, index: Any, mask: Any, without: Any, having: Any
     return without(index, mask, without, without), generate
 
 
-@_intrinsic
+@intrinsic_of
 def add(typing_context: Any, a: Any, b: Any) -> Any:
     """The sum of two vectors of one type."""
 
@@ -252,7 +253,7 @@ def add(typing_context: Any, a: Any, b: Any) -> Any:
     return a(a, a), generate
 
 
-@_intrinsic
+@intrinsic_of
 def upper_halves(typing_context: Any, words: Any) -> Any:
     """The 16 bfloat16 in the upper halves of 32-bit lanes, as float32."""
 
@@ -264,7 +265,7 @@ def upper_halves(typing_context: Any, words: Any) -> Any:
     return float32x16(words), generate
 
 
-@_intrinsic
+@intrinsic_of
 def lower_halves(typing_context: Any, words: Any) -> Any:
     """The 16 bfloat16 in the lower halves of 32-bit lanes, as float32."""
 
@@ -276,7 +277,7 @@ def lower_halves(typing_context: Any, words: Any) -> Any:
     return float32x16(words), generate
 
 
-@_intrinsic
+@intrinsic_of
 def expand(typing_context: Any, mask: Any, vector: Any) -> Any:
     """The vector's first floats spread out to the lanes whose bit of a uint16 is set; else zero."""
 
@@ -291,7 +292,7 @@ def expand(typing_context: Any, mask: Any, vector: Any) -> Any:
     return float32x16(types.uint16, float32x16), generate
 
 
-@_intrinsic
+@intrinsic_of
 def ones(typing_context: Any, mask: Any) -> Any:
     """How many bits of a uint16 are set."""
 
@@ -307,7 +308,7 @@ def ones(typing_context: Any, mask: Any) -> Any:
 def _spread(vector: Vector, copies: int, shifts: list[int], base: list[int]) -> Any:
     """Lane i is ``word >> shifts[i] & 3 | base[i]``, of a word repeated over the register."""
 
-    @_intrinsic
+    @intrinsic_of
     def spread(typing_context: Any, word: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             whole = ir.VectorType(ir.IntType(512 // copies), copies)
@@ -335,7 +336,7 @@ spread_places_int16x32 = _spread(
 )
 
 
-@_intrinsic
+@intrinsic_of
 def total(typing_context: Any, vector: Any) -> Any:
     """The sum of 16 floats, added in any order."""
 
