@@ -24,6 +24,13 @@ def _data_dir(name: str) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
+def cache_dir() -> Path:
+    """Where what is measured once per machine lies: ``PRUNEPILOT_CACHE``, or the user's cache."""
+    given = os.environ.get("PRUNEPILOT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "prunepilot"
+
+
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
 

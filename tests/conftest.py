@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Timings and sums do not depend on what else the machine does, and no test fails for being slow.
 torch.set_num_threads(1)
+# What is measured once per machine is measured anew by every run of the tests.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["PRUNEPILOT_CACHE"] = _CACHE.name
 hypothesis.settings.register_profile("prunepilot", deadline=None)
 hypothesis.settings.load_profile("prunepilot")
 

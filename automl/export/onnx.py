@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from automl.executors.onnx_runtime import PACKAGES, quiet_exporter
 from automl.export.pt2 import batch
 from automl.types import InputError
 
+__all__ = ["PACKAGES", "run", "write"]
+
 FILE = "model.onnx"
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
@@ -27,7 +24,7 @@ def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
         InputError: It holds an operator that ONNX does not have.
     """
     file = folder / FILE
-    with _quiet():
+    with quiet_exporter():
         try:
             torch.onnx.export(
                 network,
@@ -51,16 +48,3 @@ def run(file: Path, inputs: Tensor) -> Any:
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return session.run(None, {"input": inputs.numpy()})[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress and advice to itself."""
-    level = logging.getLogger("onnxscript").level
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.getLogger("onnxscript").setLevel(level)

@@ -3,8 +3,14 @@ import torch
 from torch import nn
 
 import automl
-from automl.executors import compiler
+from automl.executors import autotune, compiler, whole
+from automl.executors.latency import Latency
 from automl.types import InputError
+
+
+def compile(network, x, **settings):
+    """Without what takes long, and with nothing remembered."""
+    return automl.compile(network, x, **{"baselines": ["eager"], "remember": False} | settings)
 
 
 def sparse(network, density=0.05):
@@ -25,20 +31,29 @@ def network():
 
 @pytest.fixture
 def times(monkeypatch):
-    """Sets what every format takes on every layer."""
+    """Sets what every format takes on every layer, and that whole networks gain as layers do."""
 
-    def set_times(**us):
-        monkeypatch.setattr(
-            compiler, "_median_us", lambda calls, prepare: {name: us[name] for name in calls}
-        )
+    def set_times(wholes=None, **us):
+        def layers(calls, prepare):
+            return {name: [us[name]] for name in calls}
+
+        def networks(given, inputs, **_):
+            found = wholes or {name: 1.0 if "sparse" in name else 10.0 for name in given}
+            first = found[next(iter(given))]
+            return {n: Latency(found[n], found[n], found[n] / first, 15) for n in given}
+
+        monkeypatch.setattr(autotune, "measure_us", layers)
+        monkeypatch.setattr(whole, "measure_latency", networks)
 
     return set_times
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_the_compiled_network_computes_the_same(network, batch):
+def test_the_compiled_network_computes_the_same(network, batch, times):
+    times(dense=100, pell=20, csc=30, bitmap=40, nm24=50, spmm=10 if batch > 1 else 60)
     x = torch.randn(batch, 1, 8, 8)
-    run = automl.compile(network, x)
+    run = compile(network, x)
+    assert run.choices[1].format == ("pell" if batch == 1 else "spmm")
     expected = network(x).detach()
     assert torch.allclose(run(x), expected, atol=1e-5)
     assert [choice.layer for choice in run.choices] == ["0", "3", "5", "6"]
@@ -48,7 +63,7 @@ def test_the_compiled_network_computes_the_same(network, batch):
 def test_the_fastest_format_is_chosen_and_the_rest_is_left_alone(network, times):
     times(dense=100, pell=20, csc=30)
     x = torch.randn(2, 1, 8, 8)
-    run = automl.compile(network, x, executors=["pell", "csc"])
+    run = compile(network, x, executors=["pell", "csc"])
     assert [choice.format for choice in run.choices] == ["dense", "pell", "pell", "pell"]
     assert type(run.network[3]) is compiler.PackedModule and type(run.network[0]) is nn.Conv2d
     assert type(network[3]) is nn.Linear
@@ -62,7 +77,7 @@ def test_the_fastest_format_is_chosen_and_the_rest_is_left_alone(network, times)
 
 def test_formats_that_gain_no_more_than_noise_are_not_chosen(network, times):
     times(dense=100, pell=98)
-    run = automl.compile(network, torch.randn(1, 1, 8, 8), executors=["pell"])
+    run = compile(network, torch.randn(1, 1, 8, 8), executors=["pell"])
     assert {choice.format for choice in run.choices} == {"dense"}
     assert all(type(module) is not compiler.PackedModule for module in run.modules())
 
@@ -72,12 +87,12 @@ def test_layers_that_do_not_fit_a_format_are_not_measured_in_it(network, times):
     network[5].weight.data[:] = 1  # Not 2:4; the others are too sparse to break it.
     for layer in (network[3], network[6]):
         layer.weight.data.view(-1, 4)[:, 2:] = 0
-    run = automl.compile(network, torch.randn(1, 1, 8, 8), executors=["nm24", "csc"])
+    run = compile(network, torch.randn(1, 1, 8, 8), executors=["nm24", "csc"])
     assert [choice.format for choice in run.choices] == ["dense", "nm24", "csc", "nm24"]
 
 
 def test_other_types_stay_dense_and_say_so(network):
-    run = automl.compile(network.double(), torch.randn(1, 1, 8, 8).double())
+    run = compile(network.double(), torch.randn(1, 1, 8, 8).double())
     assert {choice.reason for choice in run.choices} == {"it is torch.float64, not float32"}
     assert run(torch.randn(1, 1, 8, 8).double()).dtype == torch.float64
 
@@ -85,7 +100,7 @@ def test_other_types_stay_dense_and_say_so(network):
 def test_a_network_that_is_one_layer(times):
     times(dense=100, csc=10)
     layer = sparse(nn.Linear(40, 30), 0.2)
-    run = automl.compile(layer, torch.ones(3, 40), executors=["csc"])
+    run = compile(layer, torch.ones(3, 40), executors=["csc"])
     assert torch.allclose(run(torch.ones(2, 7, 40)), layer(torch.ones(2, 7, 40)).detach())
 
 
@@ -101,7 +116,7 @@ def test_several_inputs_and_gradients(times):
     times(dense=100, csc=10)
     network = sparse(Two(), 0.3)
     inputs = torch.randn(4, 20, requires_grad=True), torch.randn(4, 30)
-    run = automl.compile(network, inputs, executors=["csc"])
+    run = compile(network, inputs, executors=["csc"])
     y = run(*inputs)
     assert torch.allclose(y, network(*inputs).detach(), atol=1e-6) and not y.requires_grad
     with pytest.raises(InputError, match="networks of one input"):
@@ -109,29 +124,29 @@ def test_several_inputs_and_gradients(times):
 
 
 def test_latency_compares_with_the_dense_network(network):
-    run = automl.compile(network, torch.randn(1, 1, 8, 8), executors=["csc"])
+    run = compile(network, torch.randn(1, 1, 8, 8), executors=["csc"])
     latency = run.latency(budget_s=0.05)
     assert list(latency) == ["dense", "compiled"] and latency["dense"].ratio == 1
 
 
 def test_weights_are_put_out_of_the_cache_only_if_they_do_not_stay_there(monkeypatch):
     small = nn.Linear(4, 4)
-    assert compiler._preparation(small) is compiler._nothing
+    assert compiler._preparation(small) == (compiler._nothing, False)
     monkeypatch.setattr(compiler, "last_level_cache", lambda: 16)
-    assert compiler._preparation(small) is not compiler._nothing
+    assert compiler._preparation(small)[1]
 
 
 def test_wrong_arguments_are_refused(network):
     with pytest.raises(InputError, match="did you mean 'pell'"):
-        automl.compile(network, torch.randn(1, 1, 8, 8), executors=["pel"])
+        compile(network, torch.randn(1, 1, 8, 8), executors=["pel"])
     with pytest.raises(InputError, match=r"is on meta; executors run on the CPU"):
-        automl.compile(network.to("meta"), torch.randn(1, 1, 8, 8))
+        compile(network.to("meta"), torch.randn(1, 1, 8, 8))
 
 
 def test_rounding_formats_are_only_used_when_asked_for(network, times):
     times(dense=100, pell_int8=10)
     x = torch.randn(1, 1, 8, 8)
-    run = automl.compile(network, x, executors=["pell_int8"])
+    run = compile(network, x, executors=["pell_int8"])
     assert {choice.format for choice in run.choices[1:]} == {"pell_int8"}
     assert 0 < float((run(x) - network(x).detach()).abs().max()) < 0.05
     assert not set(compiler.EXACT) & {"pell_int8", "pell_bf16", "pell_codebook", "eie"}
@@ -145,9 +160,82 @@ def test_sparse_convolutions_are_packed(times, stride):
     convolution.weight.data *= torch.rand(convolution.weight.shape) < 0.3
     network = nn.Sequential(convolution, nn.ReLU(), nn.Conv2d(9, 4, 1, padding_mode="reflect"))
     x = torch.randn(2, 6, 9, 11)
-    run = automl.compile(network, x)
+    run = compile(network, x)
     assert [choice.format for choice in run.choices] == ["conv", "dense"]
     assert run.choices[0].batch == 2 and run.choices[1].reason == "its padding is 'reflect', (0, 0)"
     assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
     channels_last = x.to(memory_format=torch.channels_last)
     assert torch.allclose(run(channels_last), network(x).detach(), atol=1e-5)
+
+
+def test_a_network_that_does_not_gain_as_a_whole_is_left_dense(network, times):
+    times({"eager": 1.0, "onednn": 0.9, "sparse:all": 0.88}, dense=100, onednn=90, csc=30, conv=99)
+    x = torch.randn(1, 1, 8, 8)
+    run = compile(network, x, executors=["csc"], baselines=["onednn"])
+    assert {choice.format for choice in run.choices} == {"dense"}
+    assert run.choices[1].reason == (
+        "the whole network is 1.02 times as fast as the best dense one (onednn)"
+    )
+    assert run.network is run.dense and run.verdict.dense == "onednn"
+    assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
+
+
+def test_layers_that_hardly_gain_are_reverted_where_the_whole_gains_by_it(network, times):
+    wholes = {"eager": 10.0, "sparse:all": 8.0, "sparse:clear": 4.0}
+    times(wholes, dense=100, csc=80, nm24=20)
+    network[5].weight.data.view(-1, 4)[:, 2:] = 0
+    network[3].weight.data[:, :4] = 1  # Not 2:4.
+    network[6].weight.data[:, :4] = 1
+    x = torch.randn(1, 1, 8, 8)
+    run = compile(network, x, executors=["csc", "nm24"])
+    assert [choice.format for choice in run.choices] == ["dense", "dense", "nm24", "dense"]
+    assert run.choices[1].reason.startswith("the whole network is faster without")
+    kinds = [type(run.network[i]) for i in (3, 5, 6)]
+    assert kinds == [nn.Linear, compiler.PackedModule, nn.Linear]
+    assert run.choices[2].packed_bytes < run.choices[2].dense_bytes
+    assert run.choices[1].packed_bytes == run.choices[1].dense_bytes
+
+
+def test_a_second_time_nothing_is_measured(network, tmp_path, monkeypatch):
+    x = torch.randn(1, 1, 8, 8)
+    settings = {"executors": ["csc", "pell"], "baselines": ["onednn"], "remember": tmp_path}
+    first = compile(network, x, **settings)
+    assert len(list(tmp_path.glob("autotuned-*.csv"))) == 1
+
+    def fail(*_, **__):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(autotune, "measure_us", fail)
+    monkeypatch.setattr(whole, "measure_latency", fail)
+    second = compile(network, x, **settings)
+    assert second.choices == first.choices and second.verdict == first.verdict
+    with pytest.raises(AssertionError, match="measured"):
+        compile(network, x, **{**settings, "executors": ["csc", "bitmap"]})
+
+
+def test_a_memory_that_cannot_be_read_or_written_is_a_warning(network, tmp_path, times):
+    times(dense=100, csc=10)
+    x = torch.randn(1, 1, 8, 8)
+    compile(network, x, executors=["csc"], remember=tmp_path)
+    next(tmp_path.glob("*.json")).write_text("{")
+    with pytest.warns(UserWarning, match="measured before is not used"):
+        run = compile(network, x, executors=["csc"], remember=tmp_path)
+    assert run.choices[1].format == "csc"
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.warns(UserWarning, match="is not remembered"):
+        compile(network, x, executors=["csc"], remember=taken)
+
+
+def test_batch_norms_are_folded_before_anything_is_compared(times):
+    times(dense=100, conv=20)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    network[1].running_mean[:], network[1].running_var[:] = 0.3, 2.0
+    for layer in (network[0], network[3]):
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.3
+    x = torch.randn(2, 3, 6, 6)
+    run = compile(network.eval(), x)
+    assert [choice.format for choice in run.choices] == ["conv", "conv"]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in run.modules())
+    assert torch.allclose(run(x), network(x).detach(), atol=1e-5)

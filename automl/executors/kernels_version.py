@@ -1,0 +1,23 @@
+"""Which kernels times were measured with: times of other kernels say nothing about these."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from functools import cache
+from pathlib import Path
+
+from automl.executors import formats
+
+
+@cache
+def kernels_version() -> str:
+    """A few digits that change with the source of the kernels and the formats."""
+    folder = Path(__file__).resolve().parent
+    modules = {type(formats.load(name)).__module__ for name in formats.names()}
+    modules |= {"automl.executors.conv", "automl.executors.packed"}
+    files = {Path(str(importlib.import_module(name).__file__)) for name in modules}
+    content = hashlib.sha256()
+    for file in sorted([*files, *(folder / "kernels").glob("*.py")]):
+        content.update(file.read_bytes())
+    return content.hexdigest()[:8]
