@@ -23,7 +23,7 @@ def intrinsic_of(build: Callable[..., Any]) -> Any:
     return intrinsic(build)
 
 
-def _literal_intrinsic(build: Callable[..., Any]) -> Any:
+def literal_intrinsic(build: Callable[..., Any]) -> Any:
     """The same, with the values of constant arguments."""
     return intrinsic(prefer_literal=True)(build)
 
@@ -228,7 +228,7 @@ def shift_right(typing_context: Any, vector: Any, bits: Any) -> Any:
     return vector(vector, types.intp), generate
 
 
-@_literal_intrinsic
+@literal_intrinsic
 def choose(typing_context: Any, index: Any, mask: Any, without: Any, having: Any) -> Any:
     """Lane by lane ``having`` where ``index & mask`` is not zero, else ``without``."""
     bits = mask.literal_value
