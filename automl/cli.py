@@ -20,7 +20,7 @@ from automl.hints import did_you_mean
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
 VERBS = (
     "search", "resume", "sensitivity", "compare", "report", "policy", "apply", "export", "prune",
-    "trace", "lut", "storage", "doctor",
+    "trace", "lut", "storage", "bench", "doctor",
 )  # fmt: skip
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

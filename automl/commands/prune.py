@@ -114,7 +114,7 @@ class _Pruning:
             InputError: A ratio or a policy does not go with the network.
         """
         if policy is None:
-            return cls(bench, bench.plan, _from_ratio(bench))
+            return cls(bench, bench.plan, policy_from_settings(bench))
         from automl.pruning.masked_plan import MaskedPlan, is_inside
 
         plan = bench.trace.plan
@@ -186,7 +186,7 @@ class _Pruning:
             print(note)
 
 
-def _from_ratio(bench: Bench) -> Policy:
+def policy_from_settings(bench: Bench) -> Policy:
     """The policy of ``ratio=``."""
     from automl.commands.build import whole
     from automl.pruning.pruner import Pruner, policy_from_ratios

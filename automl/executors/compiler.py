@@ -59,6 +59,7 @@ class CompiledModel(nn.Module):
             sparse one is faster.
         choices: What was chosen for every layer.
         verdict: How whole networks compared.
+        tried: What would have been chosen for every layer by itself.
     """
 
     def __init__(
@@ -68,20 +69,27 @@ class CompiledModel(nn.Module):
         example_inputs: tuple[Any, ...],
         choices: Sequence[Choice],
         verdict: Verdict,
+        tried: Sequence[Choice],
+        sparse: nn.Module | None,
     ) -> None:
         """Keeps the dense network beside it, to compare with."""
         super().__init__()
         self.network = network
-        self.choices = tuple(choices)
+        self.choices, self.tried = tuple(choices), tuple(tried)
         self.verdict = verdict
-        # In a tuple: the dense network's weights are not this one's parameters.
-        self._dense = (dense,)
+        # In a tuple: the weights of other networks are not this one's parameters.
+        self._others = (dense, sparse)
         self._example_inputs = example_inputs
 
     @property
     def dense(self) -> nn.Module:
         """See the class."""
-        return self._dense[0]
+        return self._others[0]
+
+    @property
+    def sparse(self) -> nn.Module | None:
+        """The fastest sparse network, used or not; None where no layer gains."""
+        return self._others[1]
 
     def forward(self, *inputs: Any) -> Any:
         """Runs the network without recording gradients."""
@@ -165,12 +173,14 @@ def compile(
     choices, ways = _choose(tuner, folded, inputs)
     sparse = _sparse_networks(folded, choices, ways)
     verdict = judge(dense, sparse, inputs, memory, _key(tuner, folded, inputs))
-    best = dense[verdict.dense]
+    best, candidate = dense[verdict.dense], sparse.get(verdict.candidate or "")
     if verdict.sparse is None:
-        return CompiledModel(best, best, inputs, _reverted(choices, verdict), verdict)
+        network, chosen = best, _reverted(choices, verdict)
+    else:
+        network, chosen = sparse[verdict.sparse], choices
     if verdict.sparse == "clear":
-        choices = [c if not c.is_sparse or _is_clear(c) else _left(c) for c in choices]
-    return CompiledModel(sparse[verdict.sparse], best, inputs, choices, verdict)
+        chosen = [c if not c.is_sparse or _is_clear(c) else _left(c) for c in choices]
+    return CompiledModel(network, best, inputs, chosen, verdict, choices, candidate)
 
 
 def _folder(remember: bool | str | os.PathLike[str]) -> str | os.PathLike[str] | None:

@@ -29,12 +29,16 @@ class Latency:
         ratio: Median over rounds of this network's time to the first network's in the same
             round: below 1 is faster than the first.
         rounds: How many passes the medians stand on.
+        iqr_ms: Distance between the quartiles of the wall times.
+        ratio_iqr: Distance between the quartiles of the rounds' ratios.
     """
 
     median_ms: float
     undisturbed_ms: float
     ratio: float
     rounds: int
+    iqr_ms: float = 0.0
+    ratio_iqr: float = 0.0
 
 
 def measure_latency(
@@ -72,15 +76,21 @@ def measure_latency(
                 call()
         times = _rounds(calls, budget_s)
     first = next(iter(times.values()))
-    return {
-        name: Latency(
-            median_ms=1e3 * statistics.median(own),
-            undisturbed_ms=1e3 * statistics.quantiles(own, n=10)[0],
-            ratio=statistics.median(t / base for t, base in zip(own, first, strict=True)),
-            rounds=len(own),
-        )
-        for name, own in times.items()
-    }
+    return {name: _summary(own, first) for name, own in times.items()}
+
+
+def _summary(own: Sequence[float], first: Sequence[float]) -> Latency:
+    ratios = [t / base for t, base in zip(own, first, strict=True)]
+    low, _, high = statistics.quantiles(own, n=4)
+    ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4)
+    return Latency(
+        median_ms=1e3 * statistics.median(own),
+        undisturbed_ms=1e3 * statistics.quantiles(own, n=10)[0],
+        ratio=ratio,
+        rounds=len(own),
+        iqr_ms=1e3 * (high - low),
+        ratio_iqr=ratio_high - ratio_low,
+    )
 
 
 def _rounds(calls: Mapping[str, Callable[[], float]], budget_s: float) -> dict[str, list[float]]:

@@ -24,12 +24,14 @@ class Verdict:
     Attributes:
         dense: Name of the fastest dense form.
         sparse: Name of the sparse network to use; None where dense is as fast.
+        candidate: Name of the fastest sparse network, used or not; None where there is none.
         reason: One phrase.
         median_ms: Name -> median milliseconds of one pass; sparse ones as ``sparse:NAME``.
     """
 
     dense: str
     sparse: str | None
+    candidate: str | None
     reason: str
     median_ms: Mapping[str, float]
 
@@ -55,22 +57,22 @@ def judge(
     """
     names = [*dense, *(f"sparse:{name}" for name in sparse)]
     if len(names) == 1:
-        return Verdict(names[0], None, "there is nothing to choose from", {})
+        return Verdict(names[0], None, None, "there is nothing to choose from", {})
     networks = dict(zip(names, [*dense.values(), *sparse.values()], strict=True))
     first = _timed(networks, inputs, memory, _signature(key, names), _FIRST_S)
     best = min(dense, key=lambda name: first[name])
     if not sparse:
-        return Verdict(best, None, "no layer gains by being sparse", first)
+        return Verdict(best, None, None, "no layer gains by being sparse", first)
     candidate = min((name for name in names if name not in dense), key=lambda name: first[name])
     two = {name: networks[name] for name in (best, candidate)}
     second = _timed(two, inputs, memory, _signature(key, [*names, "second look"]), _SECOND_S)
     gain = second[best] / second[candidate]
-    times = {**first, **second}
+    times, own = {**first, **second}, candidate.removeprefix("sparse:")
     if gain < GAIN:
         text = f"the whole network is {gain:.2f} times as fast as the best dense one ({best})"
-        return Verdict(best, None, text, times)
+        return Verdict(best, None, own, text, times)
     text = f"{gain:.2f} times as fast as the best dense network ({best})"
-    return Verdict(best, candidate.removeprefix("sparse:"), text, times)
+    return Verdict(best, own, own, text, times)
 
 
 def _signature(key: str, names: Sequence[str]) -> Signature:
