@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -151,6 +151,7 @@ class Problem:
         rounding: int | Sequence[int] = 8,
         min_keep: float = 0.0,
         journal: TrialLog | None = None,
+        known: Iterable[Row] = (),
         on_trial: Callable[[Trial], None] | None = None,
         max_failures: int = 3,
         prepare: Callable[[Any], Any] | None = None,
@@ -167,6 +168,8 @@ class Problem:
                 for each target, or one for all.
             min_keep: Least fraction of its units that every target keeps.
             journal: Where trials are written and looked up; None keeps them in memory.
+            known: Rows of other journals. A trial found there is not scored again, but written to
+                the journal when it is first asked for.
             on_trial: Called after every new trial, those answered by the journal included.
             max_failures: So many failed trials in a row stop the search.
             prepare: What is done to a slim network before it is scored and changes no output
@@ -196,6 +199,7 @@ class Problem:
         self._failures_in_a_row = 0
         self._trials: dict[str, Trial] = {}
         self._rows = _known_rows(journal, max_failures)
+        self._known = {row["key"]: row for row in known if row["status"] == "ok"}
 
     # ---- arithmetic
 
@@ -323,17 +327,17 @@ class Problem:
 
     def _measured(self, key: str, policy: Policy, index: int) -> Trial:
         """The trial of a policy: from the dense measurement, the journal, or by scoring it."""
-        trial = self._replayed(key, policy, index)
+        trial = self._replayed(self._rows.get(key), policy, index)
         if trial is None:
-            trial = self._run(key, policy, index)
+            trial = self._replayed(self._known.get(key), policy, index)
+            trial = trial or self._run(key, policy, index)
             # A dense network that cannot be scored ends the search at once; journalled, it would
             # do so even after the cause is gone.
             if trial.status == "ok" or index >= 0:
                 self._write(key, trial)
         return trial
 
-    def _replayed(self, key: str, policy: Policy, index: int) -> Trial | None:
-        row = self._rows.get(key)
+    def _replayed(self, row: Row | None, policy: Policy, index: int) -> Trial | None:
         if row is None:
             return None
         measurement = None

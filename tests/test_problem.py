@@ -63,6 +63,29 @@ def test_the_dense_network_is_measured_once_and_is_no_trial(tmp_path):
         assert len(score.seen) == scored
 
 
+def test_what_other_journals_know_is_written_down_and_not_scored_again(tmp_path):
+    with Journal(tmp_path / "theirs.jsonl") as theirs:
+        policies = some_policies(toy.problem(), 2)
+        first = toy.problem(scorer=scorer(), journal=theirs).evaluate(policies[0])
+        rows = list(theirs)
+    score = scorer()
+    with Journal(tmp_path / "ours.jsonl") as ours:
+        problem = toy.problem(scorer=score, journal=ours, known=rows)
+        assert len(ours) == 0
+        trials = problem.evaluate_many(policies)
+        assert trials[0] == first and [trial.cached for trial in trials] == [True, False]
+        assert len(score.seen) == 1 and len(ours) == 2
+
+
+def test_failures_of_other_journals_are_tried_again(tmp_path):
+    policy = some_policies(toy.problem(), 1)[0]
+    with Journal(tmp_path / "theirs.jsonl") as theirs:
+        failed = toy.problem(scorer=scorer(faults={0: math.nan}), journal=theirs).evaluate(policy)
+        rows = list(theirs)
+    assert failed.status == "failed"
+    assert toy.problem(scorer=scorer(), known=rows).evaluate(policy).status == "ok"
+
+
 @pytest.mark.parametrize("fault", [math.nan, RuntimeError("no data\nat all")])
 def test_a_dense_network_that_cannot_be_scored_is_bad_input_and_tried_again(tmp_path, fault):
     with Journal(tmp_path / "trials.jsonl") as journal:

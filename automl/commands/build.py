@@ -151,17 +151,32 @@ class Bench:
 
     @cached_property
     def trial_pruner(self) -> Pruner | SparsePruner | TrainedPruner:
-        """Makes the networks of trials: the pruner's, trained for a moment if so asked."""
+        """Makes the networks of trials: repaired on fewer images, trained a little, if so asked."""
         of = self.config["short_term"]["of"]
         if of not in ("trials", "finalists"):
             raise InputError(f"short_term.of must be trials or finalists, got {of!r}")
-        return self.pruner if of == "finalists" else self.finalist_pruner
+        quick = self._quick_pruner
+        if of == "finalists":
+            return quick
+        return self.finalist_pruner if quick is self.pruner else self._training(quick)
 
     @cached_property
     def finalist_pruner(self) -> Pruner | SparsePruner | TrainedPruner:
         """Makes the networks of the last round, which may train where those of trials do not."""
+        return self._training(self.pruner)
+
+    @cached_property
+    def _quick_pruner(self) -> Pruner | SparsePruner:
+        """The pruner, or one that repairs on as many images as ``repair.trial_images`` says."""
+        repair = self.config["repair"]
+        if repair["trial_images"] is None or not self.prunes_with_data:
+            return self.pruner
+        count = whole(repair, "repair.trial_images", 1)
+        return self.pruner if count >= repair["calibration_images"] else self._pruner(count)
+
+    def _training(self, pruner: Pruner | SparsePruner) -> Pruner | SparsePruner | TrainedPruner:
         training = self._short_term()
-        return self.pruner if training is None else TrainedPruner(self.pruner, training)
+        return pruner if training is None else TrainedPruner(pruner, training)
 
     def _short_term(self) -> ShortTerm | None:
         settings = self.config["short_term"]
@@ -188,12 +203,19 @@ class Bench:
 
     def pruner_of(self, plan: IndexPlan | MaskedPlan) -> Pruner | SparsePruner:
         """The pruner of a plan of this network."""
+        return self._pruner(None, plan)
+
+    def _pruner(
+        self, images: int | None, plan: IndexPlan | MaskedPlan | None = None
+    ) -> Pruner | SparsePruner:
+        """A pruner that repairs on so many images, or on as many as the settings say."""
+        plan = self.plan if plan is None else plan
         repair = self.config["repair"]
         settings = repair["reconstruction"]
         arguments: dict[str, Any] = {
             "criterion": self.criterion,
             "context": self.context,
-            "calibration": self._calibration() if self.prunes_with_data else None,
+            "calibration": self._calibration(images) if self.prunes_with_data else None,
             "reconstruct": None if settings is None else instantiate(settings, "repair"),
             "batchnorm_recalibration": flag(repair, "repair.batchnorm_recalibration"),
         }
@@ -207,9 +229,11 @@ class Bench:
         repair = self.config["repair"]
         return repair["reconstruction"] is not None or bool(repair["batchnorm_recalibration"])
 
-    def _calibration(self) -> torch.Tensor:
+    def _calibration(self, count: int | None = None) -> torch.Tensor:
         """Normalised training images for the repair, shape (n, channels, height, width)."""
-        return self._examples(whole(self.config["repair"], "repair.calibration_images", 1))[0]
+        if count is None:
+            count = whole(self.config["repair"], "repair.calibration_images", 1)
+        return self._examples(count)[0]
 
     def _examples(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised training images, shape (n, channels, height, width), and their labels."""

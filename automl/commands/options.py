@@ -52,9 +52,9 @@ def describe() -> str:
         lines.append(f"  {group}")
         for option, about in options.items():
             mark = "*" if chosen.get(group) == option else " "
-            lines.append(f"    {mark} {option:<16} {about}".rstrip())
-        if group in chosen:
-            keys = f"keys: {', '.join(_keys(group, chosen[group]))}"
+            lines.append(f"    {mark} {option:<19} {about}".rstrip())
+        if keys := ", ".join(_keys(group, chosen[group]) if group in chosen else ()):
+            keys = f"keys: {keys}"
             indent = " " * 6
             lines += textwrap.wrap(keys, 100, initial_indent=indent, subsequent_indent=indent)
     lines += ["", "other keys, with their defaults:"]
@@ -63,8 +63,11 @@ def describe() -> str:
 
 
 def _about(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """The first comment, if the file begins with one; a package directive may stand above it."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# @"):
+            return line.removeprefix("#").strip() if line.startswith("#") else ""
+    return ""
 
 
 def default_choices() -> dict[str, str]:

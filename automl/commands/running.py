@@ -36,7 +36,7 @@ class SearchRun:
         config: The resolved configuration.
         bench: The network, data, pruner and scorers.
         folder: Where it is written.
-        known: Journal rows of the dense network from a sister run.
+        known: Journal rows of sister runs; what they scored is not scored again.
     """
 
     config: Mapping[str, Any]
@@ -105,10 +105,6 @@ class SearchRun:
 
     def _search(self, strategy: Strategy, journal: Journal, title: str) -> Finals:
         trials, seed = self.config["trials"], self.config["seed"]
-        there = {row["key"] for row in journal}
-        for row in self.known:
-            if row["key"] not in there:
-                journal.append(row)
         with progress(trials, title) as shown:
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self.problem(journal, watch)
@@ -190,6 +186,7 @@ class SearchRun:
             rounding=bench.rounding,
             min_keep=granularity["min_keep"],
             journal=journal,
+            known=self.known,
             on_trial=watch,
             max_failures=self.config["max_failures"],
             prepare=bench.pruner.for_inference,

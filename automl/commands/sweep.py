@@ -13,6 +13,7 @@ import io
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +27,7 @@ from automl.hashing import digest
 from automl.journal import Journal, Row
 from automl.paths import atomic_write
 from automl.problem import SearchStopped
-from automl.runs import FAILED, JOURNAL, RESULT, SWEEP, RunFolder
+from automl.runs import FAILED, FINALISTS, JOURNAL, RESULT, SWEEP, RunFolder
 from automl.types import InputError
 
 #: Settings that do not change what a ``Bench`` holds besides its strategy.
@@ -127,10 +128,9 @@ def run_cell(cell: Cell) -> Outcome:
     printed = io.StringIO()
     try:
         config = compose(cell.overrides)
-        run = SearchRun.of(config, _shared_bench(config), _DENSE.setdefault(_key(config), []))
+        run = SearchRun.of(config, _shared_bench(config), sister_rows(Path(cell.folder)))
         with contextlib.redirect_stdout(printed):
             run.execute(title=cell.name)
-        _DENSE[_key(config)][:] = _dense_rows(Path(cell.folder))
         failed.unlink(missing_ok=True)
         return Outcome("done", _result_line(cell), time.monotonic() - started)
     except Exception as error:
@@ -141,9 +141,8 @@ def run_cell(cell: Cell) -> Outcome:
         return Outcome("failed", reason, time.monotonic() - started)
 
 
-# What cells of one process have in common: the network, its trace, data, and dense measurement.
+# What cells of one process have in common: the network, its trace and the data.
 _BENCHES: dict[str, Bench] = {}
-_DENSE: dict[str, list[Row]] = {}
 
 
 def _key(config: Mapping[str, Any]) -> str:
@@ -163,8 +162,18 @@ def _shared_bench(config: Mapping[str, Any]) -> Bench:
     return _BENCHES[key]
 
 
-def _dense_rows(folder: Path) -> list[Row]:
-    return [row for row in Journal.read(folder / JOURNAL) if row["index"] < 0]
+def sister_rows(folder: Path) -> list[Row]:
+    """What other cells of the sweep have scored, the dense network included.
+
+    Journals that cannot be read now (a cell may be writing its own) are left out.
+    """
+    rows: list[Row] = []
+    for name in (JOURNAL, FINALISTS):
+        for path in sorted(folder.parent.glob(f"*/{name}")):
+            if path.parent != folder:
+                with contextlib.suppress(InputError), warnings.catch_warnings(action="ignore"):
+                    rows += Journal.read(path)
+    return rows
 
 
 def _note_failure(path: Path, reason: str) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from automl.commands.compose import compose
+from automl.commands.options import groups
 from automl.types import InputError
 
 
@@ -38,6 +39,20 @@ def test_later_settings_win_and_order_does_not_matter_for_groups():
     config = compose(["budget.params=0.4", "budget=none"])
     assert config["budget"]["params"] == 0.4
     assert config["budget"]["macs"] is None
+
+
+def test_an_experiment_sets_what_it_wants_and_the_command_line_wins():
+    config = compose(["experiment=resnet56_40", "trials=7"])
+    assert (config["model"]["name"], config["data"]["name"]) == ("resnet56", "cifar10")
+    assert (config["budget"]["macs"], config["scoring"]["images"]) == (0.4, 500)
+    assert config["trials"] == 7 and compose(["experiment=resnet56_40"])["trials"] == 200
+    latency = compose(["experiment=resnet20_latency_50"])["budget"]
+    assert latency["latency_ms"] == 0.5 and latency["macs"] is None
+
+
+def test_every_experiment_composes():
+    for name in groups()["experiment"]:
+        assert compose([f"experiment={name}"])["choices"]["experiment"] == name
 
 
 def test_a_missing_value_is_told_by_name():

@@ -9,7 +9,7 @@ from command import SEARCH, start, wait_for_trials
 
 from automl.cli import main
 from automl.journal import Journal
-from automl.runs import JOURNAL, POLICY, RESULT, load_pruned
+from automl.runs import FINALISTS, JOURNAL, POLICY, RESULT, load_pruned
 
 ROWS = ["dense", "uniform", "found"]
 
@@ -215,3 +215,12 @@ def test_what_trains_is_checked(tmp_path, capsys):
     settings = ["short_term=brief", "short_term.of=everything", f"run_dir={tmp_path / 'run'}"]
     assert main([*SEARCH, *settings]) == 2
     assert "short_term.of must be trials or finalists" in capsys.readouterr().err
+
+
+def test_trials_may_repair_on_fewer_images_than_the_last_round(tmp_path):
+    run = tmp_path / "run"
+    settings = ("trials=4", "repair.trial_images=16", "scoring.finalists=2", f"run_dir={run}")
+    assert main([*SEARCH, *settings]) == 0
+    quick, last = (Journal.read(run / name) for name in (JOURNAL, FINALISTS))
+    assert {row["policy"] for row in last} <= {row["policy"] for row in quick}
+    assert not {row["key"] for row in last} & {row["key"] for row in quick}

@@ -6,8 +6,9 @@ from command import SEARCH, Result, start
 
 from automl.cli import main
 from automl.commands.sweep import cells_of
+from automl.journal import Journal
 from automl.report.loading import load_runs
-from automl.runs import FAILED, POLICY, RESULT
+from automl.runs import FAILED, JOURNAL, POLICY, RESULT
 from automl.types import InputError
 
 SMALL = [part for part in SEARCH[1:] if not part.startswith(("strategy", "seed", "budget"))]
@@ -39,6 +40,16 @@ def test_every_combination_is_a_run_in_a_folder_of_its_own(swept):
     assert "[4/4]" in out and "over uniform" in out
     frame = load_runs(folder)
     assert set(frame["status"]) == {"done"} and set(frame["seed"]) == {0, 1}
+
+
+def test_cells_do_not_score_again_what_a_sister_has_scored(swept):
+    folder, _ = swept
+    first, second = (
+        {row["key"]: row for row in Journal.read(folder / f"strategy=random,seed={n}" / JOURNAL)}
+        for n in (0, 1)
+    )
+    both = set(first) & set(second)  # the dense network and the uniform policy, at least
+    assert len(both) >= 2 and all(first[key]["time"] == second[key]["time"] for key in both)
 
 
 def test_cells_are_what_single_searches_would_be(swept, tmp_path):
