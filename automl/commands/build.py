@@ -343,11 +343,6 @@ class Bench:
         """
         from automl.commands.latency import network_table
 
-        if isinstance(self.plan, MaskedPlan):
-            raise InputError(
-                "latency is for granularity=channel: masked networks are not slimmer, and tables "
-                "hold no sparse kernels"
-            )
         return network_table(self)
 
     @cached_property

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,13 @@ from automl.cost.latency import LatencyCost
 from automl.cost.lut.fingerprint import Fingerprint
 from automl.cost.lut.table import Table
 from automl.environment import cpu_name
+from automl.executors.latency_masked import MaskedDeployed
 from automl.executors.latency_meter import CpuMeter, Effort, Meter
 from automl.executors.latency_networks import Deployed
 from automl.executors.latency_table import Manners, NetworkTable
 from automl.fitting import Space
 from automl.paths import lut_dir
+from automl.pruning.masked_plan import MaskedPlan
 from automl.types import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +94,7 @@ def require_in_reach(cost: LatencyCost, budget: Any) -> None:
         )
 
 
-def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, float] | None:
+def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, Any] | None:
     """What was promised of the network found, beside what is measured; written to the run folder.
 
     Args:
@@ -108,7 +112,7 @@ def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, float]
     table = bench.latency_table
     targets = finals.problem.targets
     found = finals.best["found"].policy.kept(targets)
-    kept = {"dense": table.deployed.plan.dense, "found": found}
+    kept = {"dense": table.deployed.dense, "found": found}
     predicted = {name: float(table.cost()(counts)) for name, counts in kept.items()}
     measured = table.time(list(kept.values()), budget_s)
     document = {
@@ -117,6 +121,7 @@ def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, float]
         "measured_ms": measured[1],
         "predicted_ratio": predicted["found"] / predicted["dense"],
         "measured_ratio": measured[1] / measured[0],
+        **_formats(table, found),
     }
     if table.calibration is not None:
         slowdown = measured[0] / table.calibration.fitted.measured_ms[0]
@@ -126,15 +131,27 @@ def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, float]
     return document
 
 
-def promise_text(promise: Mapping[str, float]) -> str:
+def _formats(table: NetworkTable, kept: Any) -> dict[str, Any]:
+    """How each weight that is pruned inside is executed, as the cost model has it."""
+    if not isinstance(table.deployed, MaskedDeployed):
+        return {}
+    return {"formats": {name: asdict(how) for name, how in table.deployed.executed(kept).items()}}
+
+
+def promise_text(promise: Mapping[str, Any]) -> str:
     """One line that compares a promise with what was measured."""
     predicted, measured = promise["predicted_ratio"], promise["measured_ratio"]
     error = 100 * (promise["measured_ms"] / promise["predicted_ms"] - 1)
-    return (
+    text = (
         f"latency promised: {promise['predicted_ms']:.3g} ms, {100 * predicted:.1f} % of dense; "
         f"measured: {promise['measured_ms']:.3g} ms ({error:+.1f} %), "
         f"{100 * measured:.1f} % of dense ({100 * (measured / predicted - 1):+.1f} %)"
     )
+    if "formats" in promise:
+        counts = Counter(how["format"] for how in promise["formats"].values())
+        chosen = ", ".join(f"{count} {form}" for form, count in counts.most_common())
+        text += f"; weights by format: {chosen} (latency.json says which)"
+    return text
 
 
 def whole_networks(settings: Settings) -> dict[str, Any]:
@@ -159,7 +176,7 @@ def network_table(bench: Bench) -> NetworkTable:
     if flag(settings, "latency.measure") and not foreign:
         meter = _meter(bench, effort)
     return NetworkTable(
-        Deployed(bench.trace, bench.device, bench.dtype, bench.channels_last),
+        _deployed(bench),
         table,
         _space(bench),
         meter,
@@ -173,13 +190,29 @@ def network_table(bench: Bench) -> NetworkTable:
     )
 
 
+def _deployed(bench: Bench) -> Deployed | MaskedDeployed:
+    """What makes the networks, with packed weights where zeros are inside layers.
+
+    Raises:
+        InputError: Zeros are inside layers, and nothing here runs them fast.
+    """
+    if not isinstance(bench.plan, MaskedPlan):
+        return Deployed(bench.trace, bench.device, bench.dtype, bench.channels_last)
+    if bench.device.type != "cpu" or bench.dtype != torch.float32:
+        raise InputError(
+            f"latency of granularity={bench.config['granularity']['name']} is that of sparse "
+            "kernels, which run on the CPU in float32: set device=cpu dtype=float32"
+        )
+    return MaskedDeployed(bench.trace, bench.plan)
+
+
 def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _space(bench: Bench) -> Space:
     granularity = bench.config["granularity"]
-    return Space.of(bench.trace.plan.targets, bench.rounding, granularity["min_keep"])
+    return Space.of(bench.plan.targets, bench.rounding, granularity["min_keep"])
 
 
 def _meter(bench: Bench, effort: Effort) -> Meter:

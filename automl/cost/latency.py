@@ -45,13 +45,21 @@ class LatencySum:
         Raises:
             InputError: An operator is not in the table and cannot be measured.
         """
+        return np.asarray(self.each_us(kept).sum(-1) / 1e3, np.float64)
+
+    def each_us(self, kept: Kept) -> Floats:
+        """Microseconds of every operator; (..., targets) gives (..., operators).
+
+        Raises:
+            InputError: An operator is not in the table and cannot be measured.
+        """
         kept = np.asarray(kept, np.int64)
         keys = self.operators.keys(kept)
         places, known = self._find(keys)
         if not known.all():
             self._learn(kept.reshape(-1, kept.shape[-1]), keys, known)
             places, _ = self._find(keys)
-        return np.asarray(self._values[places].sum(-1) / 1e3, np.float64)
+        return np.asarray(self._values[places], np.float64)
 
     @property
     def frozen_ms(self) -> float:
@@ -86,6 +94,17 @@ class LatencySum:
         self._keys, self._values = keys_now[sort], values_now[sort]
 
 
+class Sum(Protocol):
+    """Summed times of operators: :class:`LatencySum`, or that of networks with packed weights."""
+
+    @property
+    def frozen_ms(self) -> float:
+        """The operators that no pruning changes."""
+
+    def __call__(self, kept: Kept) -> Floats:
+        """Milliseconds; batched: (..., targets) gives (...)."""
+
+
 class LatencyCost:
     """Predicted latency of one pass; a cost model like any other, but not monotone.
 
@@ -95,7 +114,7 @@ class LatencyCost:
 
     resource: ClassVar[Resource] = "latency_ms"
 
-    def __init__(self, total: LatencySum, slope: float = 1.0, offset_ms: float = 0.0) -> None:
+    def __init__(self, total: Sum, slope: float = 1.0, offset_ms: float = 0.0) -> None:
         """Joins sums and calibration; without one, the sum itself is the prediction.
 
         Args:

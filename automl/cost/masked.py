@@ -1,7 +1,7 @@
 """Costs of networks with zeros inside layers, where zeros are neither multiplied nor stored.
 
-What an executor really gains from them is measured, not counted: there is no latency or energy
-here.
+What an executor really gains from them is measured, not counted: see
+``automl.cost.sparse_latency``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl.cost.lut.signature import Signature, canonical
+from automl.executors import formats
 from automl.executors.baselines import ONEDNN, prepack
 from automl.executors.conv import SparseConv2d, pack_conv2d
 from automl.executors.kernels_version import kernels_version
@@ -249,11 +250,28 @@ def _sparse_ways(module: Layer, candidates: Sequence[Format]) -> tuple[dict[str,
     return {"conv": partial(_pack_convolution, module)}, ""
 
 
-def _pack_linear(form: Format, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
+def pack(layer: Layer, form: str) -> PackedModule:
+    """A layer in one format.
+
+    Args:
+        layer: The layer; zeros are left out.
+        form: ``conv``, or the name of a format in conf/executor.
+
+    Raises:
+        InputError: There is no such format.
+        ValueError: The format cannot hold this weight.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return _pack_convolution(layer)
+    bias = None if layer.bias is None else layer.bias.detach().numpy()
+    return _pack_linear(formats.load(form), layer.weight.detach().numpy(), bias)
+
+
+def _pack_linear(form: Format, weight: NDArray[Any], bias: NDArray[Any] | None) -> PackedModule:
     return PackedModule(form.pack(weight, bias))
 
 
-def _pack_convolution(module: nn.Conv2d) -> nn.Module:
+def _pack_convolution(module: nn.Conv2d) -> PackedModule:
     packed = pack_conv2d(
         module.weight.detach().numpy(),
         None if module.bias is None else module.bias.detach().numpy(),

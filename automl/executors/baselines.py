@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +148,15 @@ def replace(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, module)
     return network
+
+
+def with_replaced(network: nn.Module, ways: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of the network with modules replaced by name; it shares all other weights."""
+    shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
+    copied = copy.deepcopy(network, shared)
+    for name, module in ways.items():
+        copied = replace(copied, name, module)
+    return copied
 
 
 Seen = dict[str, tuple[nn.Module, Tensor]]

@@ -245,17 +245,10 @@ def _sparse_networks(
     sets = {"all": set(ways)}
     if clear and len(clear) < len(gaining):
         sets["clear"] = set(clear)
-    return {name: _with(network, ways, chosen) for name, chosen in sets.items()}
-
-
-def _with(network: nn.Module, ways: Mapping[str, nn.Module], chosen: set[str]) -> nn.Module:
-    """A copy of the network in which chosen layers are replaced."""
-    # Not the weights: what is not replaced shares them with the network.
-    shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
-    copied = copy.deepcopy(network, shared)
-    for name in chosen:
-        copied = dense_ways.replace(copied, name, ways[name])
-    return copied
+    return {
+        name: dense_ways.with_replaced(network, {layer: ways[layer] for layer in chosen})
+        for name, chosen in sets.items()
+    }
 
 
 def _left(choice: Choice) -> Choice:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from automl.cost.latency import LatencySum, Sum, Times
 from automl.cost.lut.operators import Operators
 from automl.executors.latency_record import Unrecordable, record
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
@@ -66,6 +67,15 @@ class Deployed:
         if self.channels_last and tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         return tensor
+
+    @property
+    def dense(self) -> Kept:
+        """Counts of the dense network."""
+        return self.plan.dense
+
+    def total(self, operators: Operators, times: Times) -> Sum:
+        """Sums over operators."""
+        return LatencySum(operators, times)
 
     def operators(self, batch: int = 1) -> Operators:
         """What all slim networks execute.

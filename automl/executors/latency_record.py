@@ -69,6 +69,20 @@ def record(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Signature, ...
     return tuple(_signature(call) for call in _fused(recorder.calls))
 
 
+def weights_of(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[str | None, ...]:
+    """Which parameter each operator of :func:`record` multiplies by; None where it is none."""
+    names = {id(value): name for name, value in network.named_parameters()}
+    recorder = _Recorder()
+    with torch.inference_mode(), recorder:
+        network(*inputs)
+    found = []
+    for call in _fused(recorder.calls):
+        given = dict(zip(_CONVOLUTION, call.args, strict=False)) | dict(call.kwargs)
+        is_layer = kind_of(call.name) in _HEADS
+        found.append(names.get(id(given.get("weight"))) if is_layer else None)
+    return tuple(found)
+
+
 class _Recorder(TorchFunctionMode):
     """Notes every call that returns tensors."""
 

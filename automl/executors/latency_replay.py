@@ -43,7 +43,11 @@ def replay(signature: Signature, device: torch.device) -> Replay:
         InputError: This version cannot execute it.
     """
     if signature.format != "dense":
-        raise InputError(f"cannot measure {signature}: format {signature.format!r} has no executor")
+        if device.type != "cpu":
+            raise InputError(f"cannot measure {signature}: executors run on the CPU")
+        from automl.executors.latency_sparse import packed_call
+
+        return Replay(signature, *packed_call(signature, _tail(signature)))
     with torch.inference_mode():
         if signature.kind in ("conv1d", "conv2d", "conv3d"):
             return _convolution(signature, device)

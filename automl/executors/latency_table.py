@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.cost.latency import LatencyCost, LatencySum
+from automl.cost.latency import LatencyCost, Sum
 from automl.cost.lut.calibration import Calibration, Check, calibrate, compare
 from automl.cost.lut.fingerprint import LAYERS_ONLY
 from automl.cost.lut.importing import LAYER_KINDS, bare
-from automl.cost.lut.operators import Operators
 from automl.cost.lut.signature import Signature
 from automl.cost.lut.table import Table
 from automl.executors.latency import measure_latency
+from automl.executors.latency_masked import MaskedDeployed
 from automl.executors.latency_meter import Effort, Meter
 from automl.executors.latency_networks import Deployed
 from automl.executors.latency_step import device_step, probes
@@ -63,7 +64,7 @@ class NetworkTable:
 
     def __init__(
         self,
-        deployed: Deployed,
+        deployed: Deployed | MaskedDeployed,
         table: Table,
         space: Space,
         meter: Meter | None,
@@ -83,19 +84,20 @@ class NetworkTable:
     # ---- operators
 
     @cached_property
-    def operators(self) -> Operators:
+    def operators(self) -> Any:  # Operators, or SparseOperators of a masked plan
         """What the network executes, as functions of the kept counts."""
         return self.deployed.operators(self._batch)
 
     @cached_property
-    def total(self) -> LatencySum:
+    def total(self) -> Sum:
         """Sums of operators, measured when they are first asked for."""
-        return LatencySum(self.operators, self)
+        return self.deployed.total(self.operators, self)
 
     @cached_property
     def reachable(self) -> list[Signature]:
         """All operators of all networks that the search can reach."""
-        return self.operators.reachable(self.space.grids())
+        found: list[Signature] = self.operators.reachable(self.space.grids())
+        return found
 
     def times_us(self, signatures: Sequence[Signature]) -> NDArray[np.float64]:
         """Median times; what the table lacks is measured and written to it.
@@ -149,7 +151,7 @@ class NetworkTable:
                 f"for, such as {missing[0]}; measure them on that device with: prunepilot lut build"
             )
         self._be_quiet()
-        network = self.operators.at(self.deployed.plan.dense)
+        network = self.operators.at(self.deployed.dense)
         done = 0
         for found in self._meter(missing, network):
             disturbed = sum(self._effort.disagrees(entry) for _, entry in found) / len(found)

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl.plan import IndexPlan, IntArray
@@ -332,6 +333,19 @@ class MaskedPlan:
         for weight, dense, nonzeros, _ in self._weights_at(channels, inside):
             saved = saved + (dense - nonzeros) * weight.trainable
         return np.asarray(self.base.params(channels) - saved, np.int64)
+
+    def densities(self, kept: Kept) -> NDArray[np.float64]:
+        """Fraction of each weight that stays, of what its channels leave; (..., weights)."""
+        channels, inside = self.split(kept)
+        found = [
+            left / np.maximum(all_, 1) for _, all_, left, _ in self._weights_at(channels, inside)
+        ]
+        return np.stack(np.broadcast_arrays(*found), axis=-1)
+
+    @property
+    def grains(self) -> dict[str, str]:
+        """Name of each weight -> what it is pruned by."""
+        return {weight.name: weight.granularity.name for weight in self.weights}
 
     def stored_bits(self, kept: Kept, bits_per_value: int = 32) -> IntArray:
         """Bits of the trainable parameters, each weight in the smaller of two forms; batched.

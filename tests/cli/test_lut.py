@@ -301,3 +301,30 @@ def test_a_table_of_a_phone_serves_a_search_when_forced(cli, clock, lut, tmp_pat
 def test_unknown_actions_are_said(cli):
     assert cli("lut", "bulid").code == 2
     assert cli("lut").code == 2
+
+
+def test_zeros_inside_layers_have_latency_by_the_format_that_runs_them(
+    cli, clock, lut, tmp_path, monkeypatch
+):
+    def faster(signature):
+        return made_up_us(signature) * (1 if signature.format == "dense" else signature.density)
+
+    def meter(self, wanted, network):
+        found = [(s, Entry(12, round(faster(s), 3), 0.5, 0.0)) for s in wanted]
+        clock.extend(signature for signature, _ in found)
+        yield found
+
+    def time(self, kept, budget_s):
+        return [1.2 * float(self.total(np.asarray(row))) + 0.05 for row in kept]
+
+    monkeypatch.setattr(CpuMeter, "__call__", meter)
+    monkeypatch.setattr(NetworkTable, "time", time)
+    run = tmp_path / "run"
+    result = search(cli, lut, run, "granularity=unstructured")
+    assert result.code == 0, result.err
+    found = json.loads((run / "result.json").read_text())
+    formats = found["latency_promise"]["formats"]
+    assert {how["format"] for how in formats.values()} & {"conv", "pell", "csc", "bitmap"}
+    assert "weights by format: " in result.out
+    assert found["rows"][-1]["costs"]["latency_ms"] <= found["limits"]["latency_ms"]
+    assert {"conv", "dense"} <= {row["format"] for row in rows_of(lut)}

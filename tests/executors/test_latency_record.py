@@ -181,4 +181,35 @@ def test_nothing_but_torch_functions_is_called(name):
 
 def test_formats_without_an_executor_are_refused():
     with pytest.raises(InputError, match="has no executor"):
-        replay(Signature("linear", 1, 4, 4, 1, 1, format="csc", density=0.1), CPU)
+        replay(Signature("linear", 1, 4, 4, 1, 1, format="cscc", density=0.1), CPU)
+
+
+@pytest.mark.parametrize("form", ["csc", "pell", "nm24", "spmm"])
+def test_linear_layers_are_replayed_in_their_format(form):
+    detail = '{"bias":true,"lead":[]}'
+    batch = 5 if form == "spmm" else 1
+    one = replay(
+        Signature(
+            "linear",
+            batch,
+            250,
+            40,
+            1,
+            1,
+            fused=("relu",),
+            format=form,
+            density=0.25,
+            detail=detail,
+        ),
+        CPU,
+    )
+    y = one.call()
+    assert y.shape == (batch, 40) and float(y.min()) >= 0 and one.size_bytes < 4 * 250 * 40
+
+
+def test_convolutions_are_replayed_in_their_format():
+    detail = '{"bias":false,"dilation":[1,1],"padding":[1,1]}'
+    signature = Signature(
+        "conv2d", 2, 8, 6, 9, 7, (3, 3), (2, 2), 2, format="conv", density=0.2, detail=detail
+    )
+    assert replay(signature, CPU).call().shape == (2, 6, 5, 4)

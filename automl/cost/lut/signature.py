@@ -35,7 +35,8 @@ class Signature:
             norms are folded and do not show.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         layout: ``contiguous`` or ``channels_last`` (of the input), else ``strided``.
-        format: How the weights are executed: ``dense``, ``2:4`` or ``csc``.
+        format: How the weights are executed: ``dense``, or an executor's name, as ``pell``,
+            ``nm24`` or ``conv``.
         density: Fraction of weights stored, 1 for dense.
         detail: What else the call needs, as canonical JSON: padding, dilation and bias of
             convolutions and linears; the whole call of any other operator.

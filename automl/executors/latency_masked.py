@@ -1,0 +1,80 @@
+"""Networks with zeros inside layers as they are deployed: each layer in its fastest format."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl.cost.latency import Times
+from automl.cost.sparse_latency import DENSE, Executed, MaskedCounts, SparseOperators, SparseSum
+from automl.executors.autotune import pack
+from automl.executors.baselines import with_replaced
+from automl.executors.latency_networks import Deployed
+from automl.executors.latency_record import weights_of
+from automl.executors.latency_sparse import NM24, ExactFormats, thin
+from automl.graph.trace import Trace
+from automl.types import Kept
+
+
+class MaskedDeployed:
+    """As ``Deployed``, for plans that prune inside layers; on the CPU, in float32.
+
+    Args:
+        trace: The traced network.
+        plan: What can be pruned.
+    """
+
+    def __init__(self, trace: Trace, plan: MaskedCounts) -> None:
+        """Makes nothing yet."""
+        self.plan = plan
+        self._dense = Deployed(trace, torch.device("cpu"))
+        self._total: SparseSum | None = None
+
+    @property
+    def dense(self) -> Kept:
+        """Counts of the dense network."""
+        return self.plan.dense
+
+    def inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """See ``Deployed``."""
+        return self._dense.inputs(batch)
+
+    def operators(self, batch: int = 1) -> SparseOperators:
+        """What all networks execute; see ``Deployed``."""
+        operators = self._dense.operators(batch)
+        network = self._dense.network(self.plan.base.dense)
+        place = {name: at for at, name in enumerate(self.plan.grains)}
+        names = weights_of(network, self._dense.inputs(batch))
+        weights = tuple(None if name is None else place.get(name) for name in names)
+        return SparseOperators(self.plan, operators, weights, ExactFormats())
+
+    def total(self, operators: SparseOperators, times: Times) -> SparseSum:
+        """Sums over operators, which also say what is executed how."""
+        self._total = SparseSum(operators, times)
+        return self._total
+
+    def executed(self, kept: Kept) -> dict[str, Executed]:
+        """How each weight is executed; after ``total``."""
+        return {} if self._total is None else self._total.executed(kept)
+
+    def network(self, kept: Kept) -> nn.Module:
+        """The network with these counts, zeros at random places, shape (targets,)."""
+        network = self._dense.network(self.plan.split(kept)[0])
+        rng = np.random.default_rng(0)
+        ways: dict[str, nn.Module] = {}
+        for name, how in self.executed(kept).items():
+            if how.format != DENSE:
+                path = name.rpartition(".")[0]
+                ways[path] = pack(_thinned(network.get_submodule(path), how, rng), how.format)
+        return with_replaced(network, ways)
+
+
+def _thinned(layer: Any, how: Executed, rng: np.random.Generator) -> Any:
+    """A copy of a layer with random zeros."""
+    copied = copy.deepcopy(layer)
+    thin(copied.weight.detach().numpy(), how.density, how.format == NM24, rng)
+    return copied
