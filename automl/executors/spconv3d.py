@@ -11,8 +11,8 @@ everything that is not occupied is zero.
 
 The kernel map is made when a tensor of coordinates is first convolved, and found again by all
 layers with the same kernel until that tensor is gone (``kernel_map.py``). The arithmetic is in
-``spconv3d_product.py``. Both are operators of torch, ``prunepilot::sparse_conv3d`` and
-``prunepilot::strided_coordinates``, so that networks train, export and trace.
+``spconv3d_product.py``. All are operators of torch, ``prunepilot::sparse_conv3d``,
+``strided_coordinates`` and ``cloud_mean``, so that networks train, export and trace.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def strided_coordinates(
 
 @strided_coordinates.register_fake
 def _(coordinates: Tensor, kernel: Any, stride: Any, padding: Any) -> Tensor:
-    count = torch.library.get_ctx().new_dynamic_size()
+    count = torch.library.get_ctx().new_dynamic_size(min=1)
     return coordinates.new_empty((count, 4))
 
 
@@ -72,7 +72,7 @@ def _(coordinates: Tensor, kernel: Any, stride: Any, padding: Any) -> Tensor:
     "prunepilot::sparse_conv3d",
     mutates_args=(),
     schema="(Tensor features, Tensor coordinates, Tensor targets, Tensor weight, Tensor? bias, "
-    "int[] stride, int[] padding) -> Tensor",
+    "int[] stride, int[] padding, Tensor? pairs=None) -> Tensor",
 )
 def sparse_conv3d(
     features: Tensor,
@@ -82,6 +82,7 @@ def sparse_conv3d(
     bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """Convolves features of occupied voxels.
 
@@ -94,6 +95,7 @@ def sparse_conv3d(
         bias: Likewise, shape (out_channels).
         stride: In x, y and z.
         padding: Likewise.
+        pairs: Pairs of voxels of a cloud, by which MACs are counted; not used here.
 
     Raises:
         InputError: Two rows have the same coordinates, or they span too much.
@@ -108,13 +110,15 @@ def sparse_conv3d(
 @sparse_conv3d.register_fake
 def _(
     features: Tensor, coordinates: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None,
-    stride: Any, padding: Any,
+    stride: Any, padding: Any, pairs: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
+    # Batch norm asks; an exported network therefore takes no empty cloud.
+    torch._check(targets.shape[0] >= 1)  # type: ignore[no-untyped-call]
     return features.new_empty((targets.shape[0], weight.shape[0]))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, coordinates, targets, weight, bias, stride, padding = inputs
+    features, coordinates, targets, weight, bias, stride, padding, _ = inputs
     ctx.save_for_backward(features, weight)
     ctx.has_bias = bias is not None
     ctx.geometry = coordinates, targets, stride, padding
@@ -133,7 +137,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         to_weight = weight_gradient(features.detach(), gradient, found, weight.shape)
     if ctx.has_bias and wanted[4]:
         to_bias = gradient.sum(0)
-    return to_features, None, None, to_weight, to_bias, None, None
+    return to_features, None, None, to_weight, to_bias, None, None, None
 
 
 sparse_conv3d.register_autograd(_backward, setup_context=_remember)
@@ -171,6 +175,49 @@ def _triple(values: int | Sequence[int]) -> Triple:
     return x, y, z
 
 
+@torch.library.custom_op(
+    "prunepilot::cloud_mean",
+    mutates_args=(),
+    schema="(Tensor features, Tensor coordinates, SymInt clouds) -> Tensor",
+)
+def cloud_mean(features: Tensor, coordinates: Tensor, clouds: int) -> Tensor:
+    """The mean of the features of every cloud.
+
+    Args:
+        features: Shape (voxels, channels).
+        coordinates: Their voxels, int32, shape (voxels, 4).
+        clouds: How many clouds there are; those without voxels get zeros.
+
+    Returns:
+        Shape (clouds, channels).
+    """
+    cloud = coordinates[:, 0]
+    sums = features.new_zeros((clouds, features.shape[1])).index_add_(0, cloud, features)
+    return sums / _voxels(coordinates, clouds).to(sums)
+
+
+@cloud_mean.register_fake
+def _(features: Tensor, coordinates: Tensor, clouds: int) -> Tensor:
+    return features.new_empty((clouds, features.shape[1]))
+
+
+def _remember_clouds(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.coordinates, ctx.clouds = inputs[1:]
+
+
+def _spread(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    each = gradient / _voxels(ctx.coordinates, ctx.clouds).to(gradient)
+    return each.index_select(0, ctx.coordinates[:, 0]), None, None
+
+
+cloud_mean.register_autograd(_spread, setup_context=_remember_clouds)
+
+
+def _voxels(coordinates: Tensor, clouds: int) -> Tensor:
+    """Voxels of every cloud, at least 1; shape (clouds, 1)."""
+    return torch.bincount(coordinates[:, 0], minlength=clouds).clamp_min(1)[:, None]
+
+
 # ---- layers
 
 
@@ -180,6 +227,8 @@ class _Conv3d(nn.Module):
     Attributes:
         weight: Shape (out_channels, in_channels, x, y, z).
         bias: Shape (out_channels), or None.
+        pairs: Pairs of a read and a written voxel in a cloud, those of the first call and then a
+            running mean over training, momentum 0.1: MACs of a cloud are so many matrix products.
     """
 
     def __init__(
@@ -193,7 +242,29 @@ class _Conv3d(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.pairs: Tensor
+        self.register_buffer("pairs", torch.zeros((), dtype=torch.float32))
         self.reset_parameters()
+
+    def _convolve(
+        self, x: SparseTensor, targets: Tensor, stride: Sequence[int], padding: Sequence[int]
+    ) -> Tensor:
+        """Features at the targets; counts pairs."""
+        features: Tensor = sparse_conv3d(
+            x.features, x.coordinates, targets, self.weight, self.bias, stride, padding, self.pairs
+        )
+        if not torch.compiler.is_compiling() and len(targets):
+            self._count(_map(x.coordinates, targets, self.weight, stride, padding), x.coordinates)
+        return features
+
+    @torch.no_grad()
+    def _count(self, found: KernelMap, coordinates: Tensor) -> None:
+        known = float(self.pairs)
+        if known and not self.training:
+            return
+        clouds = int(coordinates[:, 0].max()) + 1
+        now = float(found.sizes.sum()) / clouds
+        self.pairs.fill_(0.9 * known + 0.1 * now if known else now)
 
     def reset_parameters(self) -> None:
         """As ``nn.Conv3d`` does."""
@@ -225,10 +296,7 @@ class SubmanifoldConv3d(_Conv3d):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features (voxels, in_channels) to (voxels, out_channels), at the same coordinates."""
-        features = sparse_conv3d(
-            x.features, x.coordinates, x.coordinates, self.weight, self.bias, [], []
-        )
-        return x.with_features(features)
+        return x.with_features(self._convolve(x, x.coordinates, [], []))
 
 
 class SparseConv3d(_Conv3d):
@@ -256,10 +324,7 @@ class SparseConv3d(_Conv3d):
         """Features (voxels, in_channels) to (outputs, out_channels), at the outputs' places."""
         stride, padding = list(self.stride), list(self.padding)
         targets = strided_coordinates(x.coordinates, list(self.kernel_size), stride, padding)
-        features = sparse_conv3d(
-            x.features, x.coordinates, targets, self.weight, self.bias, stride, padding
-        )
-        return SparseTensor(targets, features)
+        return SparseTensor(targets, self._convolve(x, targets, stride, padding))
 
     def extra_repr(self) -> str:
         """Channels, kernel, stride and padding."""

@@ -8,6 +8,7 @@ from automl.graph.ops import (
     linear,
     movement,
     norm,
+    points,
     pointwise,
     reduction,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "linear",
     "movement",
     "norm",
+    "points",
     "pointwise",
     "reduction",
 ]

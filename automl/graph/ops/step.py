@@ -172,6 +172,11 @@ class Step:
         return module_path(self.node) or self.node.name
 
     @property
+    def batch(self) -> int:
+        """Batch size that shapes are read at."""
+        return self._exported.batch
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the (single) output."""
         return shape_of(self.node)
