@@ -11,7 +11,7 @@ from automl.data.chains import Chain
 from automl.scoring import ClassifierScorer
 from automl.types import InputError
 
-GENERATED = ["languages", "next_token", "clicks"]
+GENERATED = ["languages", "next_token", "clicks", "shapes"]
 
 
 class Count(torch.nn.Module):

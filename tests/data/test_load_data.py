@@ -13,7 +13,7 @@ CONFIGS = {
     path.stem: yaml.safe_load(path.read_text("utf-8"))
     for path in sorted((conf_dir() / "data").glob("*.yaml"))
 }
-GENERATED = ("languages", "next_token", "clicks")  # tests/data/test_ids.py has theirs
+GENERATED = ("languages", "next_token", "clicks", "shapes")  # tests/data/test_ids.py has theirs
 ROOTS = {
     "digits": None,
     "cifar10": "parquet_root",

@@ -27,6 +27,8 @@ SCHEMA = ["name", "factory", "kwargs", "checkpoint", "input_shape", "data", "tra
 # Parameters and MACs of one image. ResNets: He et al. 2016, table 6 (0.27 M, 0.46 M, ...);
 # MobileNets: 569 M and 300 M MACs in their papers; VGG-16: 313 M in Li et al. 2017.
 SIZES = {
+    # Without sparse convolutions, whose MACs depend on the cloud.
+    "shapes_tiny": (114_213, 240),
     # Without attention's own products, which the counter does not see in fused kernels.
     "bert_tiny": (42_778, 887_520),
     "gpt_tiny": (77_856, 1_770_240),
@@ -71,7 +73,7 @@ def test_sizes_are_those_of_the_papers(name):
         logits = loaded.model(loaded.example_inputs[0][:1])
     params = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert (params, counter.get_total_flops() // 2) == SIZES[name]
-    classes = {"gpt_tiny": 16, "recommender_tiny": 2}.get(
+    classes = {"gpt_tiny": 16, "recommender_tiny": 2, "shapes_tiny": 5}.get(
         name, CONFIGS[name]["kwargs"].get("num_classes", 10)
     )
     assert logits.shape == (1, classes)
