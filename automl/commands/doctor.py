@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the report; 1 if something every run needs is missing."""
     from automl.environment import environment
+    from automl.executors.support import support
     from automl.paths import conf_dir
 
-    report = environment()
+    report = {**environment(), "executors": support()}
     if args.json:
         print(json.dumps(report, indent=2))
     else:
@@ -34,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
 def _print(key: str, value: object) -> None:
     if isinstance(value, dict):
         print(f"{key}:")
+        width = max(14, *map(len, value))
         for name, item in value.items():
-            print(f"  {name:<14} {item if item is not None else 'not installed'}")
+            print(f"  {name:<{width}} {item if item is not None else 'not installed'}")
     else:
         text = " ".join(value) if isinstance(value, list) else value
         print(f"{key:<16} {text or 'none'}")
