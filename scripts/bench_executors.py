@@ -5,6 +5,7 @@
     python scripts/bench_executors.py batch
     python scripts/bench_executors.py nm24
     python scripts/bench_executors.py conv
+    python scripts/bench_executors.py network --seconds 20
 
 ``fc`` and ``batch`` have the nine layers of the EIE paper (arXiv 1602.01528, table III) with random
 weights of the paper's densities, shared among 15 values so that a codebook is exact, and random
@@ -12,6 +13,7 @@ activations of its densities: one example against ``torch.nn.functional.linear``
 oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example. ``conv`` has
 convolutions of MobileNetV1 and ResNet-50 for one image with 80, 90 and 95 % of the weights zero,
 against the fastest of torch's: channels first, channels last, and oneDNN with packed weights.
+``network`` has whole networks (``bench_networks.py``).
 
 One thread. Weights are cold: in every round the baseline and all formats run once, and each has as
 many copies of its weights as it takes for three times the last-level cache to be read before one
@@ -141,7 +143,7 @@ class Row:
 def main() -> None:
     """Measures, prints the table and the geometric means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=[*SUITES, "conv"])
+    parser.add_argument("suite", choices=[*SUITES, "conv", "network"])
     parser.add_argument("--layers", nargs="*", help="only these")
     parser.add_argument("--formats", nargs="*", choices=formats.names(), help="only these")
     parser.add_argument("--seconds", type=float, default=3.0, help="per layer (default 3)")
@@ -149,6 +151,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.suite == "network":
+        from bench_networks import networks
+
+        networks(0.9, options.seconds, options.seed)
+        return
     if options.suite == "conv":
         convolutions(options.layers or list(CONVOLUTIONS), options.seconds, options.seed)
         return

@@ -2,8 +2,8 @@
 
 Fully connected layers multiply by the compressed weight as they are. Convolutions are products
 too: of a 1 x 1 kernel with the image's positions as examples, of others with the image unfolded
-(im2col), which costs memory traffic of its own and pays for wide layers only. The neighbours of 2:4 are then
-input channels at one place of the kernel, as ``automl.pruning.granularities`` prunes them.
+(im2col), which costs memory traffic of its own and pays for wide layers only. The neighbours of 2:4
+are then input channels at one place of the kernel, as ``automl.pruning.granularities`` prunes them.
 
 Written with care, but not yet run on a device.
 """

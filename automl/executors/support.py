@@ -43,12 +43,13 @@ def _cache() -> str:
 
     held = getattr(getattr(checks.all_finite, "_cache", None), "_impl", None)
     locator = type(getattr(held, "locator", None)).__name__
-    where = {
-        "_InTreeCacheLocator": "beside the package",
-        "_UserWideCacheLocator": "in the user's cache",
-        "_UserProvidedCacheLocator": "in NUMBA_CACHE_DIR",
+    places = {
+        "InTree": "beside the package",
+        "UserWide": "in the user's cache",
+        "UserProvided": "in NUMBA_CACHE_DIR",
     }
-    return f"kept on disk, {where.get(locator, 'in a place of their own')}"
+    where = [text for name, text in places.items() if name in locator]
+    return f"kept on disk, {where[0]}" if where else "not known to be kept"
 
 
 def _baselines() -> list[str]:
