@@ -1,9 +1,9 @@
 """Whole pruned networks against the best dense one; ``python scripts/bench_executors.py network``.
 
 MobileNetV1 at 224 with 90 % of its pointwise convolutions zero, and ResNet-50 at 224 with 90 % of
-all convolutions but the first and of the fully connected layer, one image. Weights are random and the
-smallest are zeroed, layer by layer: places of zeros are those of magnitude pruning, values do not
-matter. ``automl.compile`` chooses; then dense (each way that there is) and sparse take turns.
+all convolutions but the first and of the fully connected layer, one image. Weights are random and
+the smallest are zeroed, layer by layer: places of zeros are those of magnitude pruning, values do
+not matter. ``automl.compile`` chooses; then dense (each way that there is) and sparse take turns.
 """
 
 from __future__ import annotations

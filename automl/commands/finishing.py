@@ -14,6 +14,7 @@ from automl.commands.latency import kept_promise
 from automl.commands.table import Row
 from automl.commands.training import BenchTraining, grains_of, schedule_of
 from automl.executors.latency import Latency, measure_latency
+from automl.executors.latency_masked import MaskedDeployed
 from automl.model_folder import save_pruned
 from automl.policy import Policy
 from automl.problem import Problem, Trial
@@ -119,8 +120,19 @@ def _latencies(bench: Bench, networks: Sequence[_Final]) -> dict[str, Latency]:
         return {}
     example = torch.zeros_like(bench.loaded.example_inputs[0][:1], device=bench.device)
     # As deployed: batch norms folded, in the dense network too.
-    named = {final.name: bench.pruner.for_inference(final.network) for final in networks}
+    named = {final.name: _deployed(bench, final) for final in networks}
     return measure_latency(named, example, budget_s=budget_s)
+
+
+def _deployed(bench: Bench, final: _Final) -> nn.Module:
+    """As deployed: on sparse kernels, where the budget was in their time."""
+    network = bench.pruner.for_inference(final.network)
+    if final.policy is None or "latency_table" not in vars(bench):
+        return network
+    deployed = bench.latency_table.deployed
+    if not isinstance(deployed, MaskedDeployed):
+        return network
+    return deployed.packed(network, final.policy.kept(bench.plan.targets))
 
 
 def _row(bench: Bench, final: _Final, latency: Latency | None) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,20 @@ class MaskedDeployed:
         """The network with these counts, zeros at random places, shape (targets,)."""
         network = self._dense.network(self.plan.split(kept)[0])
         rng = np.random.default_rng(0)
+        return self._packed(network, kept, lambda layer, how: _thinned(layer, how, rng))
+
+    def packed(self, network: nn.Module, kept: Kept) -> nn.Module:
+        """A pruned network, batch norms folded, with its own weights in their formats."""
+        return self._packed(network, kept, lambda layer, how: layer)
+
+    def _packed(
+        self, network: nn.Module, kept: Kept, layer_of: Callable[[Any, Executed], Any]
+    ) -> nn.Module:
         ways: dict[str, nn.Module] = {}
         for name, how in self.executed(kept).items():
             if how.format != DENSE:
                 path = name.rpartition(".")[0]
-                ways[path] = pack(_thinned(network.get_submodule(path), how, rng), how.format)
+                ways[path] = pack(layer_of(network.get_submodule(path), how), how.format)
         return with_replaced(network, ways)
 
 
