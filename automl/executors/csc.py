@@ -10,7 +10,8 @@ every row (``bitmap``), for one vector addition per 16 rows, which wins from a d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,15 +70,15 @@ class CscLinear(PackedLinear):
         dense[self.rows, columns] = self.value
         return dense[:-1]
 
-    def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
-        columns, values, count = active(x)
-        y = np.empty(self.out_features + 1, np.float32)
-        y[:-1], y[-1] = self.bias, 0
-        kernel = csc.csc_float32_wide if self.wide else csc.csc_float32
+    @cached_property
+    def _arguments(self) -> tuple[Any, ...]:
         ahead = _columns_ahead(len(self.stream), self.in_features)
-        kernel(columns, values, count, ahead, self.starts, self.stream, y)
-        return y[:-1]
+        return self.wide, ahead, self.starts, self.stream, self.bias
+
+    def multiply_into(self, x: Float32, y: Float32) -> bool:
+        """See ``PackedLinear``."""
+        done: bool = csc.csc_call(x, y, *self._arguments)
+        return done
 
     @property
     def _words(self) -> int:
@@ -151,16 +152,16 @@ class BitmapLinear(PackedLinear):
         dense[bits[:, : self.out_features] != 0] = self.value[:-_LANES]
         return np.ascontiguousarray(dense.T)
 
-    def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
-        columns, values, count = active(x)
-        y = np.zeros(self.masks.shape[1] * _LANES, np.float32)
-        y[: self.out_features] = self.bias
-        fast = cpu.supports(cpu.FLOATS)
-        kernel = csc.bitmap_float32 if fast else csc.bitmap_float32_plain
+    @cached_property
+    def _arguments(self) -> tuple[Any, ...]:
         ahead = _columns_ahead(len(self.value), self.in_features)
-        kernel(columns, values, count, ahead, self.starts, self.masks, self.value, y)
-        return y[: self.out_features]
+        plain = None if cpu.supports(cpu.FLOATS) else True
+        return ahead, self.starts, self.masks, self.value, self.bias, plain
+
+    def multiply_into(self, x: Float32, y: Float32) -> bool:
+        """See ``PackedLinear``."""
+        done: bool = csc.bitmap_call(x, y, *self._arguments)
+        return done
 
 
 @dataclass(frozen=True, slots=True)

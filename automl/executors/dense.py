@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from automl.executors.packed import PackedLinear
+from automl.executors.packed import FiniteLinear
 from automl.executors.rows import Float32, as_bias, as_weight
 
 
 @dataclass(frozen=True, eq=False)
-class DenseLinear(PackedLinear):
+class DenseLinear(FiniteLinear):
     """A layer as torch runs it.
 
     Attributes:
@@ -35,7 +35,7 @@ class DenseLinear(PackedLinear):
         return self.weight
 
     def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
+        """See ``FiniteLinear``."""
         return self.multiply_batch(x[None]).reshape(-1)
 
     def multiply_batch(self, x: Float32) -> Float32:

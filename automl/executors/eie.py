@@ -22,13 +22,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.csc import active
 from automl.executors.kernels.csc import eie, encode
-from automl.executors.packed import PackedLinear
+from automl.executors.packed import FiniteLinear
 from automl.executors.rows import Float32, Rows, as_bias, as_finite, as_weight
 from automl.executors.shared_weights import share
 
 
 @dataclass(frozen=True, eq=False)
-class EieLinear(PackedLinear):
+class EieLinear(FiniteLinear):
     """A packed layer.
 
     Attributes:
@@ -86,7 +86,7 @@ class EieLinear(PackedLinear):
         return dense
 
     def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
+        """See ``FiniteLinear``."""
         columns, values, count = active(x)
         height = -(-self.out_features // self.elements)
         sums = np.zeros(self.elements * height, np.float32)

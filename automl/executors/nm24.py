@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.kernels import checks, cpu, nm24
-from automl.executors.packed import PackedLinear, aligned_zeros
+from automl.executors.packed import FiniteLinear, aligned_zeros
 from automl.executors.pell import round_to_bfloat16
 from automl.executors.rows import Float32, as_bias, as_weight
 
@@ -31,7 +31,7 @@ _ROWS, _COLUMNS = 4, 128
 
 
 @dataclass(frozen=True, eq=False)
-class Nm24Linear(PackedLinear):
+class Nm24Linear(FiniteLinear):
     """A packed layer; subclasses say what a weight is.
 
     Attributes:
@@ -95,7 +95,7 @@ class Nm24Float32(Nm24Linear):
         return (places[..., None] >> shifts & 3).astype(np.int64), values.view(np.float32)
 
     def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
+        """See ``FiniteLinear``."""
         padded = checks.padded_float32(x, self.blocks * _COLUMNS - len(x))
         return self._sums(nm24.float32 if cpu.supports(cpu.FLOATS) else nm24.float32_plain, padded)
 

@@ -11,9 +11,11 @@ the weight is unpacked and multiplied densely, and NaN comes out wherever dense 
 
 from __future__ import annotations
 
+import mmap
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Protocol, cast
@@ -25,6 +27,8 @@ from automl.executors.rows import Float32
 
 #: Comparing with this is much faster than with ``np.float32``.
 FLOAT32 = np.dtype(np.float32)
+
+_LINE, _HUGE_PAGE = 64, 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,62 @@ class PackedLinear(ABC):
         """The weight that is multiplied with, shape (out_features, in_features)."""
 
     @abstractmethod
+    def multiply_into(self, x: Float32, y: Float32) -> bool:
+        """Fills y with the layer's output for one contiguous example.
+
+        Args:
+            x: Shape (in_features).
+            y: Shape (out_features).
+
+        Returns:
+            Whether it could: not where an activation is NaN or infinite.
+        """
+
+    def multiply_batch_into(self, x: Float32, y: Float32) -> bool:
+        """The same for contiguous examples, shapes (batch, in_features) and (.., out_features)."""
+        return all(
+            self.multiply_into(example, output) for example, output in zip(x, y, strict=True)
+        )
+
+    def __call__(self, x: Float32) -> Float32:
+        """Multiplies, as ``torch.nn.functional.linear`` does.
+
+        Args:
+            x: Activations, float32, shape (..., in_features), in any memory order.
+
+        Returns:
+            New array of shape (..., out_features).
+
+        Raises:
+            TypeError: The activations are not float32.
+            ValueError: Their last dimension is not ``in_features``.
+        """
+        if x.dtype != FLOAT32:
+            raise TypeError(f"PackedLinear.x must be float32, got {x.dtype}")
+        shape = x.shape
+        if not shape or shape[-1] != self.in_features:
+            raise ValueError(f"PackedLinear.x must be (..., {self.in_features}), got {shape}")
+        # Little Python: after a layer that filled the caches, each line of it takes 10 us.
+        if x.size == self.in_features:
+            y = np.empty(len(self.bias), FLOAT32)
+            done = self.multiply_into(x.reshape(-1), y)
+        else:
+            flat = np.ascontiguousarray(x).reshape(-1, self.in_features)
+            y = np.empty((len(flat), len(self.bias)), FLOAT32)
+            done = self.multiply_batch_into(flat, y)
+        if not done:
+            y = self._multiply_densely(x)
+        return y.reshape(*shape[:-1], len(self.bias))
+
+    def _multiply_densely(self, x: Float32) -> Float32:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(x @ self.to_dense().T + self.bias, np.float32)
+
+
+class FiniteLinear(PackedLinear):
+    """A layer whose kernels take finite activations only, which are checked beforehand."""
+
+    @abstractmethod
     def multiply(self, x: Float32) -> Float32:
         """The layer's output for one finite, contiguous example.
 
@@ -85,35 +145,19 @@ class PackedLinear(ABC):
             output[:] = self.multiply(example)
         return y
 
-    def __call__(self, x: Float32) -> Float32:
-        """Multiplies, as ``torch.nn.functional.linear`` does.
+    def multiply_into(self, x: Float32, y: Float32) -> bool:
+        """See ``PackedLinear``."""
+        finite = all_finite(x)
+        if finite:
+            y[:] = self.multiply(x)
+        return finite
 
-        Args:
-            x: Activations, float32, shape (..., in_features), in any memory order.
-
-        Returns:
-            New array of shape (..., out_features).
-
-        Raises:
-            TypeError: The activations are not float32.
-            ValueError: Their last dimension is not ``in_features``.
-        """
-        if x.dtype != np.float32:
-            raise TypeError(f"PackedLinear.x must be float32, got {x.dtype}")
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"PackedLinear.x must be (..., {self.in_features}), got {x.shape}")
-        flat = np.ascontiguousarray(x).reshape(-1, self.in_features)
-        if not all_finite(flat):
-            y = self._multiply_densely(flat)
-        elif len(flat) == 1:
-            y = self.multiply(flat[0])
-        else:
-            y = self.multiply_batch(flat)
-        return y.reshape(*x.shape[:-1], self.out_features)
-
-    def _multiply_densely(self, x: Float32) -> Float32:
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(x @ self.to_dense().T + self.bias, np.float32)
+    def multiply_batch_into(self, x: Float32, y: Float32) -> bool:
+        """See ``PackedLinear``."""
+        finite = all_finite(x)
+        if finite:
+            y[:] = self.multiply_batch(x)
+        return finite
 
 
 class Format(Protocol):
@@ -153,10 +197,21 @@ def _checker() -> Callable[[NDArray[np.uint32]], bool]:
 
 
 def aligned_zeros(count: int, dtype: type[np.generic]) -> NDArray[Any]:
-    """Zeros that start at a cache line."""
+    """Zeros that start at a cache line, large arrays in huge pages where the system has them.
+
+    A kernel that reads weights once from front to back meets a page every 150 ns; with pages of
+    4 KiB it would often wait for the table that says where they are.
+    """
     size = np.dtype(dtype).itemsize * count
-    memory = np.zeros(size + 64, np.uint8)
-    first = -memory.ctypes.data % 64
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory, align = np.zeros(size + _LINE, np.uint8), _LINE
+    else:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=flags)
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        memory, align = np.frombuffer(pages, np.uint8), _HUGE_PAGE
+    first = -memory.ctypes.data % align
     return memory[first : first + size].view(dtype)
 
 

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from automl.executors.kernels import checks, cpu, pell_plain, pell_vector
+from automl.executors.kernels import cpu, pell_call
 from automl.executors.kernels.pell_schedule import schedule
 from automl.executors.packed import PackedLinear, aligned_zeros
 from automl.executors.rows import Float32, Rows, as_bias, as_finite, as_weight
@@ -86,7 +87,7 @@ class PellLinear(PackedLinear):
     index: NDArray[np.uint8]
     value: NDArray[Any]
 
-    #: Name of the kernel in ``kernels/pell_vector.py`` and ``kernels/pell_plain.py``.
+    #: Name of the functions in ``kernels/pell_call.py`` and those that it calls.
     form: ClassVar[str]
     steps: ClassVar[Steps]
     needs: ClassVar[frozenset[str]]
@@ -96,9 +97,21 @@ class PellLinear(PackedLinear):
         """Groups of 16 rows."""
         return -(-self.out_features // _LANES)
 
-    def kernel(self) -> Any:
-        """The loop that multiplies on this machine."""
-        return getattr(pell_vector if cpu.supports(self.needs) else pell_plain, self.form)
+    @cached_property
+    def call(self) -> tuple[Any, tuple[Any, ...]]:
+        """What multiplies on this machine, and its arguments behind the example and its output."""
+        plain = None if cpu.supports(self.needs) else True
+        return getattr(pell_call, self.form), (*self._arguments(), plain)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        arrays = (self.tile, self.blocks, self.advance, self.index, self.value)
+        return (*arrays, self.place, self.bias)
+
+    def multiply_into(self, x: Float32, y: Float32) -> bool:
+        """See ``PackedLinear``."""
+        kernel, arguments = self.call
+        done: bool = kernel(x, y, *arguments)
+        return done
 
     @abstractmethod
     def slot_weights(self) -> NDArray[np.float32]:
@@ -139,27 +152,9 @@ class PellLinear(PackedLinear):
         """Fraction of slots that hold an entry."""
         return float(np.count_nonzero(self.slot_weights())) / max(len(self.index), 1)
 
-    def _sums(self, x: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-        sums = np.zeros(self.groups * _LANES, dtype)
-        self.kernel()(x, self.tile, self.blocks, self.advance, self.index, self.value, sums)
-        return sums
-
-
-class _FloatSums(PellLinear):
-    """Partial sums are float32 and need no scaling."""
-
-    def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
-        sums = self._sums(self._activations(x), np.float32)
-        return np.asarray(checks.finish(sums, self.place, self.bias))
-
-    def _activations(self, x: Float32) -> NDArray[Any]:
-        """The activations as the kernel takes them, with a window of zeros behind them."""
-        return np.asarray(checks.padded_float32(x, self.steps.window))
-
 
 @dataclass(frozen=True, eq=False)
-class PellFloat32(_FloatSums):
+class PellFloat32(PellLinear):
     """Exact: 5 bytes an entry, empty slots included."""
 
     kind: ClassVar[str] = "pell_float32"
@@ -178,7 +173,7 @@ class PellFloat32(_FloatSums):
 
 
 @dataclass(frozen=True, eq=False)
-class PellBfloat16(_FloatSums):
+class PellBfloat16(PellLinear):
     """Weights and activations rounded to bfloat16, sums in float32: 3 bytes an entry."""
 
     kind: ClassVar[str] = "pell_bfloat16"
@@ -196,12 +191,9 @@ class PellBfloat16(_FloatSums):
         words = (self.value.astype(np.uint32) << 16).view(np.float32)
         return words.reshape(-1, 2, _LANES, 2)
 
-    def _activations(self, x: Float32) -> NDArray[Any]:
-        return np.asarray(checks.padded_bfloat16(x.view(np.uint32), self.steps.window))
-
 
 @dataclass(frozen=True, eq=False)
-class PellCodebook(_FloatSums):
+class PellCodebook(PellLinear):
     """Weights are 4-bit codes into 16 shared ones: 1 byte an entry; activations are float32."""
 
     kind: ClassVar[str] = "pell_codebook"
@@ -257,13 +249,8 @@ class PellInt8(PellLinear):
         """See ``PackedLinear``."""
         return super().to_dense() * self.scale[:, None]
 
-    def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
-        step, zero = _levels(*map(float, checks.extremes(x)))
-        sums = self._sums(checks.padded_uint8(x, 1 / step, zero, self.steps.window), np.int32)
-        return np.asarray(
-            checks.finish_int8(sums, self.place, self.scale, self.offset, step, zero, self.bias)
-        )
+    def _arguments(self) -> tuple[Any, ...]:
+        return (*super()._arguments(), self.scale, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,14 +364,6 @@ def quantise_rows(weight: Float32) -> tuple[Float32, Float32]:
     # Below the smallest normal number a quotient would overflow.
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
     return scale, np.rint(weight / scale[:, None])
-
-
-def _levels(low: float, high: float) -> tuple[float, int]:
-    """The step between 256 levels from ``low`` to ``high``, and the level that is zero."""
-    step = (high - low) / 255
-    if step < float(np.finfo(np.float32).tiny):
-        return 1.0, 0
-    return step, round(-low / step)
 
 
 def round_to_bfloat16(weight: Float32) -> Float32:

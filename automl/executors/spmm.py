@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.kernels import cpu, spmm
-from automl.executors.packed import PackedLinear, aligned_zeros
+from automl.executors.packed import FiniteLinear, aligned_zeros
 from automl.executors.rows import Float32, Rows, as_bias, as_weight
 
 
 @dataclass(frozen=True, eq=False)
-class SpmmLinear(PackedLinear):
+class SpmmLinear(FiniteLinear):
     """A packed layer, exact.
 
     Attributes:
@@ -60,7 +60,7 @@ class SpmmLinear(PackedLinear):
         return dense
 
     def multiply(self, x: Float32) -> Float32:
-        """See ``PackedLinear``."""
+        """See ``FiniteLinear``."""
         return self.multiply_batch(x[None]).reshape(-1)
 
     def multiply_batch(self, x: Float32) -> Float32:

@@ -9,6 +9,7 @@ from numba import njit
 
 from automl.executors.kernels.options import OPTIONS
 
+_TINY = float(np.finfo(np.float32).tiny)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
@@ -69,32 +70,32 @@ def padded_uint8(x: Any, inverse: float, zero: int, extra: int) -> Any:
 
 
 @njit(**OPTIONS)
+def _ordered(bits: Any) -> Any:
+    """Signed numbers in the order of the finite float32 whose bits they are; its own inverse."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(**OPTIONS)
 def extremes(x: Any) -> Any:
-    """The smallest and largest of zero and all activations."""
-    low = np.float32(0)
-    high = np.float32(0)
-    for value in x:
-        low = min(low, value)
-        high = max(high, value)
-    return low, high
+    """The smallest and largest of zero and all activations, which are finite."""
+    bits = x.view(np.int32)
+    # As whole numbers, which can be compared 16 at a time.
+    low, high = np.int32(0), np.int32(0)
+    for i in range(bits.shape[0]):
+        low = min(low, _ordered(bits[i]))
+        high = max(high, _ordered(bits[i]))
+    both = np.empty(2, np.int32)
+    both[0], both[1] = _ordered(low), _ordered(high)
+    floats = both.view(np.float32)
+    return floats[0], floats[1]
 
 
 @njit(**OPTIONS)
-def finish(sums: Any, place: Any, bias: Any) -> Any:
-    """y[r] = sums[place[r]] + bias[r]."""
-    y = np.empty(bias.shape[0], np.float32)
-    for row in range(y.shape[0]):
-        y[row] = sums[place[row]] + bias[row]
-    return y
-
-
-@njit(**OPTIONS)
-def finish_int8(
-    sums: Any, place: Any, scale: Any, offset: Any, x_scale: float, x_zero: int, bias: Any
-) -> Any:
-    """y[r] = scale[r] x_scale (sums[place[r]] - x_zero offset[r]) + bias[r]."""
-    y = np.empty(bias.shape[0], np.float32)
-    for row in range(y.shape[0]):
-        exact = sums[place[row]] - np.int32(x_zero) * offset[row]
-        y[row] = np.float32(exact) * (scale[row] * np.float32(x_scale)) + bias[row]
-    return y
+def levels(x: Any) -> Any:
+    """The step between 256 levels of finite activations, zero among them, and the level of zero."""
+    low, high = extremes(x)
+    step = (np.float64(high) - np.float64(low)) / 255
+    # Below the smallest normal number a quotient would overflow.
+    if step < _TINY:
+        return 1.0, 0
+    return step, int(np.rint(-np.float64(low) / step))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from automl.executors.kernels.checks import all_finite
 from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import (
     add,
@@ -136,6 +137,48 @@ def bitmap_float32_plain(
                     at += 1
                 mask >>= np.uint16(1)
                 row += 1
+
+
+@njit(**OPTIONS)
+def csc_call(
+    x: Any, y: Any, wide: bool, ahead: int, starts: Any, stream: Any, bias: Any
+) -> bool:  # fmt: skip
+    """A whole product: fills y for one example; whether all its activations are finite.
+
+    One call of compiled code, because what Python does around it takes as long as a small layer.
+    """
+    if not all_finite(x.view(np.uint32)):
+        return False
+    columns, values = np.empty(x.shape[0] + 1, np.int64), np.empty(x.shape[0] + 1, np.float32)
+    count = active_columns(x, columns, values)
+    sums = np.empty(bias.shape[0] + 1, np.float32)
+    sums[:-1] = bias
+    sums[-1] = 0
+    if wide:
+        csc_float32_wide(columns, values, count, ahead, starts, stream, sums)
+    else:
+        csc_float32(columns, values, count, ahead, starts, stream, sums)
+    y[:] = sums[:-1]
+    return True
+
+
+@njit(**OPTIONS)
+def bitmap_call(
+    x: Any, y: Any, ahead: int, starts: Any, masks: Any, value: Any, bias: Any, plain: Any
+) -> bool:  # fmt: skip
+    """The same for bitmaps, with vector instructions where ``plain`` is None."""
+    if not all_finite(x.view(np.uint32)):
+        return False
+    columns, values = np.empty(x.shape[0] + 1, np.int64), np.empty(x.shape[0] + 1, np.float32)
+    count = active_columns(x, columns, values)
+    sums = np.zeros(16 * masks.shape[1], np.float32)
+    sums[: bias.shape[0]] = bias
+    if plain is None:
+        bitmap_float32(columns, values, count, ahead, starts, masks, value, sums)
+    else:
+        bitmap_float32_plain(columns, values, count, ahead, starts, masks, value, sums)
+    y[:] = sums[: bias.shape[0]]
+    return True
 
 
 @njit(**OPTIONS)

@@ -52,7 +52,7 @@ def float32(
         even, odd = load_float32x16(sums, lane), zeros_float32x16()
         for block in range(peek(blocks, segment), peek(blocks, segment + 1)):
             word = load_int32x16(index, 64 * block)
-            prefetch(index, 64 * block + 1024)
+            prefetch(index, 64 * block + 512)
             for step in range(2):
                 start += 16 * peek(advance, 2 * block + step)
                 a, b = load_float32x16(x, start), load_float32x16(x, start + 16)
@@ -65,7 +65,7 @@ def float32(
                     low = choose(i, 32, pick2_float32x16(a, i, b), pick2_float32x16(c, i, d))
                     high = choose(i, 32, pick2_float32x16(e, i, f), pick2_float32x16(g, i, h))
                     weight = load_float32x16(value, 16 * at)
-                    prefetch(value, 16 * at + 1024)
+                    prefetch(value, 16 * at + 512)
                     even, odd = odd, fma(choose(i, 64, low, high), weight, even)
         store(sums, lane, add(even, odd))
 
