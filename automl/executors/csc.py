@@ -155,8 +155,8 @@ class BitmapLinear(PackedLinear):
     @cached_property
     def _arguments(self) -> tuple[Any, ...]:
         ahead = _columns_ahead(len(self.value), self.in_features)
-        plain = None if cpu.supports(cpu.FLOATS) else True
-        return ahead, self.starts, self.masks, self.value, self.bias, plain
+        fast = True if cpu.supports(cpu.FLOATS) else None
+        return ahead, self.starts, self.masks, self.value, self.bias, fast
 
     def multiply_into(self, x: Float32, y: Float32) -> bool:
         """See ``PackedLinear``."""

@@ -100,8 +100,8 @@ class PellLinear(PackedLinear):
     @cached_property
     def call(self) -> tuple[Any, tuple[Any, ...]]:
         """What multiplies on this machine, and its arguments behind the example and its output."""
-        plain = None if cpu.supports(self.needs) else True
-        return getattr(pell_call, self.form), (*self._arguments(), plain)
+        fast = True if cpu.supports(self.needs) else None
+        return getattr(pell_call, self.form), (*self._arguments(), fast)
 
     def _arguments(self) -> tuple[Any, ...]:
         arrays = (self.tile, self.blocks, self.advance, self.index, self.value)

@@ -80,12 +80,12 @@ def test_fill_is_high_where_the_paper_is():
 
 @pytest.mark.skipif(not cpu.supports(cpu.FLOATS), reason="needs AVX-512")
 def test_vector_kernels_are_used_where_the_processor_has_them():
-    assert Pell().pack(np.ones((1, 1), np.float32)).call[1][-1] is None
+    assert Pell().pack(np.ones((1, 1), np.float32)).call[1][-1] is True
 
 
 def test_plain_kernels_are_used_where_the_target_lacks_an_instruction_set(monkeypatch):
     monkeypatch.setattr(cpu, "target_features", lambda: frozenset({"avx2", "fma"}))
-    assert Pell().pack(np.ones((1, 1), np.float32)).call[1][-1] is True
+    assert Pell().pack(np.ones((1, 1), np.float32)).call[1][-1] is None
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -164,19 +164,19 @@ def csc_call(
 
 @njit(**OPTIONS)
 def bitmap_call(
-    x: Any, y: Any, ahead: int, starts: Any, masks: Any, value: Any, bias: Any, plain: Any
+    x: Any, y: Any, ahead: int, starts: Any, masks: Any, value: Any, bias: Any, fast: Any
 ) -> bool:  # fmt: skip
-    """The same for bitmaps, with vector instructions where ``plain`` is None."""
+    """The same for bitmaps, without vector instructions where ``fast`` is None."""
     if not all_finite(x.view(np.uint32)):
         return False
     columns, values = np.empty(x.shape[0] + 1, np.int64), np.empty(x.shape[0] + 1, np.float32)
     count = active_columns(x, columns, values)
     sums = np.zeros(16 * masks.shape[1], np.float32)
     sums[: bias.shape[0]] = bias
-    if plain is None:
-        bitmap_float32(columns, values, count, ahead, starts, masks, value, sums)
-    else:
+    if fast is None:
         bitmap_float32_plain(columns, values, count, ahead, starts, masks, value, sums)
+    else:
+        bitmap_float32(columns, values, count, ahead, starts, masks, value, sums)
     y[:] = sums[: bias.shape[0]]
     return True
 

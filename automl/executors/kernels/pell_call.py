@@ -2,9 +2,9 @@
 
 One call of compiled code for each example, because what Python does around it takes as long as a
 small layer. All take one example and where its output goes, the layer's arrays (see
-``pell_vector.py``), ``place``, the lane of every row, and ``bias``; and ``plain``, which is None
-for vector instructions: what Numba is not to compile must be known from types. They return whether
-all activations are finite; if not, the output is not to be used.
+``pell_vector.py``), ``place``, the lane of every row, and ``bias``; and ``fast``, which is None
+where there are no vector instructions: Numba leaves out what None excludes, and nothing else. They
+return whether all activations are finite; if not, the output is not to be used.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def _lanes(bias: Any) -> Any:
 @njit(**OPTIONS)
 def float32(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
-    bias: Any, plain: Any,
+    bias: Any, fast: Any,
 ) -> bool:  # fmt: skip
     """Windows of 128 activations."""
     if not checks.all_finite(x.view(np.uint32)):
         return False
     padded = checks.padded_float32(x, 128)
     sums = np.zeros(_lanes(bias), np.float32)
-    if plain is None:
-        pell_vector.float32(padded, tile, blocks, advance, index, value, sums)
-    else:
+    if fast is None:
         pell_plain.float32(padded, tile, blocks, advance, index, value, sums)
+    else:
+        pell_vector.float32(padded, tile, blocks, advance, index, value, sums)
     _finish(sums, place, bias, y)
     return True
 
@@ -51,17 +51,17 @@ def float32(
 @njit(**OPTIONS)
 def codebook(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
-    bias: Any, plain: Any,
+    bias: Any, fast: Any,
 ) -> bool:  # fmt: skip
     """Windows of 16 activations."""
     if not checks.all_finite(x.view(np.uint32)):
         return False
     padded = checks.padded_float32(x, 16)
     sums = np.zeros(_lanes(bias), np.float32)
-    if plain is None:
-        pell_vector.codebook(padded, tile, blocks, advance, index, value, sums)
-    else:
+    if fast is None:
         pell_plain.codebook(padded, tile, blocks, advance, index, value, sums)
+    else:
+        pell_vector.codebook(padded, tile, blocks, advance, index, value, sums)
     _finish(sums, place, bias, y)
     return True
 
@@ -69,17 +69,17 @@ def codebook(
 @njit(**OPTIONS)
 def bfloat16(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
-    bias: Any, plain: Any,
+    bias: Any, fast: Any,
 ) -> bool:  # fmt: skip
     """Windows of 128 activations."""
     if not checks.all_finite(x.view(np.uint32)):
         return False
     padded = checks.padded_bfloat16(x.view(np.uint32), 128)
     sums = np.zeros(_lanes(bias), np.float32)
-    if plain is None:
-        pell_vector.bfloat16(padded, tile, blocks, advance, index, value, sums)
-    else:
+    if fast is None:
         pell_plain.bfloat16(padded, tile, blocks, advance, index, value, sums)
+    else:
+        pell_vector.bfloat16(padded, tile, blocks, advance, index, value, sums)
     _finish(sums, place, bias, y)
     return True
 
@@ -87,7 +87,7 @@ def bfloat16(
 @njit(**OPTIONS)
 def int8(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
-    bias: Any, scale: Any, offset: Any, plain: Any,
+    bias: Any, scale: Any, offset: Any, fast: Any,
 ) -> bool:  # fmt: skip
     """Windows of 256 activations; ``scale`` and ``offset`` of every row as in ``PellInt8``."""
     if not checks.all_finite(x.view(np.uint32)):
@@ -95,10 +95,10 @@ def int8(
     step, zero = checks.levels(x)
     padded = checks.padded_uint8(x, 1 / step, zero, 256)
     sums = np.zeros(_lanes(bias), np.int32)
-    if plain is None:
-        pell_vector.int8(padded, tile, blocks, advance, index, value, sums)
-    else:
+    if fast is None:
         pell_plain.int8(padded, tile, blocks, advance, index, value, sums)
+    else:
+        pell_vector.int8(padded, tile, blocks, advance, index, value, sums)
     for row in range(y.shape[0]):
         exact = sums[place[row]] - np.int32(zero) * offset[row]
         y[row] = np.float32(exact) * (scale[row] * np.float32(step)) + bias[row]
