@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -124,3 +128,16 @@ def test_weights_that_8_bits_round_to_zero_are_not_stored():
 def test_wrong_settings_are_refused(settings_, message):
     with pytest.raises(ValueError, match=message):
         Pell(**settings_)
+
+
+def test_a_target_without_vector_instructions_compiles(tmp_path):
+    """LLVM ends the process where it is asked for one; so this needs a process of its own."""
+    code = (
+        "import numpy as np; from automl.executors.pell import Pell; "
+        "print(Pell().pack(np.eye(20, dtype=np.float32))(np.arange(20, dtype=np.float32)).sum())"
+    )
+    target = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | target, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "190.0"), ran.stderr
