@@ -96,6 +96,19 @@ def test_pruned_equals_zero_masked(model, trace):
         torch.testing.assert_close(slim(x), masked.eval()(x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("granularity", ["kernel", "unstructured"])
+def test_grains_inside_a_layer_are_masked_and_computed_alike(model, granularity):
+    """In float32, input channels of an offset are skipped; in float64, whole ones only."""
+    sparse = automl.prune(model, clouds(2), 0.9, granularity=granularity).eval()
+    zeros = float((sparse.block.weight == 0).double().mean())
+    assert zeros > 0.8
+    x = clouds(5, seed=4)
+    with torch.inference_mode():
+        exact = sparse(x)
+        y = sparse.float()(x)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4)
+
+
 def test_a_slim_network_trains(model, trace):
     slim = trace.materialise([range(4), range(9)]).float().train()
     F.cross_entropy(slim(clouds(4)), torch.tensor([0, 1, 2, 0])).backward()
