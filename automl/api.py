@@ -49,6 +49,14 @@ def prune(
     Raises:
         InputError: If a ratio is out of range, a name is unknown, the policy is of another network
             or the network cannot be traced.
+
+    Example:
+        >>> slim = automl.prune(model, example_inputs, 0.5)
+        >>> slim.conv1.weight.shape[0], model.conv1.weight.shape[0]
+        (16, 32)
+        >>> slim = automl.prune(model, example_inputs, {"conv1": 0.25})
+        >>> slim.conv1.weight.shape[0]
+        24
     """
     traced = trace(model, example_inputs, exclude=exclude)
     asked = ratios if isinstance(ratios, Policy) else granularity

@@ -98,6 +98,14 @@ class Policy:
 
     Raises:
         ValueError: A target is decided twice, or the version is not known.
+
+    Example:
+        >>> searcher = automl.Searcher(model, example_inputs, evaluate, budget={"macs": 0.5})
+        >>> policy = searcher.search(trials=1).policy
+        >>> policy.save("policy.json")
+        >>> automl.Policy.load("policy.json") == policy
+        True
+        >>> small = automl.prune(model, example_inputs, policy)
     """
 
     decisions: tuple[Decision, ...]

@@ -55,9 +55,12 @@ class Searcher:
 
     Example:
         >>> searcher = Searcher(model, example_inputs, evaluate, budget={"macs": 0.5})
-        >>> run = searcher.search(trials=200, seed=0)
-        >>> run.compare("uniform")
+        >>> run = searcher.search(trials=5, seed=0)
+        >>> list(run.compare("uniform").index)
+        ['dense', 'uniform', 'found']
         >>> small = run.apply()
+        >>> automl.trace(small, example_inputs).macs <= 0.5 * searcher.trace.macs
+        True
 
     Attributes:
         trace: The network's structure.

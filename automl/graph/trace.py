@@ -97,6 +97,13 @@ def trace(
     Raises:
         InputError: If the forward fails, the network cannot be exported, a pattern matches no
             layer, or the deadline passes.
+
+    Example:
+        >>> t = automl.trace(model, example_inputs)
+        >>> len(t.groups), t.groups[0].name
+        (8, 'conv1')
+        >>> automl.trace(model, example_inputs, exclude=["conv1"]).groups[0].name == "conv1"
+        False
     """
     started = time.perf_counter()
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -44,6 +44,13 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises:
         InputError: A path does not exist, or holds no run.
+
+    Example:
+        >>> runs = automl.load_runs("runs/")
+        >>> list(runs["network"])
+        ['dense', 'found', 'uniform']
+        >>> bool((runs[runs["network"] == "found"]["macs_ratio"] <= 0.5).all())
+        True
     """
     import pandas as pd
 

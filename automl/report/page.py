@@ -19,6 +19,7 @@ from automl._version import __version__
 from automl.journal import Journal
 from automl.policy import Policy
 from automl.report.comparing import cells, compare
+from automl.report.kernels import benches
 from automl.report.loading import finals, load_runs, problems
 from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT
 from automl.types import InputError
@@ -89,6 +90,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         raise InputError("no run has finished, so there is nothing to report")
     headings, rows = cells(_without_constants(compare(found)))
     folders = [Path(run) for run in runs[runs["status"] == "done"]["run"].unique()]
+    timed, unreadable = benches(folders[:_MOST_RUNS])
     return {
         "title": _title(runs),
         "subtitle": _subtitle(runs, folders),
@@ -101,7 +103,8 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "searches": _searches(folders, runs),
         "search_note": _search_note(found),
         **_sensitivity(map(Path, runs["run"].unique())),
-        "problems": list(problems(runs)),
+        "benches": timed,
+        "problems": [*problems(runs), *unreadable],
         **_again(folders),
         "foot": f"PrunePilot {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
     }
