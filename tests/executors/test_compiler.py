@@ -239,3 +239,22 @@ def test_batch_norms_are_folded_before_anything_is_compared(times):
     assert [choice.format for choice in run.choices] == ["conv", "conv"]
     assert not any(isinstance(module, nn.BatchNorm2d) for module in run.modules())
     assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
+
+
+def test_unusual_inputs_come_out_as_dense_has_them(times):
+    times(dense=100, conv=10, csc=10)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7))
+    for layer in (network[0], network[3]):
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.3
+    network[3].weight.data[2] = 0  # An empty row.
+    run = compile(network.eval(), torch.randn(1, 3, 6, 6), executors=["csc"])
+    assert [choice.format for choice in run.choices] == ["conv", "csc"]
+    wide = torch.randn(2, 6, 6, 6)
+    holed = torch.randn(2, 3, 6, 6)
+    holed[0, 1, 2, 3], holed[1, 0, 0, 0] = float("nan"), float("inf")
+    for x in (torch.zeros(1, 3, 6, 6), wide[:, ::2], holed, torch.full((1, 3, 6, 6), 1e-40)):
+        expected = network(x).detach()
+        assert torch.allclose(run(x), expected, atol=1e-5, equal_nan=True)
+    with pytest.raises(TypeError, match="must be float32"):
+        run(torch.zeros(1, 3, 6, 6).double())
