@@ -371,7 +371,8 @@ class Bench:
             batch_size=size,
             device=self.device,
             dtype=self.dtype,
-            channels_last=self.channels_last,
+            # On a CPU too: convolutions of images laid out so need no reordering.
+            channels_last=len(self.loaded.input_shape) == 3,
             **self.normalisation,
         )
 

@@ -45,6 +45,9 @@ from automl.types import Kept
 #: booleans of the weight's shape.
 MaskChoice = Callable[[Tensor, Tensor, int], Tensor]
 
+#: More samples than these are not used; part of the journal's key, as they change results.
+_SAMPLES_PER_FEATURE, _LEAST_SAMPLES = 256, 2048
+
 _PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
 
 
@@ -88,7 +91,7 @@ class Reconstruction:
 
     def settings(self) -> dict[str, Any]:
         """What the journal's key needs."""
-        return asdict(self)
+        return {**asdict(self), "samples_per_feature": [_SAMPLES_PER_FEATURE, _LEAST_SAMPLES]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,9 @@ class Repairer:
         self, model: nn.Module, plan: IndexPlan, calibration: Tensor, settings: Reconstruction
     ) -> None:
         """Runs the dense network once and remembers its outputs at the sampled positions."""
-        self._plan, self._settings, self._inputs = plan, settings, calibration
+        # Channels last: convolutions then need no reordering, and a sampled position is one row.
+        rows = calibration.contiguous(memory_format=_layout(calibration))
+        self._plan, self._settings, self._inputs = plan, settings, rows
         self._sites = {site.call.name: site for site in find_sites(model, plan)}
         self._targets: dict[str, _Targets] = {}
         self._positions: dict[str, Tensor] = {}
@@ -192,6 +197,9 @@ class Repairer:
             for site in self._sites.values():
                 if site.call.name == name:
                     positions = _sample(value, self._settings.points, generator)
+                    weight = model.get_submodule(site.call.target).weight
+                    assert isinstance(weight, Tensor)
+                    positions = _thinned(positions, weight[0].numel())
                     self._positions[name] = positions
                     self._targets[name] = _Targets(_gather(value, positions), None)
                 elif site.sum_name == name and self._settings.shortcut:
@@ -355,6 +363,17 @@ def _sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
     return torch.stack(columns, dim=1).to(value.device)
 
 
+def _thinned(positions: Tensor, features: int) -> Tensor:
+    """Evenly spaced positions, as many as a fit of so many features can use.
+
+    The error that a least-squares fit adds for want of samples is features / samples of the
+    residual, so that beyond ``_SAMPLES_PER_FEATURE`` more of them cost time and change nothing. A
+    filter of a depthwise convolution has 9 features and would get tens of thousands.
+    """
+    step = max(1, len(positions) // max(_LEAST_SAMPLES, features * _SAMPLES_PER_FEATURE))
+    return positions[::step]
+
+
 def _gather(value: Tensor, positions: Tensor) -> Tensor:
     """Values at positions, shape (samples, channels)."""
     index = tuple(positions.unbind(1))
@@ -374,10 +393,19 @@ def _patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
     image, y, x = positions.unbind(1)
     ys = (y * layer.stride[0])[:, None, None] + _offsets(rows, layer.dilation[0], y)[None, :, None]
     xs = (x * layer.stride[1])[:, None, None] + _offsets(columns, layer.dilation[1], x)[None, None]
-    taken = padded[image[:, None, None], :, ys, xs]  # (samples, rows, columns, channels)
+    # (samples, rows, columns, channels)
+    taken = padded.movedim(1, -1)[image[:, None, None], ys, xs]
     samples, channels = len(taken), taken.shape[-1]
+    if layer.groups > 1:  # sums over samples run along memory, however small the groups are
+        features = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
+        together = features.permute(2, 3, 1, 0).reshape(layer.groups, -1, samples)
+        return together.transpose(1, 2)
     grouped = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
     return grouped.permute(2, 0, 3, 1).reshape(layer.groups, samples, -1)
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    return torch.channels_last if images.dim() == 4 else torch.contiguous_format
 
 
 def _offsets(size: int, dilation: int, like: Tensor) -> Tensor:

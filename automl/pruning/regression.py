@@ -64,8 +64,12 @@ def solve(
 
 
 def _mean(values: Tensor, centred: bool) -> Tensor:
-    mean = values.mean(1, keepdim=True, dtype=torch.float64)
-    return mean if centred else torch.zeros_like(mean)
+    groups, samples, width = values.shape
+    total = torch.zeros(groups, 1, width, dtype=torch.float64, device=values.device)
+    if centred:
+        for start in range(0, samples, _CHUNK):
+            total += values[:, start : start + _CHUNK].sum(1, keepdim=True)
+    return total / samples
 
 
 def _products(
@@ -83,7 +87,13 @@ def _products(
     for start in range(0, inputs.shape[1], _CHUNK):
         rows = slice(start, start + _CHUNK)
         x = inputs[:, rows] - shift
-        both += x.transpose(1, 2) @ torch.cat([x, wanted[:, rows] - goal], dim=2)
+        y = wanted[:, rows] - goal
+        if groups > 1:  # many small products: the samples of each lie one behind the other
+            x_rows = x.transpose(1, 2).contiguous()
+            xy = torch.cat([x_rows, y.transpose(1, 2)], dim=1)
+            both += torch.bmm(x_rows, xy.transpose(1, 2))
+        else:
+            both += x.transpose(1, 2) @ torch.cat([x, y], dim=2)
     return both[..., :features], both[..., features:]
 
 

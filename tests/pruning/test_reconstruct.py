@@ -10,7 +10,8 @@ from torch import nn
 
 import automl
 from automl.pruning.pruner import Pruner, policy_from_ratios
-from automl.pruning.reconstruct import Reconstruction
+from automl.pruning.reconstruct import Reconstruction, _thinned
+from automl.pruning.regression import solve
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -189,3 +190,26 @@ def test_graph_form_networks_are_repaired_too(images):
 def test_bad_settings_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"Reconstruction.{field}"):
         Reconstruction(**{field: value})
+
+
+def test_positions_are_thinned_evenly_where_a_filter_has_few_weights():
+    positions = torch.arange(30_000)[:, None].expand(-1, 3)
+    few = _thinned(positions, features=9)
+    assert 9 * 256 <= len(few) < 2 * 9 * 256
+    assert set(few[:, 0].diff().tolist()) == {len(positions) // (9 * 256)}
+    assert torch.equal(_thinned(positions, features=512), positions)
+
+
+@pytest.mark.parametrize(("groups", "samples"), [(1, 5000), (6, 5000), (6, 50)])
+def test_grouped_and_chunked_fits_equal_float64_normal_equations(groups, samples):
+    torch.manual_seed(0)
+    x = torch.randn(groups, 9, samples).transpose(1, 2) + 3
+    y, old = torch.randn(groups, samples, 2), torch.randn(groups, 9, 2)
+    fit = solve(x, y, old, ridge=1e-2, centred=True)
+    u = x.double() - x.double().mean(1, keepdim=True)
+    v = y.double() - y.double().mean(1, keepdim=True)
+    gram = u.transpose(1, 2) @ u
+    power = 1e-2 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    left = u.transpose(1, 2) @ (v - u @ old.double())
+    right = torch.linalg.solve(gram + power * torch.eye(9, dtype=torch.float64), left)
+    torch.testing.assert_close(fit.weight.double(), old + right, rtol=1e-4, atol=1e-5)
