@@ -1,11 +1,13 @@
 import doctest
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import automl
-from automl.cli import VERBS
+from automl.cli import VERBS, _parser
+from automl.commands.compose import compose, expand
 from automl.models import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,3 +117,21 @@ def make_run(folder):
     settings = ["model=digits", "data=digits", "strategy=uniform", "budget.macs=0.5", "trials=1"]
     fast = ["repair=none", "scoring.images=50", f"run_dir={folder}"]
     assert main(["search", *settings, *fast]) == 0
+
+
+def commands(page):
+    text = page.read_text().replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.startswith("    prunepilot ")]
+
+
+HOW_TO = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.name)
+def test_commands_of_the_first_pages_are_understood(page):
+    assert commands(page)
+    for command in commands(page):
+        arguments = shlex.split(command)[1:]
+        parsed, rest = _parser(arguments).parse_known_args(arguments)
+        for overrides in expand([*getattr(parsed, "overrides", []), *rest]):
+            compose(overrides)
