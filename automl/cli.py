@@ -1,6 +1,7 @@
 """The ``prunepilot`` command: thin verbs over the library.
 
-Exit codes: 0 done, 1 ran and failed, 2 bad input (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 ran and failed, 2 bad input (one line on stderr), 130 interrupted (Ctrl-C),
+143 terminated (SIGTERM).
 
 Nothing heavy is imported before a verb runs, so that ``--help`` answers at once: a module of
 ``automl.commands`` imports torch, Hydra and friends inside ``run`` only.
@@ -9,12 +10,14 @@ Nothing heavy is imported before a verb runs, so that ``--help`` answers at once
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from automl.hints import did_you_mean
+from automl.signals import as_exceptions, exit_code, word
 
 #: The verbs, in the order of ``prunepilot --help``; each is a module of ``automl.commands``
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
@@ -23,7 +26,12 @@ VERBS = (
     "trace", "lut", "storage", "bench", "doctor",
 )  # fmt: skip
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+#: What a disk can have against a write; no fault of this program's.
+_DISK = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+})  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,15 +60,16 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse has printed the help or the error
         return int(stop.code or OK)
     try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print("prunepilot: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        with as_exceptions():
+            return _run(args)
+    except KeyboardInterrupt as stop:
+        print(f"prunepilot: {word(stop)}", file=sys.stderr)
+        return exit_code(stop)
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         sys.stderr.close()
         return FAILED
     except Exception as error:
-        return _bad_input_or_raise(error)
+        return _known_or_raise(error)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,9 +93,17 @@ def _run(args: argparse.Namespace) -> int:
     return int(args.run(args))
 
 
-def _bad_input_or_raise(error: Exception) -> int:
+def _known_or_raise(error: Exception) -> int:
     from automl.types import InputError  # here, because it imports numpy
 
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror}; what is finished is kept: mend that, then go on"
+        print(f"prunepilot: failed: {text}", file=sys.stderr)
+        return FAILED
+    if isinstance(error, MemoryError):
+        print("prunepilot: failed: out of memory; what is finished is kept", file=sys.stderr)
+        return FAILED
     if not isinstance(error, InputError):
         raise error
     print(f"prunepilot: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -183,8 +183,10 @@ def _append(file: IO[bytes], data: bytes) -> None:
         while rest:
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
-    except BaseException:
-        file.truncate(end)
+    except BaseException as error:
+        # Ctrl-C may come when the line is whole already; then it is a finished trial, and stays.
+        if rest or isinstance(error, OSError):
+            file.truncate(end)
         raise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,11 @@ from automl.types import CostModel, InputError, Kept, Measurement, Resource, Sco
 _log = logging.getLogger(__name__)
 
 Status = Literal["ok", "failed"]
+
+#: How errors begin, or what they say, whose cause is the machine and not the policy.
+_OUTSIDE = re.compile(
+    r"^(MemoryError|OutOfMemoryError|OSError|PermissionError)\b|can't allocate memory"
+)
 
 
 class Plan(Protocol):
@@ -403,13 +409,20 @@ def _known_rows(journal: TrialLog | None, max_failures: int) -> dict[str, Row]:
     """What the journal answers, by key.
 
     The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
-    and answered from the journal they would stop this run at the same place.
+    and answered from the journal they would stop this run at the same place. Failures that were
+    not the policy's fault (no memory, a full disk) are left out too: scored again, the run comes to
+    the result that it would have had without them.
     """
-    rows = [] if journal is None else list(journal)
+    rows = [] if journal is None else [row for row in journal if not _was_outside(row)]
     last_ok = max((i for i, row in enumerate(rows) if row["status"] == "ok"), default=-1)
     if len(rows) - 1 - last_ok >= max_failures:
         rows = rows[: last_ok + 1]
     return {row["key"]: row for row in rows}
+
+
+def _was_outside(row: Row) -> bool:
+    """Whether a trial failed for what the machine lacked at the time."""
+    return row["status"] != "ok" and bool(_OUTSIDE.search(row["error"] or ""))
 
 
 def _measurement(score: Any, metrics: Mapping[str, Any], costs: Mapping[str, float]) -> Measurement:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ REBUILD_VERSION = 1
 _NOT_IDENTITY = frozenset({"run_dir", "launcher", "choices", "overrides"})
 
 _LOCK = ".lock"
+#: What ``atomic_write`` leaves behind where it is killed.
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class RunFolder:
             raise InputError(f"run_dir {self.path} is a file; choose another run_dir")
         if self.is_run:
             self._check_same(config)
-        elif self.path.is_dir() and any(child.name != _LOCK for child in self.path.iterdir()):
+        elif self.path.is_dir() and not all(_is_leftover(c.name) for c in self.path.iterdir()):
             raise InputError(
                 f"run_dir {self.path} holds files that are no run; choose another run_dir"
             )
@@ -146,9 +149,16 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
         try:
+            self._sweep()
             yield
         finally:
             held.release()
+
+    def _sweep(self) -> None:
+        """Removes what killed writers left behind; for whoever holds the lock."""
+        for child in list(self.path.iterdir()):
+            if _PARTIAL.fullmatch(child.name):
+                child.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes one of the JSON files, whole or not at all."""
@@ -191,6 +201,11 @@ def from_yaml(text: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError("not a mapping of settings")
     return config
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether this may be of a run that was killed before it had a config.yaml."""
+    return name in (_LOCK, ENVIRONMENT) or _PARTIAL.fullmatch(name) is not None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

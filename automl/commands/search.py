@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from automl.commands.options import add_override_arguments
+from automl.signals import exit_code, word
 
 SUMMARY = "find how much to prune from every layer, within a budget"
 EXAMPLE = (
@@ -42,7 +43,8 @@ def execute(config: Mapping[str, Any]) -> int:
     """Runs a search to its end, from wherever its folder stands.
 
     Returns:
-        0, 1 where trials failed, 130 where the person interrupted it.
+        0, 1 where trials failed or the disk is full, 130 or 143 where it was interrupted or
+        terminated.
     """
     from automl.commands.running import SearchRun
     from automl.problem import SearchStopped
@@ -50,11 +52,11 @@ def execute(config: Mapping[str, Any]) -> int:
     run = SearchRun.of(config)
     try:
         return run.execute()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = run.folder.is_run
         hint = f"; go on with: prunepilot resume {run.folder.path}" if kept else ""
-        print(f"\nprunepilot: interrupted{hint}", file=sys.stderr)
-        return 130
+        print(f"\nprunepilot: {word(stop)}{hint}", file=sys.stderr)
+        return exit_code(stop)
     except SearchStopped as error:
         print(f"prunepilot: failed: {error} (prunepilot resume {run.folder.path})", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from automl.commands.options import add_override_arguments
+from automl.signals import exit_code, word
 
 if TYPE_CHECKING:
     from automl.commands.running import SearchRun
@@ -70,7 +71,7 @@ def execute(config: Mapping[str, Any], args: argparse.Namespace | None = None) -
         args: What to show; None shows the defaults.
 
     Returns:
-        0, 1 where trials failed, 130 where the person interrupted it.
+        0, 1 where trials failed, 130 or 143 where it was interrupted or terminated.
     """
     from automl.commands.running import SearchRun
     from automl.problem import SearchStopped
@@ -83,11 +84,11 @@ def execute(config: Mapping[str, Any], args: argparse.Namespace | None = None) -
     try:
         _execute(run, args)
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = run.folder.is_run
         hint = f"; go on with: prunepilot resume {run.folder.path}" if kept else ""
-        print(f"\nprunepilot: interrupted{hint}", file=sys.stderr)
-        return 130
+        print(f"\nprunepilot: {word(stop)}{hint}", file=sys.stderr)
+        return exit_code(stop)
     except SearchStopped as error:
         print(f"prunepilot: failed: {error} (prunepilot resume {run.folder.path})", file=sys.stderr)
         return 1

@@ -28,6 +28,7 @@ from automl.journal import Journal, Row
 from automl.paths import atomic_write
 from automl.problem import SearchStopped
 from automl.runs import FAILED, FINALISTS, JOURNAL, RESULT, SWEEP, RunFolder
+from automl.signals import exit_code, word
 from automl.types import InputError
 
 #: Settings that do not change what a ``Bench`` holds besides its strategy.
@@ -95,9 +96,9 @@ def run_sweep(overrides: Sequence[str]) -> int:
     try:
         for cell, outcome in launcher.launch(run_cell, open_cells, folder):
             overview.add(cell, _lost(cell, outcome))
-    except KeyboardInterrupt:
-        print("\nprunepilot: interrupted; the same command goes on with it", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\nprunepilot: {word(stop)}; the same command goes on with it", file=sys.stderr)
+        return exit_code(stop)
     overview.end(folder)
     return 1 if overview.failed else 0
 

@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM as exceptions, so that locks and files are left in order; twice ends at once.
+
+Nothing depends on it: whatever is on the disk is whole at any moment, and a process that is killed
+outright loses no finished trial. It is for the line that says how to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: somebody (a scheduler, a shutdown) wants this process to end."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """The code that shells give a process which ended by this signal: 130 or 143."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def word(stop: KeyboardInterrupt) -> str:
+    """``interrupted`` or ``terminated``."""
+    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+
+
+@contextmanager
+def as_exceptions() -> Iterator[None]:
+    """Within it, the first signal raises ``KeyboardInterrupt`` and the second ends the process.
+
+    Signals that are ignored (as under ``nohup``) or handled by someone else are left alone, and so
+    is everything outside of the main thread.
+    """
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        for number in _SIGNALS:
+            if signal.getsignal(number) in usual:
+                replaced[number] = signal.signal(number, _first)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+def _first(number: int, _frame: FrameType | None) -> NoReturn:
+    for other in _SIGNALS:
+        if signal.getsignal(other) is _first:
+            signal.signal(other, _second)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _second(number: int, _frame: FrameType | None) -> NoReturn:
+    # No print(): the first signal may have come in the middle of one.
+    os.write(2, b"\nprunepilot: stopped at once; what is finished is on the disk\n")
+    os._exit(128 + number)
