@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _GROUP = ["model", "data", "budget", "strategy", "tuned"]
 #: Columns that are averaged over seeds.
 FIGURES = (
-    "test_top1", "validation_top1", "score", "macs", "params", "size_bytes", "energy_mj",
-    "latency_ms", "measured_latency_ms", "latency_ratio", "macs_ratio", "params_ratio", "trials",
-    "search_seconds", "tuning_epochs",
+    "test_top1", "untuned_test_top1", "validation_top1", "score", "macs", "params",
+    "size_bytes", "energy_mj", "latency_ms", "measured_latency_ms", "latency_ratio",
+    "macs_ratio", "params_ratio", "trials", "search_seconds", "tuning_epochs",
 )  # fmt: skip
 BASE = "uniform"
 
@@ -152,6 +152,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "tuned": "yes" if row["tuned"] else "",
         "seeds": str(row["seeds"]),
         "test top-1 %": f"{100 * row['test_top1']:.2f}{error}",
+        "before tuning": _number(100 * row["untuned_test_top1"], ".2f"),
         "over uniform": gain,
         "at its latency": _signed(row["gain_at_latency"]),
         "MACs %": _number(100 * row["macs_ratio"], ".1f"),
@@ -159,6 +160,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "KB": _number(row["size_bytes"] / 1e3, ",.0f"),
         "energy mJ": _number(row["energy_mj"], ".3g"),
         "predicted ms": _number(row["latency_ms"], ".3g"),
+        "measured ms": _number(row["measured_latency_ms"], ".3g"),
         "latency": _number(row["latency_ratio"], ".2f"),
         "trials": _number(row["trials"], ".0f"),
         "search s": _number(row["search_seconds"], ".0f"),

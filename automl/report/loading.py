@@ -20,7 +20,7 @@ SCHEMA, VERSION = "prunepilot/result", 1
 #: One row per final network; of runs without a result one row, with NaN after ``problem``.
 COLUMNS = (
     "run", "status", "problem", "model", "data", "strategy", "settings", "budget", "seed",
-    "network", "tuned", "test_top1", "validation_top1", "score", "score_name",
+    "network", "tuned", "test_top1", "untuned_test_top1", "validation_top1", "score", "score_name",
     *RESOURCES, "measured_latency_ms", "latency_ratio", "macs_ratio", "params_ratio",
     "trials", "failed_trials", "search_seconds", "tuning_epochs",
 )  # fmt: skip
@@ -40,7 +40,8 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         ``damaged``; ``problem`` says why. ``network`` is ``dense``, ``found`` or the name of a
         baseline; a network that is both has a row for each. Costs are per example, in the unit
         of their name; ``latency_ms`` is predicted, ``measured_latency_ms`` and ``latency_ratio``
-        (to dense) were measured side by side. Accuracies are in [0, 1].
+        (to dense) were measured side by side. Accuracies are in [0, 1]; ``untuned_test_top1`` is
+        that of a tuned network before its fine-tuning, NaN for others.
 
     Raises:
         InputError: A path does not exist, or holds no run.
@@ -149,11 +150,13 @@ def _networks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "failed_trials": int(result["failed"]),
         "search_seconds": result.get("search_seconds"),
     }
+    accuracies = {str(row["name"]): float(row["test_top1"]) for row in result["rows"]}
     for row in result["rows"]:
         names, _, tuned = str(row["name"]).partition(", ")
         figures = {
             "tuned": bool(tuned),
             "test_top1": float(row["test_top1"]),
+            "untuned_test_top1": accuracies.get(names) if tuned else None,
             "validation_top1": row["validation_top1"],
             "score": float(row["score"]),
             "macs": row["macs"],

@@ -145,3 +145,13 @@ def test_a_policy_of_another_network_is_refused(cli, tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(policy))
     arguments = ("prune", "--policy", tmp_path / "policy.json", "--out", tmp_path / "slim")
     refuses(cli, tmp_path, *arguments, "repair=none", says="target 'elsewhere'")
+
+
+def test_comparing_without_a_finished_run_says_so(cli, tmp_path):
+    run = tmp_path / "cell"
+    run.mkdir()
+    (run / "config.yaml").write_text("strategy: {}\n")
+    result = cli("compare", tmp_path)
+    assert result.code == 2 and is_one_line(result.err)
+    assert "no run has finished" in result.err
+    assert "unfinished (prunepilot resume" in result.out

@@ -3,6 +3,7 @@ import json
 import pytest
 
 import automl
+from automl.report.comparing import cells, compare
 from automl.report.loading import COLUMNS, finals, load_runs, problems
 from automl.runs import CONFIG, FAILED, RESULT
 from automl.types import InputError
@@ -19,6 +20,21 @@ def test_a_run_gives_a_row_per_network(make_run):
 
 def test_a_network_that_is_two_has_a_row_for_each(make_run):
     assert list(load_runs(make_run("uniform"))["network"]) == ["dense", "found", "uniform"]
+
+
+def test_tuned_networks_know_their_accuracy_before(make_run):
+    folder = make_run("amc", top1=0.8)
+    result = json.loads((folder / RESULT).read_text())
+    for row in result["rows"][1:]:
+        result["rows"].append({**row, "name": f"{row['name']}, tuned", "test_top1": 0.9})
+    (folder / RESULT).write_text(json.dumps(result))
+    frame = load_runs(folder)
+    table = compare(finals(frame)).set_index(["strategy", "tuned"])
+    assert frame[~frame["tuned"]]["untuned_test_top1"].isna().all()
+    tuned = table.loc[("amc", True)]
+    assert (tuned["test_top1"], tuned["untuned_test_top1"]) == (0.9, 0.8)
+    headings, rows = cells(table.reset_index())
+    assert "80.00" in [row[headings.index("before tuning")] for row in rows]
 
 
 def test_sweeps_and_folders_of_runs_are_searched(make_run, tmp_path):
