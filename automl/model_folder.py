@@ -125,7 +125,7 @@ def save_pruned(
     rebuild = Rebuild(dense.factory, dense.kwargs, dense.input_shape, mean, std, form)
     atomic_write(folder / PLAN, plan.to_json())
     policy.save(folder / POLICY)
-    atomic_write(folder / WEIGHTS, safetensors.torch.save(pack(_unique(network), network)))
+    atomic_write(folder / WEIGHTS, safetensors.torch.save(pack(unique_tensors(network), network)))
     atomic_write(folder / REBUILD, rebuild.to_json())
 
 
@@ -142,6 +142,20 @@ def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
         InputError: A file is missing or damaged, or they do not belong together.
     """
     folder = Path(folder)
+    network, _, policy = load_structure(folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    weights = {n: t for n, t in tensors.items() if not n.endswith(PACKED)}
+    fill(network, weights, folder / WEIGHTS)
+    attach(network, _masks(tensors, network, policy, folder))
+    return network.eval()
+
+
+def load_structure(folder: Path) -> tuple[nn.Module, IndexPlan, Policy]:
+    """The pruned network with whatever weights, its dense network's plan, and the policy.
+
+    Raises:
+        InputError: A file is missing or damaged, or they do not belong together.
+    """
     rebuild = Rebuild.load(folder / REBUILD)
     plan = IndexPlan.from_json(_read(folder / PLAN).decode("utf-8", "replace"))
     policy = Policy.load(folder / POLICY)
@@ -149,10 +163,7 @@ def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
         rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
     ).model
     network = Materialiser(dense, plan)(kept_units(policy, plan))
-    tensors = _tensors(folder / WEIGHTS)
-    _fill(network, {n: t for n, t in tensors.items() if not n.endswith(PACKED)}, folder)
-    attach(network, _masks(tensors, network, policy, folder))
-    return network.eval()
+    return network, plan, policy
 
 
 def _masks(
@@ -189,7 +200,7 @@ def kept_units(policy: Policy, plan: IndexPlan) -> list[tuple[int, ...]]:
     return units
 
 
-def _unique(network: nn.Module) -> dict[str, Tensor]:
+def unique_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The state without second names of shared tensors, which safetensors refuses."""
     state, seen = {}, set()
     for name, tensor in network.state_dict().items():
@@ -205,20 +216,30 @@ def _memory(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
     return tensor.data_ptr() or id(tensor), tensor.numel(), tuple(tensor.shape)
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Puts the tensors of a file into a network.
+
+    Raises:
+        InputError: Some are missing or of another shape.
+    """
     state = network.state_dict()
     shared = {_memory(state[name]) for name in tensors if name in state}
     for name, tensor in state.items():
         if name not in tensors and _memory(tensor) not in shared:
-            raise InputError(f"{folder / WEIGHTS} lacks {name}; it is of another network")
+            raise InputError(f"{file} lacks {name}; it is of another network")
     try:
         network.load_state_dict(dict(tensors), strict=False)
     except RuntimeError as error:
         line = str(error).strip().split("\n")[-1].strip()
-        raise InputError(f"{folder / WEIGHTS} does not fit the policy: {line}") from error
+        raise InputError(f"{file} does not fit the policy: {line}") from error
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        InputError: It cannot be read, or is damaged.
+    """
     try:
         return safetensors.torch.load(_read(path))
     except SafetensorError as error:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from automl.export import Exported
     from automl.model_folder import Rebuild
 
-SUMMARY = "write a run's pruned network as safetensors, torch.export program or ONNX, and check it"
+SUMMARY = (
+    "write a run's pruned network as safetensors, torch.export program, ONNX or packed; check it"
+)
 EXAMPLE = "prunepilot export runs/a --format pt2,onnx --out small"
 
 _EXAMPLES = 32
@@ -25,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         metavar="NAMES",
         default="pt2",
-        help="safetensors, pt2, onnx; several with commas (default: pt2)",
+        help="safetensors, pt2, onnx, packed; several with commas (default: pt2)",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="a new folder, or an empty one"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +70,7 @@ def _export(
     import json
     import shutil
 
-    from automl.export import export_program, require_right
+    from automl.export import require_right
     from automl.export.card import model_card
     from automl.graph.fold import batchnorm_pairs, fold_batchnorm
     from automl.model_folder import Rebuild, load_pruned
@@ -74,21 +79,19 @@ def _export(
     from automl.runs import PLAN, POLICY, REBUILD, WEIGHTS
 
     network = load_pruned(run)
-    shutil.copyfile(run / POLICY, out / POLICY)
+    for name in (POLICY, *((PLAN, REBUILD) if {"safetensors", "packed"} & set(formats) else ())):
+        shutil.copyfile(run / name, out / name)
     if "safetensors" in formats:
-        for name in (PLAN, REBUILD, WEIGHTS):
-            shutil.copyfile(run / name, out / name)
-        print(f"wrote {out / WEIGHTS} (load the folder with automl.runs.load_pruned)")
+        shutil.copyfile(run / WEIGHTS, out / WEIGHTS)
     plan = IndexPlan.from_json((run / PLAN).read_text(encoding="utf-8"))
     network = fold_batchnorm(network, batchnorm_pairs(plan))
     rebuild = Rebuild.load(run / REBUILD)
     inputs, kind = _inputs(config, rebuild)
     done = []
     for name in formats:
-        if name != "safetensors":
-            done.append(export_program(name, network, inputs, out))
-            one = done[-1]
-            print(f"wrote {one.file}: differs by at most {one.error:.2g} on {kind}")
+        done.append(_written(name, network, inputs, out))
+        one = done[-1]
+        print(f"wrote {one.file}{_note(one)}: differs by at most {one.error:.2g} on {kind}")
     card = model_card(
         json.loads(result.read_text(encoding="utf-8")),
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
@@ -100,6 +103,27 @@ def _export(
     require_right(done)
     print(f"wrote {out / 'MODEL_CARD.md'}, {out / POLICY}")
     return 0
+
+
+def _written(name: str, network: nn.Module, inputs: Tensor, out: Path) -> Exported:
+    """One format, loaded again and compared with the network."""
+    from automl.export import compared, export_program
+    from automl.runs import WEIGHTS, load_pruned
+
+    if name != "safetensors":
+        return export_program(name, network, inputs, out)
+    return compared(name, out / WEIGHTS, load_pruned(out), network.cpu(), inputs.cpu())
+
+
+def _note(one: Exported) -> str:
+    """How to load what needs PrunePilot, in brackets."""
+    if one.format == "safetensors":
+        return " (load the folder with automl.runs.load_pruned)"
+    if one.format != "packed":
+        return ""
+    from automl.export.packed import packing
+
+    return f" ({packing(one.file)}; load the folder with automl.export.packed.load_packed)"
 
 
 def _inputs(config: Mapping[str, Any], rebuild: Rebuild) -> tuple[Tensor, str]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,9 @@ from automl.types import InputError
 
 #: Formats of self-contained programs, each a module here: what it is.
 PROGRAMS = {"pt2": "torch.export program", "onnx": "ONNX model"}
+
+#: Formats of a run's network, each a module here too; ``packed`` needs the run's structure beside.
+RUN_PROGRAMS = {**PROGRAMS, "packed": "layers in sparse formats"}
 
 #: Largest difference to the network's own outputs, as a part of their largest magnitude.
 TOLERANCE = 1e-3
@@ -58,8 +64,9 @@ def load_format(name: str) -> ModuleType:
     Raises:
         InputError: There is none of that name, or its packages are not installed.
     """
-    if name not in PROGRAMS:
-        raise InputError(f"cannot export as {name!r}; {did_you_mean(name, PROGRAMS)}")
+    if name not in RUN_PROGRAMS:
+        known = ["safetensors", *RUN_PROGRAMS]
+        raise InputError(f"cannot export as {name!r}; {did_you_mean(name, known)}")
     module = importlib.import_module(f"automl.export.{name}")
     for package in module.PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -71,7 +78,7 @@ def export_program(name: str, network: nn.Module, inputs: Tensor, folder: Path) 
     """Writes a network in one format, and compares what was written with it.
 
     Args:
-        name: A key of ``PROGRAMS``.
+        name: A key of ``RUN_PROGRAMS``.
         network: What to write; any batch size can be run afterwards.
         inputs: Real inputs, shape (examples, ...), at least two.
         folder: Where to write; exists.
@@ -83,14 +90,32 @@ def export_program(name: str, network: nn.Module, inputs: Tensor, folder: Path) 
     inputs = inputs.cpu()
     network.cpu()
     with evaluating(network), torch.no_grad():
-        expected = network(inputs)
         file: Path = module.write(network, inputs[:2], folder)
-    # One example, all of them, and what is left over: batch sizes that were not traced.
-    parts = [inputs[:1], inputs[1:]] if len(inputs) > 2 else [inputs[:1], inputs]
-    found = [torch.as_tensor(module.run(file, part)) for part in parts]
+    return compared(name, file, partial(module.run, file), network, inputs)
+
+
+def compared(
+    name: str, file: Path, run: Callable[[Tensor], Any], network: nn.Module, inputs: Tensor
+) -> Exported:
+    """How well what was written does what the network does.
+
+    Args:
+        name: Name of the format.
+        file: What was written.
+        run: Computes the outputs of what was loaded again.
+        network: What was written, on the CPU.
+        inputs: Real inputs on the CPU, shape (examples, ...), at least two.
+    """
+    with evaluating(network), torch.no_grad():
+        expected = network(inputs)
+        # One example, all of them, and what is left over: batch sizes that were not traced.
+        parts = [inputs[:1], inputs[1:]] if len(inputs) > 2 else [inputs[:1], inputs]
+        found = [torch.as_tensor(run(part)) for part in parts]
     wanted = [expected[:1], expected[-len(parts[1]) :]]
     errors = [(f - w).abs().max().item() for f, w in zip(found, wanted, strict=True)]
-    return Exported(name, file, max(errors), expected.abs().max().item(), len(inputs))
+    # max() would drop a NaN that does not come first.
+    error = max(errors, key=lambda one: math.inf if math.isnan(one) else one)
+    return Exported(name, file, error, expected.abs().max().item(), len(inputs))
 
 
 def require_right(done: Sequence[Exported]) -> None:

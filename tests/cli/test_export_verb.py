@@ -20,6 +20,7 @@ def test_the_pruned_network_is_written_checked_and_described(finished, tmp_path,
     capsys.readouterr()
     assert main(["export", str(finished), "--format", "safetensors,pt2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
+    assert "load_pruned): differs by at most" in printed
     assert "model.pt2: differs by at most" in printed and "validation examples" in printed
     card = (out / "MODEL_CARD.md").read_text()
     assert "test top-1" in card and "model.pt2" in card and "Apache-2.0" in card
