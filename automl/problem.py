@@ -9,22 +9,24 @@ from __future__ import annotations
 import logging
 import math
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
+from itertools import groupby, takewhile
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from automl.budget import Budget
+from automl.engines import Done, Engine
+from automl.engines.serial import Serial
 from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, fit
 from automl.hashing import digest
 from automl.journal import Row
 from automl.policy import Policy
-from automl.seeding import own_random_numbers
+from automl.runner import Job, Runner, now, run_trial
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
 
 _log = logging.getLogger(__name__)
@@ -161,6 +163,7 @@ class Problem:
         on_trial: Callable[[Trial], None] | None = None,
         max_failures: int = 3,
         prepare: Callable[[Any], Any] | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """Checks that the budget can be met; scores nothing yet.
 
@@ -180,6 +183,8 @@ class Problem:
             max_failures: So many failed trials in a row stop the search.
             prepare: What is done to a slim network before it is scored and changes no output
                 (folding batch norm); None scores it as it is.
+            engine: Where trials run; None runs them here, one after the other. It changes no
+                result and stays open.
 
         Raises:
             InputError: There is nothing to prune, or the budget is malformed or out of reach.
@@ -193,6 +198,8 @@ class Problem:
         self.budget = Budget.parse(budget)
         self.model_hash = pruner.model_hash
         self._pruner, self._scorer = pruner, scorer
+        self._runner = Runner(pruner, scorer, prepare)
+        self._engine: Engine = Serial() if engine is None else engine
         self._cost_models = dict(cost_models)
         self.dense_costs = self.costs(self.space.units)
         self.limits = self.budget.resolve(self.dense_costs)
@@ -200,12 +207,12 @@ class Problem:
         self._constraints.require_reachable(self.space)
         self._journal = journal
         self._on_trial = on_trial
-        self._prepare = prepare
         self._max_failures = max_failures
         self._failures_in_a_row = 0
         self._trials: dict[str, Trial] = {}
         self._rows = _known_rows(journal, max_failures)
         self._known = {row["key"]: row for row in known if row["status"] == "ok"}
+        self._is_prepared = False
 
     # ---- arithmetic
 
@@ -273,7 +280,7 @@ class Problem:
             InputError: It cannot be scored, so no pruned network can.
         """
         policy = self.policy(self.space.units.copy())
-        trial = self._measured(self._key(policy), policy, -1)
+        (trial,) = self._measured([Job(self._key(policy), policy)], -1)
         if trial.measurement is None:
             raise InputError(f"the dense network cannot be scored: {trial.error}")
         return trial.measurement
@@ -298,25 +305,34 @@ class Problem:
             ValueError: The policy is over budget.
             SearchStopped: Too many trials in a row failed.
         """
-        self._check(policy, allow_over_budget)
-        key = self._key(policy)
-        if key in self._trials:
-            return replace(self._trials[key], cached=True)
-        trial = self._measured(key, policy, len(self._trials))
-        self._trials[key] = trial
-        self._account(trial)
-        return trial
+        return self.evaluate_many([policy], allow_over_budget=allow_over_budget)[0]
 
     def evaluate_many(
         self, policies: Sequence[Policy], *, allow_over_budget: bool = False
     ) -> list[Trial]:
         """Evaluates policies that do not depend on each other's results; see ``evaluate``.
 
-        All are checked before the first is scored.
+        All are checked before the first is scored. The engine may score several at a time, and
+        each is written as it finishes; all else goes in the order of ``policies``, so that the
+        results, and where failures stop the search, are the same with every engine.
         """
         for policy in policies:
             self._check(policy, allow_over_budget)
-        return [self.evaluate(p, allow_over_budget=allow_over_budget) for p in policies]
+        keys = [self._key(policy) for policy in policies]
+        new: dict[str, Policy] = {}
+        for key, policy in zip(keys, policies, strict=True):
+            if key not in self._trials:
+                new.setdefault(key, policy)
+        jobs = [Job(key, policy) for key, policy in new.items()]
+        with closing(self._measured(jobs, len(self._trials))) as trials:
+            for job, trial in zip(jobs, trials, strict=True):
+                self._trials[job.key] = trial
+                self._account(trial)
+        found = []
+        for key in keys:  # what was known, and a policy's second time, come from the cache
+            cached = new.pop(key, None) is None
+            found.append(replace(self._trials[key], cached=True) if cached else self._trials[key])
+        return found
 
     def _check(self, policy: Policy, allow_over_budget: bool) -> None:
         policy.check(self.targets, self.model_hash)
@@ -331,16 +347,66 @@ class Problem:
         parts = (self.model_hash, self._pruner.fingerprint, self._scorer.fingerprint, policy.key)
         return digest(*parts)
 
-    def _measured(self, key: str, policy: Policy, index: int) -> Trial:
-        """The trial of a policy: from the dense measurement, the journal, or by scoring it."""
-        trial = self._replayed(self._rows.get(key), policy, index)
+    def _measured(self, jobs: Sequence[Job], first: int) -> Generator[Trial, None, None]:
+        """The trials of policies in order, from the journal or by scoring them.
+
+        Args:
+            jobs: Distinct ones.
+            first: Index of the first.
+        """
+        ready: dict[int, Trial] = {}
+        for at, job in enumerate(jobs):
+            known = self._known_trial(job, first + at)
+            if known is not None:
+                ready[at] = known
+        missing = [at for at in range(len(jobs)) if at not in ready]
+        with closing(self._submitted([jobs[at] for at in missing])) as results:
+            for at in range(len(jobs)):
+                while at not in ready:
+                    done = next(results)
+                    there = missing[done.index]
+                    ready[there] = self._finished(jobs[there], done, first + there)
+                yield ready.pop(at)
+
+    def _known_trial(self, job: Job, index: int) -> Trial | None:
+        """From the journal, or from another one that was given, and then written to the journal."""
+        trial = self._replayed(self._rows.get(job.key), job.policy, index)
         if trial is None:
-            trial = self._replayed(self._known.get(key), policy, index)
-            trial = trial or self._run(key, policy, index)
-            # A dense network that cannot be scored ends the search at once; journalled, it would
-            # do so even after the cause is gone.
-            if trial.status == "ok" or index >= 0:
-                self._write(key, trial)
+            trial = self._replayed(self._known.get(job.key), job.policy, index)
+            if trial is not None:
+                self._write(job.key, trial)
+        return trial
+
+    def _submitted(self, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+        if jobs:
+            yield from self._engine.submit(run_trial, jobs, self._shared)
+
+    @property
+    def _shared(self) -> int:
+        """What the engine calls the pruner and the scorer."""
+        if self._engine.isolated and not self._is_prepared:
+            self._runner.prepare(self.policy(self.space.units.copy()))
+            self._is_prepared = True
+        return self._engine.put(self._runner)
+
+    def _finished(self, job: Job, done: Done, index: int) -> Trial:
+        """The trial of a result that just came in, written to the journal."""
+        found, error, detail = done.value, done.error, done.detail
+        seconds, time = 0.0, now()
+        measurement = None
+        if error is None:
+            error, detail, seconds, time = found.error, found.detail, found.seconds, found.time
+            if found.score is not None:
+                measurement = Measurement(found.score, found.metrics, self.cost(job.policy))
+        if error is not None:
+            # The journal holds one line; whoever looks for the cause wants to see where.
+            _log.info("trial %d failed: %s\n%s", index, error, detail)
+        status: Status = "failed" if measurement is None else "ok"
+        trial = Trial(index, job.policy, measurement, status, error, seconds, time)
+        # A dense network that cannot be scored ends the search at once; journalled, it would
+        # do so even after the cause is gone.
+        if trial.status == "ok" or index >= 0:
+            self._write(job.key, trial)
         return trial
 
     def _replayed(self, row: Row | None, policy: Policy, index: int) -> Trial | None:
@@ -351,25 +417,6 @@ class Problem:
             measurement = Measurement(row["score"], row["metrics"], self.cost(policy))
         rest = (row["status"], row["error"], row["seconds"], row["time"])
         return Trial(index, policy, measurement, *rest, cached=True)
-
-    def _run(self, key: str, policy: Policy, index: int) -> Trial:
-        started = time.perf_counter()
-        measurement, error = None, None
-        try:
-            with own_random_numbers(key):
-                network = self._pruner.prune(policy)
-                if self._prepare is not None:
-                    network = self._prepare(network)
-                score, metrics = self._scorer(network)
-            measurement = _measurement(score, metrics, self.cost(policy))
-        except Exception as raised:
-            error = _one_line(raised)
-            # The journal holds one line; whoever looks for the cause wants to see where.
-            _log.info("trial %d failed", index, exc_info=True)
-        seconds = round(time.perf_counter() - started, 6)
-        finished = datetime.now(UTC).isoformat(timespec="milliseconds")
-        status: Status = "failed" if measurement is None else "ok"
-        return Trial(index, policy, measurement, status, error, seconds, finished)
 
     def _write(self, key: str, trial: Trial) -> None:
         row = {"key": key, **trial_row(trial)}
@@ -409,15 +456,18 @@ def _known_rows(journal: TrialLog | None, max_failures: int) -> dict[str, Row]:
     """What the journal answers, by key.
 
     The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
-    and answered from the journal they would stop this run at the same place. Failures that were
-    not the policy's fault (no memory, a full disk) are left out too: scored again, the run comes to
-    the result that it would have had without them.
+    and answered from the journal they would stop this run at the same place. In the journal they
+    are the last rows, unless other trials ran beside them; by index they are in a row anyway.
+    Failures that were not the policy's fault (no memory, a full disk) are left out too: scored
+    again, the run comes to the result that it would have had without them.
     """
     rows = [] if journal is None else [row for row in journal if not _was_outside(row)]
-    last_ok = max((i for i, row in enumerate(rows) if row["status"] == "ok"), default=-1)
-    if len(rows) - 1 - last_ok >= max_failures:
-        rows = rows[: last_ok + 1]
-    return {row["key"]: row for row in rows}
+    by_index = sorted(rows, key=lambda row: int(row["index"]))
+    stopped = {id(row) for row in _in_a_row(by_index, max_failures)}
+    last = [id(row) for row in takewhile(lambda row: row["status"] == "failed", reversed(rows))]
+    if len(last) >= max_failures:
+        stopped.update(last)
+    return {row["key"]: row for row in rows if id(row) not in stopped}
 
 
 def _was_outside(row: Row) -> bool:
@@ -425,13 +475,11 @@ def _was_outside(row: Row) -> bool:
     return row["status"] != "ok" and bool(_OUTSIDE.search(row["error"] or ""))
 
 
-def _measurement(score: Any, metrics: Mapping[str, Any], costs: Mapping[str, float]) -> Measurement:
-    number = float(score)
-    if not math.isfinite(number):
-        raise ValueError(f"the score is {number}")
-    return Measurement(number, {str(name): float(v) for name, v in metrics.items()}, costs)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _in_a_row(rows: Sequence[Row], least: int) -> list[Row]:
+    """Failures with at least ``least - 1`` others right before or after them."""
+    found: list[Row] = []
+    for failed, some in groupby(rows, key=lambda row: bool(row["status"] == "failed")):
+        group = list(some)
+        if failed and len(group) >= least:
+            found += group
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from automl.budget import Budget
 from automl.cost import standard_costs
 from automl.cost.masked import masked_costs
+from automl.engines import Engine
+from automl.engines import load as load_engine
 from automl.environment import environment
 from automl.export import PROGRAMS, export_program, load_format, require_right
 from automl.graph.trace import trace
@@ -90,6 +92,7 @@ class Searcher:
         costs: Mapping[Resource, CostModel] | None = None,
         max_failures: int = 3,
         on_trial: Callable[[Trial], None] | None = None,
+        engine: str | Engine = "serial",
     ) -> None:
         """Traces the network and checks everything that can be checked without scoring.
 
@@ -114,6 +117,8 @@ class Searcher:
             costs: More cost models, for resources besides macs, params and size_bytes.
             max_failures: So many failed trials in a row stop the search.
             on_trial: Called after every trial, for progress.
+            engine: Where trials run: a name from conf/engine, which lives as long as a search,
+                or an engine, such as ``automl.engines.load("process", n=4)``, which stays open.
 
         Raises:
             InputError: The network cannot be traced, the budget cannot be met, or an argument is
@@ -135,6 +140,7 @@ class Searcher:
         self._exclude = tuple(exclude)
         self._finetune = finetune
         self._on_trial = on_trial
+        self._engine = engine
         self._folder = None if run_dir is None else RunFolder(Path(run_dir))
         self._log: list[Row] = []
         self._make_problem(None)
@@ -158,29 +164,40 @@ class Searcher:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name} must be an integer >= {least}, got {value!r}")
         if self._folder is None:
-            problem = self._make_problem(self._log, self._on_trial)
-            return self._run(problem, trials, seed)
+            return self._run(self._log, trials, seed)
         with self._folder.lock():
             self._folder.start(self._identity(seed), environment)
             with Journal(self._folder.file(JOURNAL)) as journal:
-                run = self._run(self._make_problem(journal, self._on_trial), trials, seed)
+                run = self._run(journal, trials, seed)
                 journal.write_parquet(self._folder.file(TRIALS))
             run.policy.save(self._folder.file(POLICY))
         return run
 
-    def _run(self, problem: Problem, trials: int, seed: int) -> SearchRun:
-        dense = problem.dense  # first: where it cannot be scored, nothing can
-        result = self.strategy.search(problem, trials, seed)
+    def _run(self, log: TrialLog, trials: int, seed: int) -> SearchRun:
+        with self._open_engine() as engine:
+            problem = self._make_problem(log, self._on_trial, engine)
+            dense = problem.dense  # first: where it cannot be scored, nothing can
+            result = self.strategy.search(problem, trials, seed)
         return SearchRun(self, result, dense, trials, seed)
+
+    @contextmanager
+    def _open_engine(self) -> Iterator[Engine]:
+        """The engine that was given, or the one that was named, closed after the block."""
+        if not isinstance(self._engine, str):
+            yield self._engine
+            return
+        with closing(load_engine(self._engine)) as engine:
+            yield engine
 
     @contextmanager
     def problem(self) -> Iterator[Problem]:
         """The problem, with everything scored so far; holds the run folder's lock."""
-        if self._folder is None:
-            yield self._make_problem(self._log)
-            return
-        with Journal(self._folder.file(JOURNAL)) as journal:
-            yield self._make_problem(journal)
+        with ExitStack() as opened:
+            engine = opened.enter_context(self._open_engine())
+            log: TrialLog = self._log
+            if self._folder is not None:
+                log = opened.enter_context(Journal(self._folder.file(JOURNAL)))
+            yield self._make_problem(log, engine=engine)
 
     def several_examples(self) -> Tensor:
         """Example inputs, at least three, to check exported programs on.
@@ -203,7 +220,10 @@ class Searcher:
         return network if tuned is None else tuned
 
     def _make_problem(
-        self, log: TrialLog | None, on_trial: Callable[[Trial], None] | None = None
+        self,
+        log: TrialLog | None,
+        on_trial: Callable[[Trial], None] | None = None,
+        engine: Engine | None = None,
     ) -> Problem:
         return Problem(
             self.pruner.plan,
@@ -214,6 +234,7 @@ class Searcher:
             journal=log,
             on_trial=on_trial,
             max_failures=self._max_failures,
+            engine=engine,
             **self._settings,
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from automl.data import DataSplits, load_data, split_for
 from automl.data.split import stratified
 from automl.data.tensors import TensorSet
 from automl.device import resolve_device, resolve_dtype
+from automl.engines import Engine
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.plan import IndexPlan
@@ -475,6 +477,22 @@ def flag(section: Config, name: str) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"{name} must be true or false, got {value!r}")
     return value
+
+
+@contextmanager
+def engine_of(config: Config) -> Iterator[Engine]:
+    """The engine that trials run on, closed after the block.
+
+    Raises:
+        InputError: A setting is off, or a package that the engine needs is not installed.
+    """
+    # Runs that were started before there were engines have none in their settings.
+    settings = config.get("engine") or {"_target_": "automl.engines.serial.Serial"}
+    engine: Engine = instantiate(settings, "engine")
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def set_threads(config: Config) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from automl.budget import Budget
-from automl.commands.build import Bench, read_grains, set_threads, whole
+from automl.commands.build import Bench, engine_of, read_grains, set_threads, whole
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import schedule_of, tuning_of
+from automl.engines import Engine
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists
 from automl.journal import Journal, Row
@@ -37,12 +39,14 @@ class SearchRun:
         bench: The network, data, pruner and scorers.
         folder: Where it is written.
         known: Journal rows of sister runs; what they scored is not scored again.
+        engine: Where trials run; None while nothing is to be scored.
     """
 
     config: Mapping[str, Any]
     bench: Bench
     folder: RunFolder
     known: Sequence[Row] = ()
+    engine: Engine | None = None
 
     @classmethod
     def of(
@@ -84,11 +88,18 @@ class SearchRun:
             self.folder.start(self.config, environment)
             print(f"run folder: {self.folder.path}", flush=True)
             with Journal(self.folder.file(JOURNAL)) as journal:
-                finals = self._search(strategy, journal, title)
+                with self.with_engine() as run:
+                    finals = run._search(strategy, journal, title)
                 journal.write_parquet(self.folder.file(TRIALS))
             finish(self.bench, self.folder, finals, tuning)
         self._show()
         return 0
+
+    @contextmanager
+    def with_engine(self) -> Iterator[SearchRun]:
+        """The same run with an engine, closed after the block."""
+        with engine_of(self.config) as engine:
+            yield replace(self, engine=engine)
 
     def prove(self) -> None:
         """Lets all bad input show before anything is written.
@@ -190,6 +201,7 @@ class SearchRun:
             on_trial=watch,
             max_failures=self.config["max_failures"],
             prepare=bench.pruner.for_inference,
+            engine=self.engine,
         )
 
     def _tuning(self) -> FinetuneConfig:

@@ -108,8 +108,8 @@ def _execute(run: SearchRun, args: argparse.Namespace) -> None:
         print(f"run folder: {run.folder.path}", flush=True)
         with Journal(run.folder.file(JOURNAL)) as journal:
             trials = run.config["trials"]
-            with progress(trials, "sensitivity") as shown:
-                problem = run.problem(
+            with run.with_engine() as scoring, progress(trials, "sensitivity") as shown:
+                problem = scoring.problem(
                     journal, lambda trial: shown.update(trial.index + 1, _text(trial))
                 )
                 _ = problem.dense  # first: where it cannot be scored, nothing can

@@ -75,6 +75,10 @@ class Materialiser:
         self._patches = self._find_patches()
         self._private = [self._private_attributes(module) for module in self._modules]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process writes the recipe anew: it holds addresses."""
+        return type(self), (self.model, self._plan)
+
     def __call__(self, kept_units: KeptUnits) -> nn.Module:
         """The slim network, in the mode (train or eval) of the dense model.
 

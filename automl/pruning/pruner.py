@@ -59,6 +59,25 @@ class Pruner:
         self._reconstruct = reconstruct if calibration is not None else None
         self._recalibrate = batchnorm_recalibration and calibration is not None
 
+    def prepare(self, ranked: bool = True) -> None:
+        """Computes all that no policy changes, unless it is there.
+
+        Call it before handing the pruner to other processes, so that all have the same, bit for
+        bit, and none computes it again.
+
+        Args:
+            ranked: Whether units are to be chosen by importance.
+        """
+        if ranked:
+            _ = self.order
+        _ = self.materialise, self.model_hash, self.fingerprint, self._batchnorm_pairs
+        if self.repairs:
+            _ = self._repairer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what units are ranked by: where it is sent, policies are given."""
+        return {**self.__dict__, "context": None}
+
     # ---- who is kept
 
     @cached_property

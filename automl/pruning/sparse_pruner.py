@@ -70,6 +70,11 @@ class SparsePruner:
         if isinstance(self.channels.criterion, UnitCriterion):
             self.channels.criterion.saliency(self.channels.context, [])  # refuses
 
+    def prepare(self) -> None:
+        """Computes all that no policy changes; see :meth:`Pruner.prepare`."""
+        _ = self.saliency, self._sites, self.fingerprint
+        self.channels.prepare(ranked=bool(self.plan.channels))
+
     # ---- who is kept
 
     @cached_property

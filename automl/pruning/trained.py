@@ -42,6 +42,9 @@ class NetworkMaker(Protocol):
     def unit_scores(self, criterion: str | None = None, **settings: Any) -> list[Floats]:
         """Importance of every unit."""
 
+    def prepare(self) -> None:
+        """Computes all that no policy changes."""
+
     def policy(self, kept: Kept) -> Policy:
         """Chooses which units to keep."""
 
@@ -70,6 +73,10 @@ class TrainedPruner:
     def fingerprint(self) -> str:
         """Identifies everything besides the policy that decides what ``prune`` returns."""
         return digest(self.pruner.fingerprint, self.training.fingerprint)
+
+    def prepare(self) -> None:
+        """Computes all that no policy changes; see ``Pruner.prepare``."""
+        self.pruner.prepare()
 
     def unit_scores(self, criterion: str | None = None, **settings: Any) -> list[Floats]:
         """The pruner's."""
