@@ -23,7 +23,9 @@ Deviations, whatever the settings:
 
 Deviations that are settings (``strategy=amc_paper`` turns all of them off):
 
-* ``guides``: the first episodes play the uniform and the depth-wise policies.
+* ``analysis``: part of the trials prunes targets one at a time, and the policies that dynamic
+  programming makes of that are the first episodes (``automl.strategies.sensitivity``).
+* ``guides``: the next episodes play the uniform and the depth-wise policies.
 * ``credit``: rewards are divided among the decisions by an additive model of all episodes
   (``automl.strategies.amc_credit``).
 * ``candidates``: every episode is thought through that many times (the actor with exploration,
@@ -74,7 +76,8 @@ class AMC:
         sigma: Width of the exploration after the warm-up.
         sigma_decay: Its factor per episode.
         baseline_decay: Of the moving average that rewards are compared with.
-        guides: Whether the first episodes are the uniform and depth-wise policies.
+        analysis: Part of the trials that goes to single targets, in [0, 1].
+        guides: Whether the next episodes are the uniform and depth-wise policies.
         credit: Whether an additive model divides rewards among decisions.
         candidates: Episodes thought through for each one that is scored; 0 acts at once.
         interactions: Whether candidates are judged by more than the additive model.
@@ -99,6 +102,7 @@ class AMC:
     sigma: float = 0.5
     sigma_decay: float = 0.95
     baseline_decay: float = 0.95
+    analysis: float = 0.25
     guides: bool = True
     credit: bool = True
     candidates: int = 32
@@ -123,7 +127,7 @@ class AMC:
         ):
             if name not in known:
                 raise InputError(f"no {kind} is called {name!r}; {did_you_mean(name, known)}")
-        for name in ("warmup", "gamma", "baseline_decay", "acting", "sigma_decay"):
+        for name in ("warmup", "gamma", "baseline_decay", "acting", "sigma_decay", "analysis"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         for name in ("hidden", "batch_size", "buffer_size", "updates"):
             self._require(name, getattr(self, name) >= 1, ">= 1")

@@ -26,6 +26,7 @@ from automl.strategies.amc_judge import Interactions, Judge
 from automl.strategies.heuristics import Depth
 from automl.strategies.neighbours import neighbour
 from automl.strategies.random import Random
+from automl.strategies.sensitivity import Informed, analyse
 from automl.types import InputError, Kept
 from envs.actions import to_actions
 from envs.pruning_env import PruningEnv
@@ -80,6 +81,8 @@ class Session:
         self._rng = np.random.default_rng(seed)
         self._warmup = math.ceil(settings.warmup * trials)
         self._planned = self._first_plans()
+        self._analysed = 0
+        self._informed: Informed | None = None
         self._seen: set[bytes] = set()
         # Episodes that did not fail, in order.
         self._kept: list[Kept] = []
@@ -91,13 +94,33 @@ class Session:
         self.agent = self._make_agent(digest("amc", seed))
 
     def run(self) -> list[Trial]:
-        """All episodes; returns their trials."""
-        steps = self.trials * len(self.problem.targets)
+        """The analysis, if any, and all episodes; returns their trials."""
+        self._analyse()
+        episodes = self.trials - self._analysed
         try:
-            self.agent.learn(steps, log_interval=1)
+            self.agent.learn(episodes * len(self.problem.targets), log_interval=1)
         except NoMorePolicies:
             pass
         return self.found
+
+    def _analyse(self) -> None:
+        """Prunes targets one at a time, for the guides; see ``strategy=sensitivity``."""
+        probes = int(self.settings.analysis * self.trials)
+        choices = sum(len(grid) > 1 for grid in self.problem.grids)
+        if not probes or choices < 2 or not self.settings.wall:
+            return
+        analysis = analyse(self.problem, probes)
+        self.found += [analysis.dense, *analysis.trials]
+        self._analysed = len(self.found)
+        self._seen |= {t.policy.kept(self.problem.targets).tobytes() for t in self.found}
+        if analysis.dense.status == "ok":
+            self._informed = Informed(self.problem, analysis)
+            self._warmup = 0  # random policies would tell little now, and mislead the process
+
+    @property
+    def _played(self) -> int:
+        """Episodes so far."""
+        return len(self.found) - self._analysed
 
     def _make_agent(self, key: str) -> EpisodeLearner:
         s, targets = self.settings, len(self.problem.targets)
@@ -139,7 +162,7 @@ class Session:
         kept = next(self._planned, None)
         self._source = "planned" if kept is not None else "agent"
         if kept is None:
-            learned = len(self.found) - self._warmup
+            learned = self._played - self._warmup
             self.agent.sigma = self.settings.sigma * self.settings.sigma_decay ** max(learned, 0)
             if not self.settings.candidates:
                 return None
@@ -147,17 +170,18 @@ class Session:
         return np.asarray(to_actions(kept, self.problem.space))
 
     def _first_plans(self) -> Iterator[Kept]:
-        """Guides, the loaded agent's own policy, then the random episodes of the warm-up."""
+        """A loaded agent's own policy, what the analysis suggests, guides, then random episodes."""
         if not self.settings.wall:
             yield from self._first_plans_without_wall()
             return
-        guides = self._guides() if self.settings.guides else []
+        suggested = [] if self._informed is None else self._informed.first()
+        guides = [*suggested, *(self._guides() if self.settings.guides else [])]
         if self.settings.agent is not None:
-            guides.append(self.env.episodes.play(self.agent.act, 1)[0])
+            guides.insert(0, self.env.episodes.play(self.agent.act, 1)[0])
         for kept in guides:
             if kept.tobytes() not in self._seen:
                 yield kept
-        while len(self.found) < self._warmup:
+        while self._played < self._warmup:
             yield self._new_random()
 
     def _first_plans_without_wall(self) -> Iterator[Kept]:
@@ -186,9 +210,7 @@ class Session:
         value = self._judge()
         parents = self._elites()
         for _ in range(_ROUNDS):
-            for _ in range(count - acting):
-                parent = parents[int(self._rng.integers(len(parents)))]
-                kept = neighbour(self.problem, parent, self._rng)
+            for kept in self._near(parents, count - acting):
                 pool[kept.tobytes()] = kept
             candidates = np.stack(list(pool.values()))
             ranked = candidates[np.argsort(-value(candidates), kind="stable")]
@@ -198,7 +220,20 @@ class Session:
                 return np.asarray(kept)
         return self._new_random()
 
+    def _near(self, parents: Sequence[Kept], count: int) -> Iterator[Kept]:
+        """Neighbours of promising policies, at most ``count``; more where an analysis helps."""
+        if self._informed is not None and count:
+            yield from self._informed.near(parents, self._rng)
+            return
+        for _ in range(count):
+            parent = parents[int(self._rng.integers(len(parents)))]
+            yield neighbour(self.problem, parent, self._rng)
+
     def _judge(self) -> Callable[[Kept], Floats]:
+        if self._informed is not None and self.settings.interactions:
+            judge = self._informed.judge(self.found[self._analysed :])
+            if judge is not None:
+                return judge
         if self._credit is None:  # too little is known yet
             return lambda kept: self._rng.random(len(kept))
         kept, rewards = np.stack(self._kept), np.array(self._rewards)
@@ -245,7 +280,7 @@ class Session:
 
     def _note(self, reward: float) -> None:
         row = {
-            "episode": len(self.found),
+            "episode": self._played,
             "source": self._source,
             "reward": reward,
             "best_reward": max(self._rewards, default=math.nan),

@@ -20,7 +20,7 @@ The result is the best policy tried, by the problem's own score.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,6 +131,69 @@ def by_threshold(problem: Problem, table: Floats) -> Kept:
     return problem.climb(when)
 
 
+class Informed:
+    """What an analysis tells about complete policies; for searches that start from one.
+
+    Policies are kept counts of shape (targets,).
+    """
+
+    def __init__(self, problem: Problem, analysis: Analysis, damage: str = SCORE) -> None:
+        """Fits damage curves.
+
+        Args:
+            problem: Grids and budget.
+            analysis: What was measured.
+            damage: What is added up: ``score`` or a metric that the scorer reports.
+
+        Raises:
+            InputError: The scorer does not report it.
+        """
+        self.solver = Solver(problem)
+        self.table = self.solver.table(curves(problem, analysis, damage))
+        self._problem, self._analysis, self._damage = problem, analysis, damage
+
+    def first(self) -> Iterator[Kept]:
+        """The policies that the analysis suggests by itself, the most trustworthy first.
+
+        Each is within the budget and uses it; some may be equal.
+        """
+        solver, analysis = self.solver, self._analysis
+        yield solver.kept(solver.solve(self.table))
+        for exponent in _EXPONENTS[1:]:
+            yield solver.kept(solver.solve(self.table**exponent))
+        yield by_threshold(self._problem, self.table)
+        measured = {} if analysis.dense.measurement is None else analysis.dense.measurement.metrics
+        for metric in _METRICS:
+            if metric in measured and metric != self._damage:
+                other = solver.table(curves(self._problem, analysis, metric))
+                yield solver.kept(solver.solve(other))
+
+    def near(self, parents: Sequence[Kept], rng: np.random.Generator) -> Kept:
+        """Random neighbours of policies, within the budget and using it, (policies, targets)."""
+        at = self.solver.positions(np.stack(parents))
+        return self.solver.kept(self.solver.neighbours(at, _NEIGHBOURS, rng))
+
+    def judge(self, trials: Sequence[Trial]) -> Callable[[Kept], Floats] | None:
+        """How much policies (policies, targets) are worth trying, by the complete ones tried.
+
+        None where no trial tells anything.
+        """
+        tried = [trial for trial in trials if trial.status == "ok"]
+        damage = damages(self._analysis.dense, tried)
+        known = damage > 0
+        if not known.any():
+            return None
+        targets = self._problem.targets
+        kept = np.array([trial.policy.kept(targets) for trial in tried])[known]
+        units = self._problem.space.units
+        model = Interaction.fitted(self.alone(kept), kept / units, damage[known])
+        return lambda some: model.improvement(self.alone(some), some / units)
+
+    def alone(self, kept: Kept) -> Floats:
+        """Damage of every target alone, (policies, targets)."""
+        return np.asarray(self.table[np.arange(len(self.table)), self.solver.positions(kept)])
+
+
 def probes_for(problem: Problem, trials: int, share: float) -> int:
     """How many of ``trials`` go to the analysis; the same for every budget."""
     free = sum(len(grid) > 1 for grid in problem.grids)
@@ -161,12 +224,12 @@ class _Search:
         return SearchResult(best(allowed).policy, tuple(self._found.values()))
 
     def _continue(self, analysis: Analysis) -> None:
-        table = self._solver.table(curves(self._problem, analysis, self._settings.damage))
-        for kept in self._first(analysis, table):
+        informed = Informed(self._problem, analysis, self._settings.damage)
+        for kept in self._first(informed):
             if self._left:
                 self._try(kept)
         while self._left and self._goes_on:
-            wanted = self._next(analysis, table)
+            wanted = self._next(informed)
             if wanted is None:
                 break
             self._try(wanted)
@@ -178,47 +241,25 @@ class _Search:
 
     # ---- candidates
 
-    def _first(self, analysis: Analysis, table: Floats) -> Iterator[Kept]:
+    def _first(self, informed: Informed) -> Iterator[Kept]:
         """Policies from the analysis alone."""
         if self._settings.policy == "threshold":
-            yield by_threshold(self._problem, table)
-            return
-        solver = self._solver
-        yield solver.kept(solver.solve(table))
-        if not self._settings.refine:
-            return
-        for exponent in _EXPONENTS[1:]:
-            yield solver.kept(solver.solve(table**exponent))
-        yield by_threshold(self._problem, table)
-        measured = {} if analysis.dense.measurement is None else analysis.dense.measurement.metrics
-        for metric in _METRICS:
-            if metric in measured and metric != self._settings.damage:
-                other = solver.table(curves(self._problem, analysis, metric))
-                yield solver.kept(solver.solve(other))
+            yield by_threshold(self._problem, informed.table)
+        elif self._settings.refine:
+            yield from informed.first()
+        else:
+            yield next(informed.first())
 
-    def _next(self, analysis: Analysis, table: Floats) -> Kept | None:
+    def _next(self, informed: Informed) -> Kept | None:
         """What the model, fitted to all complete policies so far, wants to try; None: no more."""
         tried = [t for t in self._complete if t.status == "ok"] or self._complete
         tried.sort(key=lambda trial: -trial.score)
         kept = np.array([self._kept(trial) for trial in tried])
-        merit = self._merit(table, kept, damages(analysis.dense, tried))
-        pool = self._around(np.concatenate([kept[:_PARENTS], self._elsewhere(table)]))
+        merit = informed.judge(tried) or (lambda some: -informed.alone(some).sum(axis=1))
+        pool = self._around(np.concatenate([kept[:_PARENTS], self._elsewhere(informed.table)]))
         if len(pool):
             pool = np.concatenate([pool, self._around(pool[_order(merit(pool))[:_PARENTS]])])
         return pool[_order(merit(pool))[0]] if len(pool) else None
-
-    def _merit(self, table: Floats, kept: Kept, damage: Floats) -> Callable[[Kept], Floats]:
-        """How much policies (policies, targets) are worth trying, by those tried."""
-        units, targets = self._problem.space.units, np.arange(len(table))
-
-        def alone(kept: Kept) -> Floats:
-            return np.asarray(table[targets, self._solver.positions(kept)])
-
-        known = damage > 0  # not where the trial failed (NaN) either
-        if not known.any():
-            return lambda some: -alone(some).sum(axis=1)
-        model = Interaction.fitted(alone(kept[known]), kept[known] / units, damage[known])
-        return lambda some: model.improvement(alone(some), some / units)
 
     def _elsewhere(self, table: Floats) -> Kept:
         """The best policies if the analysis erred at random, (policies, targets)."""

@@ -32,11 +32,12 @@ def scores(result):
 @pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
 @pytest.mark.parametrize("paper", [True, False])
 def test_one_seed_gives_one_policy_and_seeds_differ(algorithm, paper):
-    settings = {"candidates": 0, "credit": False, "guides": False} if paper else {}
+    book = {"candidates": 0, "credit": False, "guides": False, "analysis": 0.0}
+    settings = book if paper else {}
 
     def search(seed):
         strategy = AMC(algorithm=algorithm, **settings, **SMALL)
-        result = strategy.search(problem(), 12, seed)
+        result = strategy.search(problem(), 24, seed)
         return result.policy, scores(result)
 
     np.random.seed(5)
@@ -57,6 +58,17 @@ def test_it_beats_random_search_at_equal_trials():
     ours = np.array([best(AMC(**SMALL), seed) for seed in seeds])
     random = np.array([best(load("random"), seed) for seed in seeds])
     assert np.all(ours >= random) and ours.mean() > random.mean()
+
+
+def test_it_starts_from_what_dynamic_programming_makes_of_single_targets():
+    scorer = toy.Scorer(np.array([4.0, 1.0, 1.0, 0.1, 1.0, 0.1]) / 10)
+    result = AMC(**SMALL).search(problem(scorer=scorer), 40, 0)
+    pruned = [(t.policy.kept(problem().targets) < UNITS).sum() for t in result.trials[:11]]
+    assert pruned == [0, *[1] * 10]  # a quarter of the trials, after the dense network
+    first = result.trials[11]
+    uniform = load("uniform").search(problem(scorer=scorer), 1, 0).trials[0]
+    assert problem().within(first.policy.kept(problem().targets)) and first.score > uniform.score
+    assert len(result.trials) == 40 and max(scores(result)[11:]) >= first.score
 
 
 def test_no_policy_is_scored_twice():
@@ -200,7 +212,7 @@ def test_neighbours_are_near_within_the_budget_and_maximal():
 
 
 def test_the_learning_curve_is_written_beside_the_agent(tmp_path):
-    strategy = AMC(warmup=0.3, **SMALL)
+    strategy = AMC(warmup=0.3, analysis=0.0, **SMALL)
     result = strategy.search(problem(), 20, 0)
     strategy.save(tmp_path)
     rows = pd.read_csv(tmp_path / "learning.csv")
