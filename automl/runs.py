@@ -49,7 +49,7 @@ REBUILD_SCHEMA = "prunepilot/rebuild"
 REBUILD_VERSION = 1
 
 #: Settings that say where and how loudly a run goes, not what it computes.
-_NOT_IDENTITY = frozenset({"run_dir", "launcher", "engine", "choices", "overrides"})
+_NOT_IDENTITY = frozenset({"run_dir", "launcher", "engine", "logger", "choices", "overrides"})
 
 _LOCK = ".lock"
 #: What ``atomic_write`` leaves behind where it is killed.

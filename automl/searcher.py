@@ -23,6 +23,7 @@ from automl.environment import environment
 from automl.export import PROGRAMS, export_program, load_format, require_right
 from automl.graph.trace import trace
 from automl.journal import Journal, Row, frame
+from automl.loggers import Callback, Guarded, SearchInfo, trial_of
 from automl.paths import atomic_write
 from automl.policy import Policy
 from automl.problem import Problem, Trial, TrialLog, best, trial_row
@@ -93,6 +94,7 @@ class Searcher:
         max_failures: int = 3,
         on_trial: Callable[[Trial], None] | None = None,
         engine: str | Engine = "serial",
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """Traces the network and checks everything that can be checked without scoring.
 
@@ -116,9 +118,10 @@ class Searcher:
             score_key: The score among what ``evaluate`` returns; by default ``"score"``.
             costs: More cost models, for resources besides macs, params and size_bytes.
             max_failures: So many failed trials in a row stop the search.
-            on_trial: Called after every trial, for progress.
+            on_trial: Called after every trial, for progress; what it raises ends the search.
             engine: Where trials run: a name from conf/engine, which lives as long as a search,
                 or an engine, such as ``automl.engines.load("process", n=4)``, which stays open.
+            callbacks: Watch the search (see ``automl.loggers``); one that fails is left out.
 
         Raises:
             InputError: The network cannot be traced, the budget cannot be met, or an argument is
@@ -139,7 +142,7 @@ class Searcher:
         self._max_failures = max_failures
         self._exclude = tuple(exclude)
         self._finetune = finetune
-        self._on_trial = on_trial
+        self._on_trial, self._callbacks = on_trial, tuple(callbacks)
         self._engine = engine
         self._folder = None if run_dir is None else RunFolder(Path(run_dir))
         self._log: list[Row] = []
@@ -174,10 +177,16 @@ class Searcher:
         return run
 
     def _run(self, log: TrialLog, trials: int, seed: int) -> SearchRun:
-        with self._open_engine() as engine:
-            problem = self._make_problem(log, self._on_trial, engine)
+        path = None if self._folder is None else self._folder.path
+        name = type(self.strategy).__name__.lower() if path is None else path.name
+        watch = Guarded(self._callbacks, self._on_trial)
+        with self._open_engine() as engine, watch.to_the_end():
+            problem = self._make_problem(log, watch.on_trial, engine)
             dense = problem.dense  # first: where it cannot be scored, nothing can
+            settings, limits = self._identity(seed), problem.limits
+            watch.on_search_start(SearchInfo(name, settings, dense.costs, limits, path))
             result = self.strategy.search(problem, trials, seed)
+            watch.on_search_end(trial_of(result))
         return SearchRun(self, result, dense, trials, seed)
 
     @contextmanager

@@ -37,6 +37,7 @@ class Finals:
         dense: The dense network's measurement.
         best: Name -> chosen trial: the baselines, uniform first, and ``found`` last.
         count: Among how many of its best trials every search chose.
+        wall_seconds: How long the search took, the strategy's own work included.
 
     All measurements are on all validation images.
     """
@@ -46,6 +47,7 @@ class Finals:
     dense: Measurement
     best: Mapping[str, Trial]
     count: int = 1
+    wall_seconds: float | None = None
 
     @property
     def distinct(self) -> dict[str, Trial]:
@@ -178,6 +180,7 @@ def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
         "failed": sum(trial.status == "failed" for trial in finals.tried),
         # Those of trials that an earlier process did are in the journal, and count too.
         "search_seconds": round(sum(trial.seconds for trial in finals.tried), 3),
+        "wall_seconds": None if finals.wall_seconds is None else round(finals.wall_seconds, 3),
         "form": "graph" if graph_form else "modules",
         "device": str(bench.device),
         "search_images": len(bench.scorer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.budget import Budget
-from automl.commands.build import Bench, engine_of, read_grains, set_threads, whole
+from automl.commands.build import Bench, engine_of, instantiate, read_grains, set_threads, whole
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
@@ -20,6 +21,7 @@ from automl.engines import Engine
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists
 from automl.journal import Journal, Row
+from automl.loggers import Callback, Guarded, SearchInfo, trial_of
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
 from automl.pruning.granularities import CHANNEL
@@ -69,6 +71,7 @@ class SearchRun:
         set_threads(config)
         Budget.parse(config["budget"])
         _refuse_settings_of_prune(config)
+        _logger(config)  # says what is not installed before anything is computed
         folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
         folder.check_free_for(config)
         return cls(config, bench or Bench(config), folder, tuple(known))
@@ -116,18 +119,30 @@ class SearchRun:
 
     def _search(self, strategy: Strategy, journal: Journal, title: str) -> Finals:
         trials, seed = self.config["trials"], self.config["seed"]
-        with progress(trials, title) as shown:
-            watch = _Watch(shown, self.config["scoring"]["score"])
+        seconds, started = self._spent(journal), time.monotonic()
+        logger = Guarded([_logger(self.config)])
+        with progress(trials, title) as shown, logger.to_the_end():
+            watch = _Watch(shown, self.config["scoring"]["score"], logger)
             problem = self.problem(journal, watch)
             _ = problem.dense  # first: where it cannot be scored, nothing can
             watch.dense, watch.limits = problem.dense_costs, problem.limits
+            costs, limits = problem.dense_costs, problem.limits
+            name, where = self.folder.path.name, self.folder.path
+            logger.on_search_start(SearchInfo(name, self.config, costs, limits, where))
             result = strategy.search(problem, trials, seed)
             watch.end(len(result.trials))
+            logger.on_search_end(trial_of(result))
+            seconds += time.monotonic() - started
         if hasattr(strategy, "save"):  # what it learned, to start another search from
             strategy.save(self.folder.path)
         others = {"uniform": load("uniform").search(problem, 1, seed)}
         others |= {name: self._baseline(name) for name in self._baselines()}
-        return self._last_round(problem, result, others)
+        return replace(self._last_round(problem, result, others), wall_seconds=seconds)
+
+    def _spent(self, journal: Journal) -> float:
+        """Seconds of the trials that an earlier process of this search ran."""
+        known = {row["key"] for row in self.known}
+        return float(sum(row.get("seconds") or 0.0 for row in journal if row["key"] not in known))
 
     def _baselines(self) -> list[str]:
         """Names of the strategies that the table shows beside uniform.
@@ -227,6 +242,13 @@ def _refuse_settings_of_prune(config: Mapping[str, Any]) -> None:
         )
 
 
+def _logger(config: Mapping[str, Any]) -> Callback:
+    # Runs from before there were loggers have no such setting.
+    settings = config.get("logger") or {"_target_": "automl.loggers.Nobody"}
+    logger: Callback = instantiate(settings, "logger")
+    return logger
+
+
 class _Watch:
     """Keeps the progress display at the number of trials and the best of them.
 
@@ -235,16 +257,18 @@ class _Watch:
         limits: The budget; some strategies learn from policies over it, which are never the best.
     """
 
-    def __init__(self, shown: Progress, score: str) -> None:
+    def __init__(self, shown: Progress, score: str, logger: Callback | None = None) -> None:
         self.dense: Mapping[Any, float] = {}
         self.limits: Mapping[Any, float] = {}
-        self._shown, self._score = shown, score
+        self._shown, self._score, self._logger = shown, score, logger
         self._best: Trial | None = None
         self._ended = False
 
     def __call__(self, trial: Trial) -> None:
         if self._ended:
             return
+        if self._logger is not None:
+            self._logger.on_trial(trial)
         if self._within(trial) and (self._best is None or trial.score > self._best.score):
             self._best = trial
         best = "" if self._best is None else self._text(self._best)

@@ -34,7 +34,7 @@ from automl.types import InputError
 #: Settings that do not change what a ``Bench`` holds besides its strategy.
 _NOT_BENCH = frozenset(
     "strategy budget trials run_dir baselines finetune max_failures latency_budget_s choices "
-    "launcher engine overrides".split()
+    "launcher engine logger overrides".split()
 )
 #: Characters of a setting that may stand in a folder's name.
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=.,-_[]+")

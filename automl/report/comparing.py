@@ -25,7 +25,7 @@ _GROUP = ["model", "data", "budget", "strategy", "tuned"]
 FIGURES = (
     "test_top1", "untuned_test_top1", "validation_top1", "score", "macs", "params",
     "size_bytes", "energy_mj", "latency_ms", "measured_latency_ms", "latency_ratio",
-    "macs_ratio", "params_ratio", "trials", "search_seconds", "tuning_epochs",
+    "macs_ratio", "params_ratio", "trials", "search_seconds", "wall_seconds", "tuning_epochs",
 )  # fmt: skip
 BASE = "uniform"
 
@@ -164,6 +164,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "latency": _number(row["latency_ratio"], ".2f"),
         "trials": _number(row["trials"], ".0f"),
         "search s": _number(row["search_seconds"], ".0f"),
+        "wall s": _number(row["wall_seconds"], ".0f"),
     }
 
 

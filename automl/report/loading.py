@@ -22,7 +22,7 @@ COLUMNS = (
     "run", "status", "problem", "model", "data", "strategy", "settings", "budget", "seed",
     "network", "tuned", "test_top1", "untuned_test_top1", "validation_top1", "score", "score_name",
     *RESOURCES, "measured_latency_ms", "latency_ratio", "macs_ratio", "params_ratio",
-    "trials", "failed_trials", "search_seconds", "tuning_epochs",
+    "trials", "failed_trials", "search_seconds", "wall_seconds", "tuning_epochs",
 )  # fmt: skip
 
 #: Runs lie at most so many folders below what is named.
@@ -149,6 +149,7 @@ def _networks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "trials": int(result["trials"]),
         "failed_trials": int(result["failed"]),
         "search_seconds": result.get("search_seconds"),
+        "wall_seconds": result.get("wall_seconds"),
     }
     accuracies = {str(row["name"]): float(row["test_top1"]) for row in result["rows"]}
     for row in result["rows"]:

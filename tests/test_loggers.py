@@ -1,0 +1,139 @@
+import importlib.util
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from automl import Searcher
+from automl.loggers import MLflow, TensorBoard, WandB
+from automl.runs import RESULT
+from automl.types import InputError
+
+
+class Kept:
+    def __init__(self):
+        self.seen = []
+
+    def on_search_start(self, info):
+        self.seen.append(("start", info.name, dict(info.dense)["macs"] > 0))
+
+    def on_trial(self, trial):
+        self.seen.append(("trial", trial.index))
+
+    def on_search_end(self, found):
+        self.seen.append(("end", found))
+
+
+class Broken(Kept):
+    def on_trial(self, trial):
+        super().on_trial(trial)
+        raise OSError("the server is gone")
+
+
+def searcher(**changes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    inputs = torch.randn(16, 8)
+    return Searcher(
+        model,
+        inputs,
+        lambda net: float(-net(inputs).detach().var()),
+        budget={"macs": 0.5},
+        rounding=1,
+        **changes,
+    )
+
+
+def test_callbacks_see_the_start_every_trial_and_what_was_found():
+    kept = Kept()
+    run = searcher(callbacks=[kept]).search(trials=5)
+    assert kept.seen[0] == ("start", "random", True)
+    assert [one for one in kept.seen if one[0] == "trial"] == [("trial", i) for i in range(5)]
+    assert kept.seen[-1][1].policy == run.policy
+
+
+def test_a_callback_that_fails_is_left_out_and_the_search_goes_on():
+    broken, kept = Broken(), Kept()
+    with pytest.warns(RuntimeWarning, match="Broken failed in on_trial and is left out") as warned:
+        run = searcher(callbacks=[broken, kept]).search(trials=4)
+    assert len(warned) == 1 and len(run.trials) == 4
+    assert broken.seen[1:] == [("trial", 0)]
+    assert len(kept.seen) == 6
+
+
+def test_a_search_that_is_cut_says_so():
+    kept = Kept()
+
+    def stop(trial):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searcher(callbacks=[kept], on_trial=stop).search(trials=4)
+    assert kept.seen[-1] == ("end", None)
+
+
+def read_scalars(folder):
+    loaded = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = loaded.EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_the_scalars_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = searcher(callbacks=[TensorBoard()], run_dir=tmp_path / "run").search(trials=4)
+    scalars = read_scalars(tmp_path / "run" / "tensorboard")
+    scores = [scalars["score"][step] for step in range(4)]
+    assert scores == pytest.approx(list(run.trials["score"]))
+    assert scalars["best_score"][3] == pytest.approx(max(scores))
+    assert all(0 < ratio <= 0.5 for ratio in scalars["cost_ratio/macs"].values())
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own packages warn about each other
+def test_mlflow_reads_the_metrics_back(tmp_path):
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = MLflow(uri=uri)
+    run = searcher(callbacks=[logger]).search(trials=3)
+    client = MlflowClient(tracking_uri=uri)
+    (logged,) = client.search_runs([client.get_experiment_by_name("prunepilot").experiment_id])
+    history = client.get_metric_history(logged.info.run_id, "score")
+    assert [m.value for m in history] == pytest.approx(list(run.trials["score"]))
+    assert logged.info.status == "FINISHED" and logged.data.params["seed"] == "0"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_offline_writes_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    searcher(callbacks=[WandB()], run_dir=tmp_path / "run").search(trials=3)
+    assert list((tmp_path / "run").glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [(TensorBoard, "prunepilot[tensorboard]"), (MLflow, "mlflow"), (WandB, "wandb")],
+)
+def test_what_is_not_installed_says_the_line_to_install_it(monkeypatch, kind, package):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError) as refused:
+        kind()
+    assert f"pip install '{package}'" in str(refused.value)
+
+
+def test_modes_of_wandb_are_checked():
+    with pytest.raises(InputError, match="offline or online"):
+        WandB(mode="sometimes")
+
+
+def test_the_command_writes_scalars_and_wall_time(tmp_path):
+    pytest.importorskip("tensorboard")
+    from automl.cli import main
+
+    settings = "search model=digits strategy=random trials=2 latency_budget_s=0 logger=tensorboard"
+    assert main([*settings.split(), f"run_dir={tmp_path / 'run'}", "device=cpu", "threads=1"]) == 0
+    assert set(read_scalars(tmp_path / "run" / "tensorboard")["score"]) == {0, 1}
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert result["wall_seconds"] >= 0.5 * result["search_seconds"] > 0
