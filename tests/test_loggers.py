@@ -33,7 +33,8 @@ class Broken(Kept):
 
 def searcher(**changes):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    layers = [nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)]
+    model = nn.Sequential(*layers)
     inputs = torch.randn(16, 8)
     return Searcher(
         model,
