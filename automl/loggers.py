@@ -24,18 +24,21 @@ class SearchInfo:
     """What is known when a search starts.
 
     Attributes:
-        name: What to call it: the run folder's name, or the strategy's.
         settings: Of the search, as plain data.
         dense: Costs of the dense network.
         limits: The budget, in the units of the costs.
         folder: Run folder; None where nothing is written.
     """
 
-    name: str
     settings: Mapping[str, Any]
     dense: Mapping[Any, float]
     limits: Mapping[Any, float]
     folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it: the run folder's name."""
+        return "search" if self.folder is None else self.folder.name
 
 
 class Callback(Protocol):

@@ -178,13 +178,12 @@ class Searcher:
 
     def _run(self, log: TrialLog, trials: int, seed: int) -> SearchRun:
         path = None if self._folder is None else self._folder.path
-        name = type(self.strategy).__name__.lower() if path is None else path.name
         watch = Guarded(self._callbacks, self._on_trial)
         with self._open_engine() as engine, watch.to_the_end():
             problem = self._make_problem(log, watch.on_trial, engine)
             dense = problem.dense  # first: where it cannot be scored, nothing can
             settings, limits = self._identity(seed), problem.limits
-            watch.on_search_start(SearchInfo(name, settings, dense.costs, limits, path))
+            watch.on_search_start(SearchInfo(settings, dense.costs, limits, path))
             result = self.strategy.search(problem, trials, seed)
             watch.on_search_end(trial_of(result))
         return SearchRun(self, result, dense, trials, seed)

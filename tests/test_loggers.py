@@ -49,7 +49,7 @@ def searcher(**changes):
 def test_callbacks_see_the_start_every_trial_and_what_was_found():
     kept = Kept()
     run = searcher(callbacks=[kept]).search(trials=5)
-    assert kept.seen[0] == ("start", "random", True)
+    assert kept.seen[0] == ("start", "search", True)
     assert [one for one in kept.seen if one[0] == "trial"] == [("trial", i) for i in range(5)]
     assert kept.seen[-1][1].policy == run.policy
 

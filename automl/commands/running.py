@@ -127,8 +127,7 @@ class SearchRun:
             _ = problem.dense  # first: where it cannot be scored, nothing can
             watch.dense, watch.limits = problem.dense_costs, problem.limits
             costs, limits = problem.dense_costs, problem.limits
-            name, where = self.folder.path.name, self.folder.path
-            logger.on_search_start(SearchInfo(name, self.config, costs, limits, where))
+            logger.on_search_start(SearchInfo(self.config, costs, limits, self.folder.path))
             result = strategy.search(problem, trials, seed)
             watch.end(len(result.trials))
             logger.on_search_end(trial_of(result))
