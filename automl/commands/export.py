@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         metavar="NAMES",
         default="pt2",
-        help="safetensors, pt2, onnx, packed; several with commas (default: pt2)",
+        help="safetensors, pt2, onnx, packed, and optuna (the trials); several with commas "
+        "(default: pt2)",
     )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="a new folder, or an empty one"
@@ -49,19 +50,36 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {args.out} is there already; choose a new folder")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
+        if "optuna" in formats:
+            _write_study(folder.path, args.out)
+        formats = [name for name in formats if name != "optuna"]
+        if not formats:
+            return 0
         return _export(folder.path, config, formats, args.out, folder.file(RESULT))
     except OSError as error:
         raise InputError(f"--out {args.out} cannot be written: {error.strerror}") from error
 
 
 def _formats(text: str) -> list[str]:
-    from automl.export import load_format
+    from automl.export import load_format, optuna_journal
+    from automl.types import InputError
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name != "safetensors":
+        if name == "optuna":
+            optuna_journal.require()
+        elif name != "safetensors":
             load_format(name)
+    if not names:
+        raise InputError("--format names no format, as --format pt2,onnx")
     return list(dict.fromkeys(names))
+
+
+def _write_study(run: Path, out: Path) -> None:
+    from automl.export.optuna_journal import write
+
+    file, trials = write(run, out)
+    print(f"wrote {file}: {trials} trials, for optuna's JournalStorage")
 
 
 def _export(

@@ -65,7 +65,7 @@ def load_format(name: str) -> ModuleType:
         InputError: There is none of that name, or its packages are not installed.
     """
     if name not in RUN_PROGRAMS:
-        known = ["safetensors", *RUN_PROGRAMS]
+        known = ["safetensors", *RUN_PROGRAMS, "optuna"]
         raise InputError(f"cannot export as {name!r}; {did_you_mean(name, known)}")
     module = importlib.import_module(f"automl.export.{name}")
     for package in module.PACKAGES:
