@@ -231,9 +231,9 @@ class Session:
 
     def _judge(self) -> Callable[[Kept], Floats]:
         if self._informed is not None and self.settings.interactions:
-            judge = self._informed.judge(self.found[self._analysed :])
-            if judge is not None:
-                return judge
+            informed = self._informed.judge(self.found[self._analysed :])
+            if informed is not None:
+                return informed
         if self._credit is None:  # too little is known yet
             return lambda kept: self._rng.random(len(kept))
         kept, rewards = np.stack(self._kept), np.array(self._rewards)
