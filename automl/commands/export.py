@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from automl.executors.latency import Latency
     from automl.export import Exported
     from automl.model_folder import Rebuild
 
@@ -110,12 +111,14 @@ def _export(
         done.append(_written(name, network, inputs, out))
         one = done[-1]
         print(f"wrote {one.file}{_note(one)}: differs by at most {one.error:.2g} on {kind}")
+    latencies = _latencies(config, network, done, inputs, out)
     card = model_card(
         json.loads(result.read_text(encoding="utf-8")),
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
         done,
         {"mean": rebuild.mean, "std": rebuild.std},
         str(inputs.dtype).removeprefix("torch."),
+        latencies,
     )
     atomic_write(out / "MODEL_CARD.md", card)
     require_right(done)
@@ -131,6 +134,24 @@ def _written(name: str, network: nn.Module, inputs: Tensor, out: Path) -> Export
     if name != "safetensors":
         return export_program(name, network, inputs, out)
     return compared(name, out / WEIGHTS, load_pruned(out), network.cpu(), inputs.cpu())
+
+
+def _latencies(
+    config: Mapping[str, Any], network: nn.Module, done: list[Exported], inputs: Tensor, out: Path
+) -> dict[str, Latency]:
+    """ONNX Runtime, packed layers and torch in turn; none where neither was exported."""
+    from automl.commands.build import number
+    from automl.export.latency import side_by_side, write
+
+    budget_s = number(config, "latency_budget_s", 0)
+    if budget_s == 0 or not all(one.is_right for one in done):
+        return {}
+    found = side_by_side(network, done, inputs[:1], budget_s)
+    if found:
+        file = write(found, inputs[:1], out)
+        texts = [f"{name} {one.median_ms:.3g} ms" for name, one in found.items()]
+        print(f"wrote {file}: {', '.join(texts)} (one example, one thread, in turn)")
+    return found
 
 
 def _note(one: Exported) -> str:

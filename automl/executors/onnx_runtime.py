@@ -49,7 +49,29 @@ class OnnxRuntime(nn.Module):
         return torch.from_numpy(self._session.run(None, {self._name: x.numpy()})[0])
 
 
+class OnnxFile(nn.Module):
+    """An ONNX model of one input, run by ONNX Runtime on one thread."""
+
+    def __init__(self, file: Path, threads: int = 1) -> None:
+        """Starts a session; the file is read once."""
+        super().__init__()
+        self._session = _open(file.read_bytes(), threads)
+        self._name = self._session.get_inputs()[0].name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's first output."""
+        return torch.from_numpy(self._session.run(None, {self._name: x.numpy()})[0])
+
+
 def _session(network: nn.Module, example: Tensor, threads: int) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        with quiet_exporter():
+            torch.onnx.export(network, (example,), file, dynamo=True, external_data=False)
+        return _open(file.read_bytes(), threads)
+
+
+def _open(model: bytes, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -57,13 +79,7 @@ def _session(network: nn.Module, example: Tensor, threads: int) -> Any:
     options.log_severity_level = 3
     # Threads that spin for work take the core from whoever has it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        with quiet_exporter():
-            torch.onnx.export(network, (example,), file, dynamo=True, external_data=False)
-        return onnxruntime.InferenceSession(
-            file.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automl._version import __version__
+from automl.executors.latency import Latency
 from automl.export import Exported
 
 
@@ -15,6 +16,7 @@ def model_card(
     files: Sequence[Exported],
     normalisation: Mapping[str, Any],
     dtype: str = "float32",
+    latencies: Mapping[str, Latency] | None = None,
 ) -> str:
     """Markdown.
 
@@ -24,6 +26,7 @@ def model_card(
         files: What was exported.
         normalisation: ``mean`` and ``std`` of inputs in [0, 1], or None.
         dtype: Of the inputs; integers are ids.
+        latencies: How long what was exported takes, torch first.
     """
     rows = result["rows"]
     dense, found = rows[0], rows[-1]
@@ -57,6 +60,7 @@ def model_card(
         "|---|---|---|",
         *[f"| {one.file.name} | {one.error:.2g} | {one.examples} |" for one in files],
         "",
+        *_latencies(latencies or {}),
         "`policy.json` says which units of the dense network were kept.",
         "",
         "## What it was made from",
@@ -69,6 +73,22 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _latencies(latencies: Mapping[str, Latency]) -> list[str]:
+    if not latencies:
+        return []
+    return [
+        "| run by | ms, median | quartiles apart, ms | ratio to torch |",
+        "|---|---|---|---|",
+        *[
+            f"| {name} | {one.median_ms:.3g} | {one.iqr_ms:.2g} | {one.ratio:.2f} |"
+            for name, one in latencies.items()
+        ],
+        "",
+        "One example on the CPU of the machine that exported, one thread, taking turns.",
+        "",
+    ]
 
 
 def _row(row: Mapping[str, Any]) -> str:

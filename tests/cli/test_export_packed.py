@@ -32,6 +32,11 @@ def test_packed_layers_are_loaded_again_and_compute_the_same(exported):
     with torch.no_grad():
         assert torch.allclose(network(x), load_pruned(run)(x), atol=1e-4)
     assert "packed.json" in (out / "MODEL_CARD.md").read_text()
+    found = json.loads((out / "latency.json").read_text())
+    assert found["input_shape"] == [1, 1, 8, 8] and found["threads"] == 1
+    assert set(found["networks"]) == {"torch", "packed"}
+    assert all(one["median_ms"] > 0 and one["rounds"] > 14 for one in found["networks"].values())
+    assert "| packed |" in (out / "MODEL_CARD.md").read_text()
     made = packed.packing(out / packed.FILE)
     assert made.formats["conv"] == len(layers) - made.formats["spmm"]
     assert made.nbytes < 0.5 * sum(p.nbytes for p in load_pruned(run).parameters())

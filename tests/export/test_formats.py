@@ -65,3 +65,17 @@ def test_unknown_and_missing_formats_say_what_to_do(monkeypatch):
     monkeypatch.setattr(module, "PACKAGES", ("no_such_package",))
     with pytest.raises(InputError, match=r"pip install 'prunepilot\[pt2\]'"):
         load_format("pt2")
+
+
+@pytest.mark.slow
+def test_onnx_runtime_is_timed_beside_torch(tmp_path, network):
+    from automl.executors.onnx_runtime import OnnxFile
+    from automl.export import latency
+
+    installed("onnx")
+    inputs = torch.randn(3, 3, 8, 8)
+    done = [export_program("onnx", network, inputs, tmp_path)]
+    assert torch.allclose(OnnxFile(done[0].file)(inputs), network(inputs), atol=1e-5)
+    found = latency.side_by_side(network, done, inputs[:1], 0.05)
+    assert list(found) == ["torch", "onnxruntime"] and found["torch"].ratio == 1
+    assert latency.side_by_side(network, [], inputs[:1], 0.05) == {}
