@@ -9,6 +9,7 @@ tried again, and how often, is decided here, so that it is the same as with othe
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import uuid
 from collections import deque
@@ -130,7 +131,7 @@ class Ray:
             raise RuntimeError("Ray.submit: another submission is still running")
         self._busy = True
         running: dict[Any, _Job] = {}
-        settings = torch_settings(self._threads)
+        settings = {**torch_settings(self._threads), "path": list(sys.path)}
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
@@ -200,6 +201,8 @@ def _run(
     key: str, block: Any, head: int, settings: Mapping[str, Any], function: bytes, item: bytes
 ) -> tuple[str, Any, str]:
     """One task; the block's bytes lie in memory that all processes of the machine share."""
+    # Modules beside the user's script or in an editable installation, where the machine has them.
+    sys.path += [place for place in settings["path"] if place not in sys.path]
     if key not in _OPENED:
         try:
             _OPENED[key] = (unpack(block, head), block)
