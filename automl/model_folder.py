@@ -1,15 +1,15 @@
 """A pruned network on disk: four files from which it can be built again without tracing.
 
 plan.json (structure of the dense network), policy.json (units kept), rebuild.json (what made the
-dense network) and model.safetensors (tensors of the pruned one). Nothing in them is executed but
-the factory that rebuild.json names, so read folders from people you trust.
+dense network) and model.safetensors (tensors of the pruned one). Nothing in them is executed;
+of factories, rebuild.json may name PrunePilot's own and those of libraries (see automl.trust).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from automl.runs import (
     REBUILD_VERSION,
     WEIGHTS,
 )
+from automl.trust import check_factory
 from automl.types import InputError
 
 
@@ -92,7 +93,7 @@ class Rebuild:
             )
         except FileNotFoundError:
             raise InputError(f"{path.parent} holds no pruned network (no {path.name})") from None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} cannot be read: {error!r}") from error
@@ -129,20 +130,22 @@ def save_pruned(
     atomic_write(folder / REBUILD, rebuild.to_json())
 
 
-def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
+def load_pruned(folder: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn.Module:
     """Builds the pruned network of a run folder or of ``prunepilot prune``.
 
     Args:
         folder: Where the four files lie.
+        trust: Factories, or packages of them, that rebuild.json may name beside PrunePilot's own.
 
     Returns:
         The network in eval mode on the CPU, with the weights and masks that were saved.
 
     Raises:
-        InputError: A file is missing or damaged, or they do not belong together.
+        InputError: A file is missing or damaged, they do not belong together, or the factory is
+            neither known nor trusted.
     """
     folder = Path(folder)
-    network, _, policy = load_structure(folder)
+    network, _, policy = load_structure(folder, trust)
     tensors = read_tensors(folder / WEIGHTS)
     weights = {n: t for n, t in tensors.items() if not n.endswith(PACKED)}
     fill(network, weights, folder / WEIGHTS)
@@ -150,13 +153,15 @@ def load_pruned(folder: str | os.PathLike[str]) -> nn.Module:
     return network.eval()
 
 
-def load_structure(folder: Path) -> tuple[nn.Module, IndexPlan, Policy]:
+def load_structure(folder: Path, trust: Sequence[str] = ()) -> tuple[nn.Module, IndexPlan, Policy]:
     """The pruned network with whatever weights, its dense network's plan, and the policy.
 
     Raises:
-        InputError: A file is missing or damaged, or they do not belong together.
+        InputError: A file is missing or damaged, they do not belong together, or the factory is
+            neither known nor trusted.
     """
     rebuild = Rebuild.load(folder / REBUILD)
+    check_factory(rebuild.factory, rebuild.kwargs, trust, str(folder / REBUILD))
     plan = IndexPlan.from_json(_read(folder / PLAN).decode("utf-8", "replace"))
     policy = Policy.load(folder / POLICY)
     dense = load_model(

@@ -23,12 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from automl.plan_check import MOST_POSITIONS, check_program, check_runs, check_units
 from automl.types import Frozen, InputError, Kept, LayerSpec, Target
 
 PLAN_SCHEMA = "prunepilot/plan"
 PLAN_VERSION = 1
 
 IntArray = NDArray[np.int64]
+
+#: What damaged JSON makes its reader raise.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,16 +417,22 @@ class IndexPlan:
             if document["schema"] != PLAN_SCHEMA or document["version"] != PLAN_VERSION:
                 found = f"{document['schema']!r} version {document['version']!r}"
                 raise InputError(f"expected {PLAN_SCHEMA!r} version {PLAN_VERSION}, got {found}")
-            return cls._from_document(document)
-        except (ValueError, KeyError, TypeError) as error:
+            plan = cls._from_document(document)
+            check_program(plan)
+            return plan
+        except _UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"not a readable plan: {error!r}; trace the model again") from error
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> IndexPlan:
+        targets = tuple(Target(**_tuples(t)) for t in document["targets"])
+        units, spare = check_units([target.units for target in targets]), MOST_POSITIONS
+        for axis in document["axes"]:
+            spare -= max(check_runs(runs, spare, units) for runs in axis)
         return cls(
-            targets=tuple(Target(**_tuples(t)) for t in document["targets"]),
+            targets=targets,
             layers_plan=tuple(
                 LayerPlan(**{**_tuples(layer), "spec": LayerSpec(**_tuples(layer["spec"]))})
                 for layer in document["layers"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,8 +221,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_pruned(run_dir: str | os.PathLike[str]) -> nn.Module:
+def load_pruned(run_dir: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn.Module:
     """The pruned network of a run (see :func:`automl.model_folder.load_pruned`)."""
     from automl.model_folder import load_pruned as load  # here, because it imports torch
 
-    return load(run_dir)
+    return load(run_dir, trust)

@@ -82,7 +82,7 @@ def form(folder) -> str:
 def test_what_is_loaded_computes_the_same(saved, name, wanted):
     folder, network, x = saved(name)
     assert form(folder) == wanted
-    loaded = load_pruned(folder)
+    loaded = load_pruned(folder, ("made_networks",))
     assert not loaded.training
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=0)
@@ -90,14 +90,14 @@ def test_what_is_loaded_computes_the_same(saved, name, wanted):
 
 def test_shared_weights_stay_shared(saved):
     folder, _, _ = saved("Tied")
-    loaded = load_pruned(folder)
+    loaded = load_pruned(folder, ("made_networks",))
     assert loaded.left.weight is loaded.right.weight
 
 
 def test_a_network_of_the_zoo_keeps_its_classes(tmp_path):
     dense = load_model("automl.models.digits.digits_cnn", input_shape=(1, 8, 8))
     folder, network, x = save_half(dense, tmp_path / "slim")
-    loaded = load_pruned(folder)
+    loaded = load_pruned(folder, ("made_networks",))
     assert type(loaded) is type(dense.model)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=0)
@@ -110,10 +110,10 @@ def test_missing_and_damaged_files_are_told(saved, tmp_path):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:100])
     with pytest.raises(InputError, match=r"model.safetensors is damaged"):
-        load_pruned(folder)
+        load_pruned(folder, ("made_networks",))
     (folder / "rebuild.json").write_text("{}")
     with pytest.raises(InputError, match=r"rebuild.json cannot be read"):
-        load_pruned(folder)
+        load_pruned(folder, ("made_networks",))
 
 
 def test_files_that_do_not_belong_together_are_told(saved):
@@ -123,7 +123,7 @@ def test_files_that_do_not_belong_together_are_told(saved):
     policy["decisions"][0]["indices"] = list(range(policy["decisions"][0]["kept"]))
     (folder / "policy.json").write_text(json.dumps(policy))
     with pytest.raises(InputError, match="does not fit the policy"):
-        load_pruned(folder)
+        load_pruned(folder, ("made_networks",))
 
 
 def test_a_policy_without_indices_cannot_rebuild(saved):
@@ -132,7 +132,7 @@ def test_a_policy_without_indices_cannot_rebuild(saved):
     policy["decisions"][0]["indices"] = None
     (folder / "policy.json").write_text(json.dumps(policy))
     with pytest.raises(InputError, match="does not say which units"):
-        load_pruned(folder)
+        load_pruned(folder, ("made_networks",))
 
 
 def test_weights_of_another_network_are_told(saved):
@@ -143,7 +143,7 @@ def test_weights_of_another_network_are_told(saved):
     del state["head.bias"]
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(state))
     with pytest.raises(InputError, match=r"lacks head.bias"):
-        load_pruned(folder)
+        load_pruned(folder, ("made_networks",))
 
 
 def test_the_policy_is_a_plain_policy_file(saved):

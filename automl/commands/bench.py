@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.commands.options import add_override_arguments
+from automl.commands.options import add_override_arguments, add_trust_argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fresh", action="store_true", help="measure layers anew, whatever was measured before"
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help=f"default: RUN/{FILE}")
+    add_trust_argument(parser)
     add_override_arguments(parser)
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     overrides, folder = _sort(args)
     out = args.out or (folder / FILE if folder is not None else None)
     _check(args, folder, overrides, out)
-    subject = _of_run(folder) if folder is not None else _of_settings(overrides)
+    subject = _of_run(folder, args.trust) if folder is not None else _of_settings(overrides)
     document = _measure(subject, args)
     from automl.commands.bench_table import print_bench
 
@@ -123,7 +124,7 @@ class _Subject:
     inputs: tuple[Tensor, ...]
 
 
-def _of_run(folder: Path) -> _Subject:
+def _of_run(folder: Path, trust: Sequence[str]) -> _Subject:
     from automl.model_folder import Rebuild, load_pruned
     from automl.models import load_model
     from automl.policy import Policy
@@ -131,7 +132,7 @@ def _of_run(folder: Path) -> _Subject:
     from automl.runs import POLICY, REBUILD
 
     rebuild = Rebuild.load(folder / REBUILD)
-    network = load_pruned(folder)
+    network = load_pruned(folder, trust)
     dense = load_model(
         rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from automl.commands.options import add_trust_argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from automl.executors.latency import Latency
     from automl.export import Exported
     from automl.model_folder import Rebuild
+    from automl.runs import RunFolder
 
 SUMMARY = (
     "write a run's pruned network as safetensors, torch.export program, ONNX or packed; check it"
@@ -35,15 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="a new folder, or an empty one"
     )
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes, checks and describes."""
-    from automl.runs import RESULT, RunFolder
+    from automl.runs import CONFIG, RunFolder
+    from automl.trust import check_config
     from automl.types import InputError
 
     folder = RunFolder(args.run_dir)
     config = folder.config()
+    check_config(config, args.trust, str(folder.file(CONFIG)))
     if not folder.is_done:
         raise InputError(f"{args.run_dir} is not finished; prunepilot resume {args.run_dir}")
     formats = _formats(args.format)
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         formats = [name for name in formats if name != "optuna"]
         if not formats:
             return 0
-        return _export(folder.path, config, formats, args.out, folder.file(RESULT))
+        return _export(folder, config, formats, args)
     except OSError as error:
         raise InputError(f"--out {args.out} cannot be written: {error.strerror}") from error
 
@@ -84,7 +90,7 @@ def _write_study(run: Path, out: Path) -> None:
 
 
 def _export(
-    run: Path, config: Mapping[str, Any], formats: list[str], out: Path, result: Path
+    folder: RunFolder, config: Mapping[str, Any], formats: list[str], args: argparse.Namespace
 ) -> int:
     import json
     import shutil
@@ -95,9 +101,10 @@ def _export(
     from automl.model_folder import Rebuild, load_pruned
     from automl.paths import atomic_write
     from automl.plan import IndexPlan
-    from automl.runs import PLAN, POLICY, REBUILD, WEIGHTS
+    from automl.runs import PLAN, POLICY, REBUILD, RESULT, WEIGHTS
 
-    network = load_pruned(run)
+    run, out = folder.path, args.out
+    network = load_pruned(run, args.trust)
     for name in (POLICY, *((PLAN, REBUILD) if {"safetensors", "packed"} & set(formats) else ())):
         shutil.copyfile(run / name, out / name)
     if "safetensors" in formats:
@@ -108,12 +115,12 @@ def _export(
     inputs, kind = _inputs(config, rebuild)
     done = []
     for name in formats:
-        done.append(_written(name, network, inputs, out))
+        done.append(_written(name, network, inputs, out, args.trust))
         one = done[-1]
         print(f"wrote {one.file}{_note(one)}: differs by at most {one.error:.2g} on {kind}")
     latencies = _latencies(config, network, done, inputs, out)
     card = model_card(
-        json.loads(result.read_text(encoding="utf-8")),
+        json.loads(folder.file(RESULT).read_text(encoding="utf-8")),
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
         done,
         {"mean": rebuild.mean, "std": rebuild.std},
@@ -126,14 +133,16 @@ def _export(
     return 0
 
 
-def _written(name: str, network: nn.Module, inputs: Tensor, out: Path) -> Exported:
+def _written(
+    name: str, network: nn.Module, inputs: Tensor, out: Path, trust: Sequence[str]
+) -> Exported:
     """One format, loaded again and compared with the network."""
     from automl.export import compared, export_program
     from automl.runs import WEIGHTS, load_pruned
 
     if name != "safetensors":
         return export_program(name, network, inputs, out)
-    return compared(name, out / WEIGHTS, load_pruned(out), network.cpu(), inputs.cpu())
+    return compared(name, out / WEIGHTS, load_pruned(out, trust), network.cpu(), inputs.cpu())
 
 
 def _latencies(

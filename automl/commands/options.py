@@ -40,6 +40,17 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog}\n\n{describe()}"
 
 
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust NAME``: what a folder may call beside PrunePilot's own."""
+    parser.add_argument(
+        "--trust",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a package or function that the folder may call beside PrunePilot's own; repeatable",
+    )
+
+
 def describe() -> str:
     """All groups with their options, then config.yaml as it stands: what --help shows."""
     text = (conf_dir() / f"{ROOT}.yaml").read_text(encoding="utf-8")

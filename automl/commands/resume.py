@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from automl.commands.options import add_trust_argument
+
 SUMMARY = "go on with an interrupted search, to the same result"
 EXAMPLE = "prunepilot resume runs/a"
 
@@ -12,14 +14,18 @@ EXAMPLE = "prunepilot resume runs/a"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of the run")
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs what the folder's config.yaml says again; its journal answers what is done."""
     from automl.commands import search, sensitivity
-    from automl.runs import RunFolder
+    from automl.runs import CONFIG, RunFolder
+    from automl.trust import check_config
 
-    config = RunFolder(args.run_dir).config()
+    folder = RunFolder(args.run_dir)
+    config = folder.config()
+    check_config(config, args.trust, str(folder.file(CONFIG)))
     if config.pop(sensitivity.VERB, None) is not None:
         return sensitivity.execute(config)
     return search.execute(config)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.commands.options import add_override_arguments
+from automl.commands.options import add_override_arguments, add_trust_argument
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"a new folder for {TABLE} and, where matplotlib is installed, {PLOT}",
     )
+    add_trust_argument(parser)
     add_override_arguments(parser)
 
 
@@ -87,7 +88,7 @@ def _saved(args: argparse.Namespace) -> Network:
 
     if args.overrides:
         raise InputError("--saved takes no settings: the network is what the folder holds")
-    parameters = _arrays(load_pruned(args.saved))
+    parameters = _arrays(load_pruned(args.saved, args.trust))
     weights = {n: p for n, p in parameters.items() if p.ndim > 1 and n.endswith("weight")}
     return args.saved.name, weights, _others(parameters, weights)
 

@@ -146,12 +146,14 @@ def find_function(name: str) -> Callable[..., Any]:
 
         try:
             return find_target(name)
-        except (ValueError, AttributeError) as error:
+        except InputError as error:
             raise InputError(f"the table names {name!r}, which is no torch operator") from error
     source, _, attribute = name.rpartition(".")
     holder = _SOURCES.get(source)
     function = getattr(holder, attribute, None) if holder is not None else None
-    if not callable(function):
+    # Of torch itself only what computes on tensors: neither load nor compile, nor files.
+    of_tensors = holder is not torch or hasattr(torch._C._VariableFunctions, attribute)
+    if not (callable(function) and of_tensors) or attribute.startswith("_") or "file" in attribute:
         raise InputError(f"the table names {name!r}, which is no torch function")
     return function  # type: ignore[no-any-return]
 

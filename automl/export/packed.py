@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from automl.executors.conv import SparseConv2d
 from automl.executors.packed import PackedLinear
 from automl.executors.spmm import SpmmLinear
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
-from automl.model_folder import fill, load_structure, read_tensors, unique_tensors
+from automl.model_folder import Rebuild, fill, load_structure, read_tensors, unique_tensors
 from automl.paths import atomic_write
 from automl.pruning.masks import detach
+from automl.runs import REBUILD
 from automl.types import InputError
 
 PACKAGES = ()
@@ -84,14 +85,14 @@ def _smallest(layer: Any) -> PackedModule | None:
     return best
 
 
-def load_packed(folder: Path | str) -> nn.Module:
+def load_packed(folder: Path | str, trust: Sequence[str] = ()) -> nn.Module:
     """The network that ``prunepilot export --format packed`` wrote, for float32 on the CPU.
 
     Raises:
         InputError: A file is missing or damaged, or they do not belong together.
     """
     folder = Path(folder)
-    network, plan, _ = load_structure(folder)
+    network, plan, _ = load_structure(folder, trust)
     network = fold_batchnorm(network.eval(), batchnorm_pairs(plan))
     layers, geometry = packed_file.load(folder), _geometry(folder / CONVOLUTIONS)
     try:
@@ -152,6 +153,7 @@ def packing(file: Path) -> Packing:
 
 
 def run(file: Path, inputs: Tensor) -> Any:
-    """The outputs of a written network."""
+    """The outputs of a network that :func:`write` has just written."""
+    own = Rebuild.load(file.parent / REBUILD).factory  # of the network that was written
     with torch.inference_mode():
-        return load_packed(file.parent)(inputs)
+        return load_packed(file.parent, (own,))(inputs)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from automl.graph.program import find_target, references
+from automl.graph.program import find_setting, find_target, references
 from automl.graph.rebuild import read_constant, trainable_form
 from automl.plan import IndexPlan, Instruction
 
@@ -131,7 +131,7 @@ class ProgramRun:
             return {key: self._decode(item) for key, item in value["dict"].items()}
         if "tuple" in value:
             return tuple(self._decode(item) for item in value["tuple"])
-        return getattr(torch, value["torch"]) if "torch" in value else self._device
+        return find_setting(value["torch"]) if "torch" in value else self._device
 
 
 def consumers(plan: IndexPlan) -> dict[str, list[Instruction]]:

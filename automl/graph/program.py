@@ -7,6 +7,9 @@ names, so that the graph form trains, saves and loads like the original.
 
 from __future__ import annotations
 
+import math
+import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from torch.fx import Node
 from automl.graph.export import Exported, module_path
 from automl.graph.ops.step import Rewrite, bound_arguments, operator_name
 from automl.plan import Instruction
+from automl.types import InputError
 
 #: What an integer argument becomes: (rewrite) -> JSON value.
 Resolver = Callable[[Rewrite], Any]
@@ -262,24 +266,57 @@ def target_name(target: Any) -> str:
     return f"{target.__module__}:{target.__qualname__}"
 
 
+#: What is called between operators: arithmetic on sizes, and taking one of several results.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        f"{module}:{name}": getattr(operator, name)
+        for module in ("_operator", "operator")
+        for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "abs", "pos",
+                     "and_", "or_", "xor", "not_", "lshift", "rshift",
+                     "eq", "ne", "lt", "le", "gt", "ge", "getitem")
+    },
+    **{f"math:{name}": getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt", "pow")},
+    **{
+        f"torch:{name}": getattr(torch, name)
+        for name in ("sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sum")
+    },
+}  # fmt: skip
+#: Of the namespaces of torch.ops, those without operators that load, save or send anything.
+_NAMESPACES = ("aten", "torchvision", "prunepilot")
+_OPERATOR = re.compile(r"[a-z]+\.[A-Za-z_]\w*\.\w+")
+#: Operators of aten that touch files or print.
+_REFUSED = frozenset({"from_file", "save", "load", "open", "close", "write", "read", "print",
+                      "_print", "warn"})  # fmt: skip
+
+
 def find_target(name: str) -> Callable[..., Any]:
-    """The operator a name stands for; only torch operators and Python's ``operator``, ``math``.
+    """The operator a name stands for: torch's own, and the functions of a fixed list.
 
     Raises:
-        ValueError: If the name is anything else.
+        InputError: The name is anything else.
     """
-    if ":" in name:
-        import importlib
-
-        module, _, attribute = name.partition(":")
-        if module not in ("_operator", "operator", "math", "torch"):
-            raise ValueError(f"operator {name!r} is not allowed in a plan")
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    found: Any = torch.ops
-    for part in name.split("."):
-        found = getattr(found, part)
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    space, _, rest = name.partition(".")
+    found: Any = None
+    if space in _NAMESPACES and _OPERATOR.fullmatch(name):
+        base, _, overload = rest.partition(".")
+        if base not in _REFUSED:
+            found = getattr(getattr(getattr(torch.ops, space), base, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
-        raise ValueError(f"operator {name!r} is not a torch operator")
+        raise InputError(f"operator {name[:80]!r} is not allowed in a plan")
+    return found
+
+
+def find_setting(name: str) -> torch.dtype | torch.layout | torch.memory_format:
+    """The dtype, layout or memory format of torch that a name stands for.
+
+    Raises:
+        InputError: The name is anything else.
+    """
+    found = vars(torch).get(name)
+    if not isinstance(found, torch.dtype | torch.layout | torch.memory_format):
+        raise InputError(f"torch.{name[:80]} is not allowed in a plan")
     return found
 
 
@@ -301,7 +338,8 @@ def mutates(instruction: Instruction) -> bool:
     """Whether an instruction changes one of its arguments in place."""
     if instruction.op != "call_function" or ":" in instruction.target:
         return False
-    return bool(find_target(instruction.target)._schema.is_mutable)  # type: ignore[attr-defined]
+    target: Any = find_target(instruction.target)
+    return bool(target._schema.is_mutable)
 
 
 def references(value: Any) -> set[str]:

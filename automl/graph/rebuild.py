@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from automl.graph.program import find_target
+from automl.graph.program import find_setting, find_target
 from automl.plan import IndexPlan, Instruction
+from automl.types import InputError
 
 
 def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64]) -> GraphModule:
@@ -124,7 +125,7 @@ class _Decoder:
         if "tuple" in value:
             return tuple(self(item) for item in value["tuple"])
         if "torch" in value:
-            return getattr(torch, value["torch"])
+            return find_setting(value["torch"])
         return self._device
 
 
@@ -171,5 +172,7 @@ def trainable_form(module: nn.Module) -> nn.Module:
 
 def read_constant(document: dict[str, Any]) -> Tensor:
     """Undoes :func:`automl.graph.build.write_constant`."""
-    dtype = getattr(torch, document["dtype"])
+    dtype = find_setting(str(document["dtype"]))
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"torch.{dtype} is no dtype of a constant")
     return torch.tensor(document["values"], dtype=dtype).reshape(document["shape"])

@@ -1,0 +1,174 @@
+"""What a folder from outside may name: networks and classes that come with PrunePilot.
+
+A run folder says in config.yaml and rebuild.json by which functions and classes it was made.
+Whoever writes a folder could name any function of Python there, so that only names of a fixed
+list are followed; everything else needs the word of the person at the keyboard.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from automl.paths import conf_dir
+from automl.types import InputError
+
+#: Sources of networks beside dotted paths; their names lead to no file and no download.
+_SOURCES = ("torchvision", "timm", "hf")
+_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
+#: Names of torchvision's own weights, at addresses and with hashes that torchvision knows.
+_WEIGHTS_NAME = re.compile(r"[A-Z0-9_]+")
+#: Arguments of factories that make them read files, or fetch weights or code.
+_READS = frozenset({
+    "pretrained", "weights", "weights_backbone", "pretrained_backbone", "pretrained_cfg",
+    "pretrained_cfg_overlay", "pretrained_strict", "checkpoint", "checkpoint_path", "state_dict",
+    "cache_dir", "pretrained_model_name_or_path", "trust_remote_code", "auto_map", "code_revision",
+    "attn_implementation", "experts_implementation", "use_kernels", "kernel_config",
+    "quantization_config", "backbone", "backbone_config", "use_pretrained_backbone",
+    "use_timm_backbone", "config", "adapter_kwargs", "model_fn", "url",
+})  # fmt: skip
+_RAY = "automl.engines.ray.Ray"
+
+
+def check_factory(factory: Any, kwargs: Any, trust: Sequence[str], source: str) -> None:
+    """Refuses a factory from a folder unless it is known or trusted.
+
+    Args:
+        factory: As in :func:`automl.models.load_model`.
+        kwargs: Its arguments.
+        trust: Names, and prefixes up to a dot or colon, that the caller trusts.
+        source: The file it is from, for the message.
+
+    Raises:
+        InputError: It is neither, or its arguments make it read files.
+    """
+    if not isinstance(factory, str) or not isinstance(kwargs, Mapping):
+        raise InputError(f"{source}: the factory is no name with arguments; make the run again")
+    if is_trusted(factory, trust):
+        return
+    kind, _, name = factory.partition(":")
+    if factory not in _known_factories() and not _is_sourced(kind, name):
+        package = factory.replace(":", ".").rpartition(".")[0] or factory
+        raise InputError(
+            f"{source} asks to call {factory[:80]!r}, which is no network of PrunePilot; if you "
+            f"trust it, add {_how(factory if kind in _SOURCES else package)}"
+        )
+    for key in _keys(kwargs):
+        if (key in _READS or key.startswith("_")) and not _loads_nothing(kind, key, kwargs):
+            raise InputError(
+                f"{source} asks {factory} to load {key}={kwargs.get(key, '...')!r}; if you trust "
+                f"it, add {_how(factory)}"
+            )
+
+
+def check_config(config: Mapping[str, Any], trust: Sequence[str], source: str) -> None:
+    """Refuses settings from a folder that name anything but what conf/ names.
+
+    Args:
+        config: What a run folder's config.yaml holds.
+        trust: As in :func:`check_factory`.
+        source: The file it is from, for the message.
+
+    Raises:
+        InputError: A ``_target_`` that is in no file of conf/ and not trusted, an interpolation,
+            or a factory as in :func:`check_factory`.
+    """
+    for node in _nodes(config):
+        if isinstance(node, str) and "${" in node:
+            raise InputError(f"{source} holds {node[:80]!r}; settings of runs are resolved")
+        if isinstance(node, Mapping) and "_target_" in node:
+            _check_target(node, trust, source)
+    model = config.get("model")
+    if isinstance(model, Mapping):
+        check_factory(model.get("factory"), model.get("kwargs") or {}, trust, source)
+
+
+def is_trusted(name: str, trust: Sequence[str]) -> bool:
+    """Whether ``name`` is one of ``trust`` or below one of them."""
+    return any(
+        name == given
+        or (name.startswith(given) and (given[-1] in ".:" or name[len(given)] in ".:"))
+        for given in trust
+        if given
+    )
+
+
+def _check_target(node: Mapping[Any, Any], trust: Sequence[str], source: str) -> None:
+    target = node["_target_"]
+    if isinstance(target, str) and is_trusted(target, trust):
+        return
+    if not isinstance(target, str) or target not in _known_targets():
+        shown = str(target)[:80]
+        raise InputError(
+            f"{source} asks to call {shown!r}, which conf/ does not know; if you trust it, add "
+            f"{_how(shown.rpartition('.')[0] or shown)}"
+        )
+    if target == _RAY and node.get("address") not in (None, "auto", "local"):
+        raise InputError(
+            f"{source} asks to join the Ray cluster {node['address']!r}; if you trust it, add "
+            f"{_how(_RAY)}"
+        )
+
+
+def _how(name: str) -> str:
+    return f'--trust {name} (in Python trust=("{name}",))'
+
+
+def _is_sourced(kind: str, name: str) -> bool:
+    if kind not in _SOURCES or not _NAME.fullmatch(name):
+        return False
+    if kind != "hf":
+        return True
+    try:  # only types of networks: other names are folders and repositories, whose files are read
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return True  # nothing is built either
+    return name in CONFIG_MAPPING
+
+
+def _loads_nothing(kind: str, key: str, kwargs: Mapping[str, Any]) -> bool:
+    value = kwargs.get(key, "")
+    if value is None or value is False:
+        return True
+    is_name = isinstance(value, str) and _WEIGHTS_NAME.fullmatch(value) is not None
+    return kind == "torchvision" and key in ("weights", "weights_backbone") and is_name
+
+
+def _keys(node: Any) -> Iterator[str]:
+    for part in _nodes(node):
+        if isinstance(part, Mapping):
+            yield from map(str, part)
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """A document and everything in it."""
+    yield node
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            yield key
+            yield from _nodes(child)
+    elif isinstance(node, list | tuple):
+        for child in node:
+            yield from _nodes(child)
+
+
+@cache
+def _documents() -> tuple[tuple[str, Any], ...]:
+    files = sorted(conf_dir().rglob("*.yaml"))
+    return tuple((f.parent.name, yaml.safe_load(f.read_text(encoding="utf-8"))) for f in files)
+
+
+@cache
+def _known_targets() -> frozenset[str]:
+    nodes = [node for _, document in _documents() for node in _nodes(document)]
+    return frozenset(n["_target_"] for n in nodes if isinstance(n, Mapping) and "_target_" in n)
+
+
+@cache
+def _known_factories() -> frozenset[str]:
+    found = [document["factory"] for group, document in _documents() if group == "model"]
+    return frozenset(factory for factory in found if factory)
