@@ -22,6 +22,7 @@ from typing import Any
 
 from automl.commands.build import Bench, instantiate
 from automl.commands.compose import compose, expand
+from automl.commands.overview import Overview
 from automl.commands.running import SearchRun
 from automl.hashing import digest
 from automl.journal import Journal, Row
@@ -63,11 +64,13 @@ class Outcome:
         status: ``done`` or ``failed``.
         text: The result, or the reason, in one line.
         seconds: How long it took.
+        top1: Test top-1 of what it found, in [0, 1]; None where it failed.
     """
 
     status: str
     text: str
     seconds: float
+    top1: float | None = None
 
 
 def run_sweep(overrides: Sequence[str]) -> int:
@@ -92,10 +95,15 @@ def run_sweep(overrides: Sequence[str]) -> int:
     open_cells = [cell for cell in cells if not RunFolder(Path(cell.folder)).is_done]
     done = len(cells) - len(open_cells)
     print(f"sweep: {folder}, {len(cells)} cells, {done} done before", flush=True)
-    overview = Overview(len(cells), done)
+    strategies = {
+        cell.name: str(config["choices"]["strategy"])
+        for cell, config in zip(cells, configs, strict=True)
+    }
+    overview = Overview(len(cells), done, strategies)
     try:
         for cell, outcome in launcher.launch(run_cell, open_cells, folder):
-            overview.add(cell, _lost(cell, outcome))
+            ended = _lost(cell, outcome)
+            overview.add(cell.name, ended.status, ended.text, ended.seconds, ended.top1)
     except KeyboardInterrupt as stop:
         print(f"\nprunepilot: {word(stop)}; the same command goes on with it", file=sys.stderr)
         return exit_code(stop)
@@ -133,7 +141,8 @@ def run_cell(cell: Cell) -> Outcome:
         with contextlib.redirect_stdout(printed):
             run.execute(title=cell.name)
         failed.unlink(missing_ok=True)
-        return Outcome("done", _result_line(cell), time.monotonic() - started)
+        text, top1 = _result_of(cell)
+        return Outcome("done", text, time.monotonic() - started, top1)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         expected = isinstance(error, InputError | SearchStopped)
@@ -194,52 +203,12 @@ def _lost(cell: Cell, outcome: Any) -> Outcome:
     return Outcome("failed", reason, 0.0)
 
 
-def _result_line(cell: Cell) -> str:
+def _result_of(cell: Cell) -> tuple[str, float]:
+    """The result in one line, and test top-1."""
     result = json.loads((Path(cell.folder) / RESULT).read_text(encoding="utf-8"))
     row = result["rows"][-1]
     score = f"{result['score']} {row['score']:.4f}, " if result["score"] != "top1" else ""
-    return f"{score}test top-1 {100 * row['test_top1']:.2f} %"
-
-
-class Overview:
-    """What the terminal shows of a sweep: a line per finished cell, and the end."""
-
-    def __init__(self, total: int, done: int) -> None:
-        """``done`` of ``total`` cells were done before."""
-        self.failed = 0
-        self._total, self._done, self._before = total, done, done
-        self._started = time.monotonic()
-
-    def add(self, cell: Cell, outcome: Outcome) -> None:
-        """Shows a finished cell and how long the others may take."""
-        self._done += 1
-        self.failed += outcome.status == "failed"
-        elapsed = time.monotonic() - self._started
-        left = (self._total - self._done) * elapsed / (self._done - self._before)
-        until = f", about {_duration(left)} left" if self._done < self._total else ""
-        mark = "FAILED: " if outcome.status == "failed" else ""
-        took = _duration(outcome.seconds)
-        print(
-            f"[{self._done}/{self._total}] {cell.name}: {mark}{outcome.text} ({took}{until})",
-            flush=True,
-        )
-
-    def end(self, folder: Path) -> None:
-        """Says what to do next, and shows the comparison."""
-        from automl.commands import compare
-
-        if self.failed < self._total:
-            compare.show([folder])
-        if self.failed:
-            print(f"{self.failed} cells failed (failed.json says why); run the command again")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{score}test top-1 {100 * row['test_top1']:.2f} %", float(row["test_top1"])
 
 
 def _run_dir(overrides: Sequence[str]) -> str:
