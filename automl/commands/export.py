@@ -118,7 +118,7 @@ def _export(
         done.append(_written(name, network, inputs, out, args.trust))
         one = done[-1]
         print(f"wrote {one.file}{_note(one)}: differs by at most {one.error:.2g} on {kind}")
-    latencies = _latencies(config, network, done, inputs, out)
+    latencies = _latencies(config, network, done, inputs, out, args.trust)
     card = model_card(
         json.loads(folder.file(RESULT).read_text(encoding="utf-8")),
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
@@ -146,7 +146,12 @@ def _written(
 
 
 def _latencies(
-    config: Mapping[str, Any], network: nn.Module, done: list[Exported], inputs: Tensor, out: Path
+    config: Mapping[str, Any],
+    network: nn.Module,
+    done: list[Exported],
+    inputs: Tensor,
+    out: Path,
+    trust: Sequence[str],
 ) -> dict[str, Latency]:
     """ONNX Runtime, packed layers and torch in turn; none where neither was exported."""
     from automl.commands.build import number
@@ -155,7 +160,7 @@ def _latencies(
     budget_s = number(config, "latency_budget_s", 0)
     if budget_s == 0 or not all(one.is_right for one in done):
         return {}
-    found = side_by_side(network, done, inputs[:1], budget_s)
+    found = side_by_side(network, done, inputs[:1], budget_s, trust)
     if found:
         file = write(found, inputs[:1], out)
         texts = [f"{name} {one.median_ms:.3g} ms" for name, one in found.items()]

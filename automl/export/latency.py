@@ -21,7 +21,11 @@ TORCH = "torch"
 
 
 def side_by_side(
-    network: nn.Module, done: Sequence[Exported], example: Tensor, budget_s: float
+    network: nn.Module,
+    done: Sequence[Exported],
+    example: Tensor,
+    budget_s: float,
+    trust: Sequence[str] = (),
 ) -> dict[str, Latency]:
     """Times one example on the CPU; ratios refer to torch.
 
@@ -30,6 +34,7 @@ def side_by_side(
         done: What was exported; ONNX models and packed layers are run, other formats are not.
         example: One input, shape (1, ...).
         budget_s: For about this long.
+        trust: See ``load_packed``.
 
     Returns:
         ``torch``, ``onnxruntime`` and ``packed`` -> latency; empty where there is only torch.
@@ -39,7 +44,7 @@ def side_by_side(
         if one.format == "onnx":
             networks["onnxruntime"] = OnnxFile(one.file)
         elif one.format == "packed":
-            networks["packed"] = load_packed(one.file.parent)
+            networks["packed"] = load_packed(one.file.parent, trust)
     if len(networks) == 1:
         return {}
     with evaluating(network):
