@@ -262,6 +262,8 @@ class ProgramWriter:
 def target_name(target: Any) -> str:
     """A name :func:`find_target` can resolve."""
     if isinstance(target, torch._ops.OpOverload):
+        # What a network of this process calls was registered by the user's own code.
+        _LIVE.add(target.namespace)
         return str(target)
     return f"{target.__module__}:{target.__qualname__}"
 
@@ -282,8 +284,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
 }  # fmt: skip
 #: Of the namespaces of torch.ops, those without operators that load, save or send anything.
-_NAMESPACES = ("aten", "torchvision", "prunepilot")
-_OPERATOR = re.compile(r"[a-z]+\.[A-Za-z_]\w*\.\w+")
+_NAMESPACES = frozenset({"aten", "torchvision", "prunepilot"})
+#: Others that networks traced in this process call; plans from elsewhere cannot add any.
+_LIVE: set[str] = set()
+_OPERATOR = re.compile(r"\w+\.[A-Za-z_]\w*\.\w+")
 #: Operators of aten that touch files or print.
 _REFUSED = frozenset({"from_file", "save", "load", "open", "close", "write", "read", "print",
                       "_print", "warn"})  # fmt: skip
@@ -299,7 +303,7 @@ def find_target(name: str) -> Callable[..., Any]:
         return _FUNCTIONS[name]
     space, _, rest = name.partition(".")
     found: Any = None
-    if space in _NAMESPACES and _OPERATOR.fullmatch(name):
+    if space in _NAMESPACES | _LIVE and _OPERATOR.fullmatch(name):
         base, _, overload = rest.partition(".")
         if base not in _REFUSED:
             found = getattr(getattr(getattr(torch.ops, space), base, None), overload, None)

@@ -353,3 +353,35 @@ def test_names_are_the_paths_of_modules():
         "features.second.0",
         "head",
     ]
+
+
+@torch.library.custom_op("prunepilot_tests::double", mutates_args=())
+def double(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@double.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class WithOwnOperator(nn.Module):
+    """A network that calls an operator of its author's."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.before = nn.Linear(8, 8)
+
+    def forward(self, x):
+        hidden = torch.ops.prunepilot_tests.double(self.before(x))
+        return self.second(torch.relu(self.first(hidden)))
+
+
+def test_operators_of_the_users_own_are_frozen_and_the_rest_is_pruned():
+    model, x = WithOwnOperator().eval(), torch.randn(2, 8)
+    with pytest.warns(UserWarning, match=r"prunepilot_tests\.double\.default is not known"):
+        found = trace(model, (x,))
+    assert [target.name for target in found.targets] == ["first"]
+    assert any("prunepilot_tests" in str(one.reason) for one in found.frozen)
+    assert found.materialise([tuple(range(4))])(x).shape == (2, 4)
