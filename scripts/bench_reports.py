@@ -1,6 +1,6 @@
 """How long ``compare`` and ``report`` take over many runs, and how much memory they need.
 
-    python scripts/bench_reports.py --runs 100 --trials 400 --out /tmp/many
+    python scripts/bench_reports.py --runs 100 --trials 400 --out runs/many
 
 Makes run folders with the product's own writers (settings, journal, Parquet, policies, result): the
 policies and their costs are those of the digits network, scores are made up. Then times the two
