@@ -92,15 +92,18 @@ def _write_study(run: Path, out: Path) -> None:
 def _export(
     folder: RunFolder, config: Mapping[str, Any], formats: list[str], args: argparse.Namespace
 ) -> int:
+    import contextlib
     import json
     import shutil
 
     from automl.export import require_right
     from automl.export.card import model_card
+    from automl.export.latency import FILE as LATENCY
     from automl.graph.fold import batchnorm_pairs, fold_batchnorm
     from automl.model_folder import Rebuild, load_pruned
     from automl.paths import atomic_write
     from automl.plan import IndexPlan
+    from automl.report.kernels import EXPORTED
     from automl.runs import PLAN, POLICY, REBUILD, RESULT, WEIGHTS
 
     run, out = folder.path, args.out
@@ -119,6 +122,9 @@ def _export(
         one = done[-1]
         print(f"wrote {one.file}{_note(one)}: differs by at most {one.error:.2g} on {kind}")
     latencies = _latencies(config, network, done, inputs, out, args.trust)
+    if latencies:
+        with contextlib.suppress(OSError):  # a run that is only read here has no page of its own
+            shutil.copyfile(out / LATENCY, run / EXPORTED)
     card = model_card(
         json.loads(folder.file(RESULT).read_text(encoding="utf-8")),
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},

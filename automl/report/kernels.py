@@ -1,4 +1,4 @@
-"""What ``prunepilot bench RUN`` left in run folders, for the page."""
+"""What ``prunepilot bench RUN`` and ``export RUN`` left in run folders, for the page."""
 
 from __future__ import annotations
 
@@ -9,28 +9,44 @@ from pathlib import Path
 from typing import Any
 
 BENCH = "bench.json"
+#: What ``export`` measured of the exported network: torch, ONNX Runtime and packed layers in turn.
+EXPORTED = "export-latency.json"
+_NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "packed": "packed layers"}
 
 
 def benches(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Times per layer and of whole networks, dense against sparse.
+    """Times per layer and of whole networks, dense against sparse, and of exported networks.
 
     Args:
         folders: Of runs.
 
     Returns:
-        One entry per folder that holds times, and a line per file that cannot be read.
+        One entry per file of times, and a line per file that cannot be read.
     """
     found, broken = [], []
     for folder in folders:
-        path = folder / BENCH
-        if not path.is_file():
-            continue
-        try:
-            found.append(_bench(folder.name, json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = "no dense_ms or rows" if isinstance(error, KeyError) else error
-            broken.append(f"{path}: unreadable ({reason}); prunepilot bench {folder} writes it")
+        for file, verb, read in ((BENCH, "bench", _bench), (EXPORTED, "export", _exported)):
+            path = folder / file
+            if not path.is_file():
+                continue
+            try:
+                found.append(read(folder.name, json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else error
+                broken.append(
+                    f"{path}: unreadable ({reason}); prunepilot {verb} {folder} writes it"
+                )
     return found, broken
+
+
+def _exported(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    times = {_NAMES.get(key, key): own["median_ms"] for key, own in document["networks"].items()}
+    return {
+        "name": f"{name}, exported",
+        "about": f"the exported network, {_about(document)}, one example",
+        "rows": [],
+        "totals": [[key, ms] for key, value in times.items() if (ms := _ms(value)) is not None],
+    }
 
 
 def _bench(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
