@@ -34,6 +34,7 @@ from automl.training.config import FinetuneConfig
 from automl.training.finetune import EpochRow, finetune
 from automl.training.regularizers import Penalty
 from automl.training.short_term import ShortTerm
+from automl.training.state import evaluating
 from automl.types import CostModel, InputError, Resource, Strategy
 
 if TYPE_CHECKING:
@@ -373,10 +374,28 @@ class Bench:
             batch_size=size,
             device=self.device,
             dtype=self.dtype,
-            # On a CPU too: convolutions of images laid out so need no reordering.
-            channels_last=len(self.loaded.input_shape) == 3,
+            channels_last=self._scores_channels_last,
             **self.normalisation,
         )
+
+    @cached_property
+    def _scores_channels_last(self) -> bool:
+        """Whether images that are scored lie channels last.
+
+        On a CPU too, convolutions of images laid out so need no reordering; but a network that
+        calls ``view`` behind one may not run on them.
+        """
+        x = self.loaded.example_inputs[0]
+        if len(self.loaded.input_shape) != 3 or x.ndim != 4:
+            return False
+        model = self.loaded.model
+        try:
+            with evaluating(model), torch.inference_mode():
+                # A copy: of one channel, both layouts are the same and only strides tell.
+                model(x.to(self.device, copy=True, memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        return True
 
     def strategy(self) -> Strategy:
         """The search strategy."""

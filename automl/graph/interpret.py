@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from automl.graph.program import find_setting, find_target, references
+from automl.graph.program import find_setting, references, runnable_target
 from automl.graph.rebuild import read_constant, trainable_form
 from automl.plan import IndexPlan, Instruction
 
@@ -109,7 +109,7 @@ class ProgramRun:
         if instruction.op == "call_module":
             return trainable_form(self._model.get_submodule(instruction.target))(*args)
         kwargs = {key: self._decode(value) for key, value in instruction.kwargs.items()}
-        return find_target(instruction.target)(*args, **kwargs)
+        return runnable_target(instruction.target)(*args, **kwargs)
 
     def _tensor(self, path: str) -> Any:
         if path in self._plan.constants:

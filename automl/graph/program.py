@@ -312,6 +312,14 @@ def find_target(name: str) -> Callable[..., Any]:
     return found
 
 
+def runnable_target(name: str) -> Callable[..., Any]:
+    """As :func:`find_target`, for whatever memory format tensors have.
+
+    A view was recorded on contiguous tensors; of those laid out channels last it may need a copy.
+    """
+    return find_target("aten.reshape.default" if name == "aten.view.default" else name)
+
+
 def find_setting(name: str) -> torch.dtype | torch.layout | torch.memory_format:
     """The dtype, layout or memory format of torch that a name stands for.
 

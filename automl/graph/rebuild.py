@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from automl.graph.program import find_setting, find_target
+from automl.graph.program import find_setting, runnable_target
 from automl.plan import IndexPlan, Instruction
 from automl.types import InputError
 
@@ -88,7 +88,7 @@ def _emit(graph: Graph, instruction: Instruction, decoder: _Decoder) -> Node:
     if instruction.op == "output":
         output: Node = graph.output(args[0])
         return output
-    target = find_target(instruction.target)
+    target = runnable_target(instruction.target)
     name = instruction.name
     node: Node = graph.create_node("call_function", target, args, kwargs, name=name)
     return node

@@ -224,3 +224,27 @@ def test_trials_may_repair_on_fewer_images_than_the_last_round(tmp_path):
     quick, last = (Journal.read(run / name) for name in (JOURNAL, FINALISTS))
     assert {row["policy"] for row in last} <= {row["policy"] for row in quick}
     assert not {row["key"] for row in last} & {row["key"] for row in quick}
+
+
+def test_a_network_with_a_view_behind_a_convolution_is_searched(tmp_path, monkeypatch):
+    """Images that are scored lie channels last only where the network runs on them."""
+    source = """
+from torch import nn
+
+class Viewing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = self.pool(self.second(self.conv(x).relu()).relu())
+        return self.fc(x.view(x.size(0), -1))
+"""
+    (tmp_path / "viewing_net.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = [part for part in SEARCH if not part.startswith(("model=", "trials="))]
+    model = ["model=viewing_net.Viewing", "model.input_shape=[1,8,8]", "trials=3"]
+    assert main([*settings, *model, f"run_dir={tmp_path / 'run'}"]) == 0
+    rows = list(Journal.read(tmp_path / "run" / JOURNAL))
+    assert {row["status"] for row in rows} == {"ok"}
