@@ -135,6 +135,26 @@ def _replay(signature: Signature, call: Callable[[], Any], tensors: list[Tensor]
     return Replay(signature, call, size)
 
 
+#: Tensors' own operators, by which Python calls them.
+_OPERATORS = frozenset(
+    f"__{name}__"
+    for base in (
+        "add",
+        "sub",
+        "mul",
+        "matmul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+    )
+    for name in (base, f"r{base}", f"i{base}")
+) | {f"__{name}__" for name in ("getitem", "neg", "invert", "eq", "ne", "lt", "le", "gt", "ge")}
+
+
 def find_function(name: str) -> Callable[..., Any]:
     """The torch function of a recorded name.
 
@@ -153,7 +173,8 @@ def find_function(name: str) -> Callable[..., Any]:
     function = getattr(holder, attribute, None) if holder is not None else None
     # Of torch itself only what computes on tensors: neither load nor compile, nor files.
     of_tensors = holder is not torch or hasattr(torch._C._VariableFunctions, attribute)
-    if not (callable(function) and of_tensors) or attribute.startswith("_") or "file" in attribute:
+    hidden = attribute.startswith("_") and attribute not in _OPERATORS
+    if not (callable(function) and of_tensors) or hidden or "file" in attribute:
         raise InputError(f"the table names {name!r}, which is no torch function")
     return function  # type: ignore[no-any-return]
 

@@ -247,6 +247,8 @@ NETWORKS = {
 WHOLE = {"timm:resnetv2_standardised"}
 #: Its einsums turn products over a single head into element-wise ones, which are not counted.
 UNCOUNTED = {"torchvision:maxvit"}
+#: PyTorch's counter does not know convolutions on points; tests/graph/test_points.py counts them.
+UNKNOWN = {"zoo:shapes_tiny"}
 
 
 @cache
@@ -277,8 +279,9 @@ def test_pruned_at_random_it_equals_the_masked_dense_network(name):
     kept = np.array([len(u) for u in units], dtype=np.int64)
     assert sum(p.numel() for p in slim.parameters()) == plan.params(kept)
     one = (found.example_inputs[0][:1],)
-    assert name in UNCOUNTED or counted_macs(slim, one) == plan.macs(kept)
-    assert counted_macs(found.model, one) == found.macs
+    if name not in UNKNOWN:
+        assert name in UNCOUNTED or counted_macs(slim, one) == plan.macs(kept)
+        assert counted_macs(found.model, one) == found.macs
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -196,7 +196,7 @@ def test_what_the_machine_lacked_is_not_held_against_a_policy(whole, tmp_path, l
 def test_a_clock_that_jumps_backwards_changes_nothing(whole, tmp_path, monkeypatch):
     import datetime
 
-    import automl.problem
+    import automl.runner
 
     class Backwards(datetime.datetime):
         hours = 0
@@ -207,7 +207,7 @@ def test_a_clock_that_jumps_backwards_changes_nothing(whole, tmp_path, monkeypat
             return datetime.datetime.now(tz) - datetime.timedelta(hours=cls.hours)
 
     real = time.time
-    monkeypatch.setattr(automl.problem, "datetime", Backwards)
+    monkeypatch.setattr(automl.runner, "datetime", Backwards)
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * Backwards.hours)
     searcher(tmp_path / "run").search(trials=30, seed=1)
     rows = Journal.read(tmp_path / "run" / "trials.jsonl")
