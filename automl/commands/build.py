@@ -201,7 +201,7 @@ class Bench:
             teacher=self.loaded.model,
             device=self.device,
             dtype=self.dtype,
-            channels_last=self.channels_last,
+            channels_last=self.images_channels_last,
         )
 
     def pruner_of(self, plan: IndexPlan | MaskedPlan) -> Pruner | SparsePruner:
@@ -284,7 +284,7 @@ class Bench:
             augment=data.augment,
             device=self.device,
             dtype=self.dtype,
-            channels_last=self.channels_last,
+            channels_last=self.images_channels_last,
             progress=report,
             regularizer=penalty,
         )
@@ -374,13 +374,13 @@ class Bench:
             batch_size=size,
             device=self.device,
             dtype=self.dtype,
-            channels_last=self._scores_channels_last,
+            channels_last=self.images_channels_last,
             **self.normalisation,
         )
 
     @cached_property
-    def _scores_channels_last(self) -> bool:
-        """Whether images that are scored lie channels last.
+    def images_channels_last(self) -> bool:
+        """Whether images that are scored or trained on lie channels last.
 
         On a CPU too, convolutions of images laid out so need no reordering; but a network that
         calls ``view`` behind one may not run on them.

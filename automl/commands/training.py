@@ -56,7 +56,7 @@ class BenchTraining:
             validation_scorer=bench.tuning_scorer if last else None,
             device=bench.device,
             dtype=bench.dtype,
-            channels_last=bench.channels_last,
+            channels_last=bench.images_channels_last,
             checkpoint=None if path is None else path.with_name(f"{path.name}-{self._stage}.pt"),
             progress=lambda row: self._report(row, epochs, last),
             after_step=after_step,

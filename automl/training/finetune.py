@@ -125,8 +125,10 @@ def finetune(
         validation_scorer: Scores the network after every epoch, on held-out data, NEVER on test
             data: its choice would make the test score optimistic.
         device: Where to train; None for where the network is.
-        dtype: float32, or bfloat16 for autocast; weights and gradients stay as they are.
-        channels_last: Lay images and weights out channels-last, which GPUs convolve faster.
+        dtype: float32, or bfloat16 for autocast; weights and gradients stay as they are. A
+            ``config.precision`` comes first.
+        channels_last: Lay images out channels-last, which is convolved faster. On a GPU weights
+            too; on a CPU they gain nothing by it, and keep the layout that others count on.
         checkpoint: File written after every epoch, for resuming.
         resume: Continue from ``checkpoint`` where it is there; a finished one is read and nothing
             is trained. False starts over, and replaces it after the first epoch.
@@ -145,9 +147,11 @@ def finetune(
         FinetuneError: The loss became NaN or infinite. The checkpoint is that of the epoch before.
         automl.scoring.ScoreError: The validation scorer could not score the network.
     """
+    if config.precision is not None:
+        dtype = getattr(torch, config.precision)
     _check(config, distill_from, validation_scorer, dtype)
     device = device or _device_of(model)
-    _move(model, device, channels_last)
+    _move(model, device, channels_last and device.type == "cuda")
     teacher = distill_from if config.distill_weight > 0 else None
     if teacher is not None:
         _move(teacher, device, channels_last=False)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -172,6 +173,23 @@ def test_bfloat16_trains_float32_weights(digits):
     result = finetune(network, digits[0], config, dtype=torch.bfloat16, channels_last=True)
     assert all(p.dtype == torch.float32 for p in network.parameters())
     assert result.history[1].train_loss < result.history[0].train_loss
+
+
+def test_precision_comes_before_the_type_of_the_run(digits):
+    networks = [make_network() for _ in range(3)]
+    config = FinetuneConfig(epochs=1, lr=0.05, batch_size=64)
+    low = dataclasses.replace(config, precision="bfloat16")
+    finetune(networks[0], digits[0], low)
+    finetune(networks[1], digits[0], config, dtype=torch.bfloat16)
+    finetune(networks[2], digits[0], dataclasses.replace(low, precision="float32"))
+    assert same_weights(networks[0], networks[1])
+    assert not same_weights(networks[0], networks[2])
+
+
+def test_images_channels_last_leave_the_layout_of_weights_alone_on_a_cpu(digits):
+    network = make_network()
+    finetune(network, digits[0], FinetuneConfig(epochs=1, batch_size=64), channels_last=True)
+    assert all(p.is_contiguous() for p in network.parameters())
 
 
 def test_frozen_parameters_stay(digits):

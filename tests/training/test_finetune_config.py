@@ -43,6 +43,7 @@ def read(option):
         ("early_stop_patience", 0, "null or an integer >= 1"),
         ("max_grad_norm", 0.0, "null or > 0"),
         ("seed", None, "an integer >= 0"),
+        ("precision", "float16", "null, float32 or bfloat16"),
     ],
 )
 def test_every_field_is_checked_by_name_rule_and_value(field, value, rule):
