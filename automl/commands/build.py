@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from automl.budget import Budget
+from automl.commands.depth import shortened
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
@@ -81,11 +82,16 @@ class Bench:
     @property
     def channels_last(self) -> bool:
         """Whether networks and images lie channels last."""
-        return self.device.type == "cuda" and len(self.loaded.input_shape) == 3
+        return self.device.type == "cuda" and len(self.complete.input_shape) == 3
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The dense network, on the device."""
+        """The dense network, on the device, without the blocks that ``depth`` leaves out."""
+        return shortened(self)
+
+    @cached_property
+    def complete(self) -> LoadedModel:
+        """The dense network with all its blocks, on the device."""
         settings = self.config["model"]
         loaded = load_model(
             settings["factory"],
@@ -101,11 +107,20 @@ class Bench:
     @cached_property
     def trace(self) -> Trace:
         """The dense network's structure."""
-        inputs = tuple(tensor.to(self.device) for tensor in self.loaded.example_inputs)
+        return self._trace(self.loaded.model)
+
+    @property
+    def complete_plan(self) -> IndexPlan:
+        """Structure of the dense network with all its blocks."""
+        whole = self.loaded is self.complete
+        return self.trace.plan if whole else self._trace(self.complete.model).plan
+
+    def _trace(self, model: nn.Module) -> Trace:
+        inputs = tuple(tensor.to(self.device) for tensor in self.complete.example_inputs)
         exclude, deadline_s = self.config["exclude"], number(self.config, "trace_deadline_s", 0)
         if not isinstance(exclude, list) or not all(isinstance(name, str) for name in exclude):
             raise InputError(f"exclude must be a list of patterns, as [fc,layer1.*], got {exclude}")
-        return trace(self.loaded.model, inputs, exclude=exclude, deadline_s=deadline_s)
+        return trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
 
     @cached_property
     def data(self) -> DataSplits:
@@ -113,10 +128,10 @@ class Bench:
         settings = dict(self.config["data"])
         settings["split"] = split_for(settings["split"], self.config["model"].get("trained_on"))
         data = load_data(settings.pop("name"), **settings)
-        found, wanted = tuple(data.train.images.shape[1:]), self.loaded.input_shape
+        found, wanted = tuple(data.train.images.shape[1:]), self.complete.input_shape
         if found != wanted:
             raise InputError(
-                f"data {data.name} has images of shape {found}, model {self.loaded.name} takes "
+                f"data {data.name} has images of shape {found}, model {self.complete.name} takes "
                 f"{wanted}; choose another data=, or set model.input_shape or data.size"
             )
         return data
@@ -124,7 +139,7 @@ class Bench:
     @property
     def normalisation(self) -> dict[str, Any]:
         """The mean and std that the weights expect, else those of the data."""
-        own, data = self.loaded, self.data
+        own, data = self.complete, self.data
         return {
             "mean": data.mean if own.mean is None else own.mean,
             "std": data.std if own.std is None else own.std,
@@ -198,7 +213,7 @@ class Bench:
             config,
             **self.normalisation,
             augment=self.data.augment,
-            teacher=self.loaded.model,
+            teacher=self.complete.model,
             device=self.device,
             dtype=self.dtype,
             channels_last=self.images_channels_last,
@@ -370,7 +385,7 @@ class Bench:
             images.images,
             images.labels,
             score=score,
-            dense=None if images is self.data.test else self.loaded.model,
+            dense=None if images is self.data.test else self.complete.model,
             batch_size=size,
             device=self.device,
             dtype=self.dtype,
@@ -385,10 +400,10 @@ class Bench:
         On a CPU too, convolutions of images laid out so need no reordering; but a network that
         calls ``view`` behind one may not run on them.
         """
-        x = self.loaded.example_inputs[0]
-        if len(self.loaded.input_shape) != 3 or x.ndim != 4:
+        x = self.complete.example_inputs[0]
+        if len(self.complete.input_shape) != 3 or x.ndim != 4:
             return False
-        model = self.loaded.model
+        model = self.complete.model
         try:
             with evaluating(model), torch.inference_mode():
                 # A copy: of one channel, both layouts are the same and only strides tell.

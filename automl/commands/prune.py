@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SUMMARY = "prune and repair a network by one ratio or a policy file, train it if asked, and save it"
 EXAMPLE = (
     "prunepilot prune model=digits ratio=0.8 granularity=unstructured criterion=l1"
-    " schedule=cubic finetune=short run_dir=sparse/"
+    " schedule=cubic finetune=short run_dir=sparse/\n"
+    "  prunepilot prune model=gpt_tiny depth.blocks=blocks depth.remove=1 ratio=0.25"
 )
 
 
@@ -78,10 +79,11 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
 
 def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
     """Refuses what can be refused before anything is loaded."""
+    from automl.commands.depth import blocks_to_remove
     from automl.types import InputError
 
-    ratio = config["ratio"]
-    if (ratio is not None) == has_policy:
+    ratio, shortens = config["ratio"], blocks_to_remove(config) > 0
+    if (ratio is not None and has_policy) or not (ratio is not None or has_policy or shortens):
         both = "not both" if ratio is not None else "one of them"
         raise InputError(f"prune takes ratio=0.5 (the fraction to remove) or --policy FILE, {both}")
     for one in ratio.values() if isinstance(ratio, Mapping) else [ratio]:
@@ -133,7 +135,7 @@ class _Pruning:
         schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
         pruner = self.bench.pruner_of(self.plan)
         policy = self._with_units(pruner)
-        networks = {"dense": self.bench.loaded.model, "pruned": pruner.prune(policy)}
+        networks = {**self._dense(), "pruned": pruner.prune(policy)}
         if tuning.epochs:
             session = open_session(pruner, policy, BenchTraining(self.bench, tuning, "pruned"))
             networks[f"trained, {schedule.name}"] = schedule.run(session, tuning.epochs)
@@ -144,6 +146,15 @@ class _Pruning:
         form = "a graph module" if self._needs_graph(policy) else "the model's own classes"
         print(f"wrote {out} ({form}; load it with automl.runs.load_pruned)")
         return 0
+
+    def _dense(self) -> dict[str, nn.Module]:
+        """The network as it came and, where blocks were left out, what that left."""
+        bench = self.bench
+        if bench.loaded is bench.complete:
+            return {"dense": bench.complete.model}
+        removed, blocks = bench.loaded.kwargs["removed"], bench.loaded.kwargs["blocks"]
+        without = f"without {blocks}.{','.join(map(str, removed))}"
+        return {"dense": bench.complete.model, without: bench.loaded.model}
 
     def _with_units(self, pruner: Any) -> Policy:
         """The policy with its channels chosen, and of these weights."""
@@ -170,7 +181,7 @@ class _Pruning:
 
     def _show(self, networks: Mapping[str, nn.Module], policy: Policy) -> None:
         """Prints costs and, where there is data that fits, accuracy."""
-        from automl.commands.prune_table import print_networks
+        from automl.commands.prune_table import costs_of, print_networks
         from automl.types import InputError
 
         note = None
@@ -181,7 +192,11 @@ class _Pruning:
         scorers = {}
         if note is None:
             scorers = {"val": self.bench.tuning_scorer, "test": self.bench.test_scorer}
-        print_networks(self.bench.loaded.name, self.plan, policy, networks, scorers)
+        whole, dense = self.bench.complete_plan, self.plan.dense
+        pruned = costs_of(self.plan, policy.kept(self.plan.targets))
+        first = [costs_of(whole, whole.dense), costs_of(self.plan, dense)][: len(self._dense())]
+        costs = [*first, *[pruned] * (len(networks) - len(first))]
+        print_networks(self.bench.loaded.name, policy, networks, costs, scorers)
         if note is not None:
             print(note)
 
@@ -192,7 +207,9 @@ def policy_from_settings(bench: Bench) -> Policy:
     from automl.pruning.pruner import Pruner, policy_from_ratios
     from automl.pruning.sparse_pruner import counts_from_ratios, global_counts
 
-    ratio, settings, pruner = bench.config["ratio"], bench.config["granularity"], bench.pruner
+    settings, pruner = bench.config["granularity"], bench.pruner
+    ratio = bench.config["ratio"]
+    ratio = 0.0 if ratio is None else ratio  # depth alone
     rounding = whole(settings, "granularity.rounding", 1) if "rounding" in settings else 1
     if isinstance(pruner, Pruner):
         return policy_from_ratios(pruner, ratio, rounding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -11,24 +11,24 @@ from automl.cost.arithmetic import SizeCost
 from automl.cost.masked import StoredSize
 from automl.plan import IndexPlan
 from automl.policy import Policy
-from automl.pruning.masked_plan import MaskedPlan
+from automl.pruning.masked_plan import MaskedPlan, is_inside
 from automl.types import Kept, Scorer
 
 
 def print_networks(
     model: str,
-    plan: IndexPlan | MaskedPlan,
     policy: Policy,
     networks: Mapping[str, nn.Module],
+    costs: Sequence[Sequence[int]],
     scorers: Mapping[str, Scorer],
 ) -> None:
-    """Prints one row per network, the dense one first; all others are of the policy.
+    """Prints one row per network, the dense one first.
 
     Args:
         model: Name of the model.
-        plan: What could be pruned.
         policy: What is kept.
         networks: Name in the table -> network.
+        costs: Of each network, see :func:`costs_of`.
         scorers: Part of the data -> scorer that reports ``top1``.
     """
     from rich.console import Console
@@ -38,20 +38,19 @@ def print_networks(
     table.add_column("network")
     for heading in ("MACs", "params", "bytes", *(f"{part} top-1" for part in scorers)):
         table.add_column(heading, justify="right", no_wrap=True)
-    dense, pruned = _costs(plan, plan.dense), _costs(plan, policy.kept(plan.targets))
-    for name, network in networks.items():
-        costs = dense if name == "dense" else pruned
-        cells = [f"{c:,} ({100 * c / d:.1f} %)" for c, d in zip(costs, dense, strict=True)]
+    for (name, network), own in zip(networks.items(), costs, strict=True):
+        cells = [f"{c:,} ({100 * c / d:.1f} %)" for c, d in zip(own, costs[0], strict=True)]
         top1 = [scorer(network)[1]["top1"] for scorer in scorers.values()]
         table.add_row(name, *cells, *(f"{100 * value:.2f} %" for value in top1))
     # A pipe has no width, for which rich takes 80 columns, too few for these.
     width = None if sys.stdout.isatty() else 120
     Console(highlight=False, width=width).print(table)
-    if isinstance(plan, MaskedPlan):
+    if any(is_inside(one.granularity) for one in policy.decisions):
         print("MACs: multiplications by weights that are left; bytes: each weight dense or packed")
 
 
-def _costs(plan: IndexPlan | MaskedPlan, kept: Kept) -> list[int]:
+def costs_of(plan: IndexPlan | MaskedPlan, kept: Kept) -> list[int]:
+    """MACs, parameters and bytes of what is kept."""
     size = StoredSize(plan) if isinstance(plan, MaskedPlan) else SizeCost(plan)
     return [int(plan.macs(kept)), int(plan.params(kept)), int(size(kept))]
 

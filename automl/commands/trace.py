@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from automl.commands.options import add_override_arguments
 
+if TYPE_CHECKING:
+    from automl.pruning.masked_plan import MaskedPlan
+
 SUMMARY = "show a network's layers, groups and frozen parts, with MACs and parameters"
-EXAMPLE = "prunepilot trace model=torchvision:resnet18 exclude=[fc] --out plan.json"
+EXAMPLE = (
+    "prunepilot trace model=torchvision:resnet18 exclude=[fc] --out plan.json\n"
+    "  prunepilot trace model=resnet20 granularity=nm:4"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
     from automl.commands.build import Bench, set_threads
     from automl.paths import atomic_write
+    from automl.pruning.masked_plan import MaskedPlan
 
     set_threads(config)
-    trace = Bench(config).trace
+    bench = Bench(config)
+    trace = bench.trace
     print(trace.summary())
+    if isinstance(bench.plan, MaskedPlan):
+        print(f"\n{_inside(bench.plan)}")
     if args.out is not None:
         try:
             atomic_write(args.out, trace.plan.to_json())
@@ -41,3 +52,19 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--out {args.out} cannot be written: {error.strerror}") from error
         print(f"wrote {args.out}")
     return 0
+
+
+def _inside(plan: MaskedPlan) -> str:
+    """What can be pruned inside layers, by which grain, and what cannot and why."""
+    from automl.graph.summary import text_table
+
+    rows = [
+        (w.name, w.granularity.name, str(w.units), str(w.sizes.weights), w.granularity.acceleration)
+        for w in plan.weights
+    ]
+    head = ("weight", "granularity", "units", "weights", "what can run it faster")
+    parts = [f"{len(rows)} weights that can be pruned inside", text_table(head, rows)]
+    if plan.excluded:
+        left = text_table(("left dense", "because"), [(f.name, f.reason) for f in plan.excluded])
+        parts += ["", left]
+    return "\n".join(parts)

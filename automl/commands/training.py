@@ -52,7 +52,7 @@ class BenchTraining:
             self._config(epochs, last),
             **bench.normalisation,
             augment=bench.data.augment,
-            distill_from=bench.loaded.model,
+            distill_from=bench.complete.model,
             validation_scorer=bench.tuning_scorer if last else None,
             device=bench.device,
             dtype=bench.dtype,

@@ -16,9 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from automl.hints import did_you_mean
-from automl.paths import conf_dir
-from automl.types import InputError
+from automl import registry
 
 #: Called as ``function(data, item)``; defined at the top level of a module.
 Function = Callable[[Any, Any], Any]
@@ -94,7 +92,7 @@ class Engine(Protocol):
 
 def names() -> list[str]:
     """The engines that conf/engine knows, in alphabetical order."""
-    return sorted(file.stem for file in (conf_dir() / "engine").glob("*.yaml"))
+    return registry.names("engine")
 
 
 def load(name: str, **settings: Any) -> Engine:
@@ -108,16 +106,5 @@ def load(name: str, **settings: Any) -> Engine:
         InputError: There is no such engine, it does not take these settings, or a package that it
             needs is not installed.
     """
-    if name not in names():
-        raise InputError(f"no engine is called {name!r}; {did_you_mean(name, names())}")
-    import yaml
-    from hydra.utils import instantiate
-
-    config = yaml.safe_load((conf_dir() / "engine" / f"{name}.yaml").read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if value != "${threads}"}
-    for setting in settings:
-        if setting not in (*config, "threads") or name == "serial":
-            hint = did_you_mean(setting, [key for key in config if key != "_target_"])
-            raise InputError(f"engine {name!r} has no setting {setting!r}; {hint}")
-    engine: Engine = instantiate({**config, **settings})
+    engine: Engine = registry.load("engine", name, settings)
     return engine

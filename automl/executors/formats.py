@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from automl import registry
 from automl.executors.packed import Format
-from automl.hints import did_you_mean
-from automl.paths import conf_dir
-from automl.types import InputError
 
 
 def names() -> list[str]:
     """The formats that conf/executor knows, in alphabetical order."""
-    return sorted(file.stem for file in (conf_dir() / "executor").glob("*.yaml"))
+    return registry.names("executor")
 
 
 def load(name: str, **settings: Any) -> Format:
@@ -28,15 +26,5 @@ def load(name: str, **settings: Any) -> Format:
     Raises:
         InputError: There is no such format, or it does not take these settings.
     """
-    if name not in names():
-        raise InputError(f"no executor is called {name!r}; {did_you_mean(name, names())}")
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.load(conf_dir() / "executor" / f"{name}.yaml")
-    for setting in settings:
-        if setting not in config:
-            hint = did_you_mean(setting, [str(key) for key in config if key != "_target_"])
-            raise InputError(f"executor {name!r} has no setting {setting!r}; {hint}")
-    form: Format = instantiate(config, **settings)
+    form: Format = registry.load("executor", name, settings)
     return form

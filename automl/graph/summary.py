@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 def summarise(trace: Trace) -> str:
     """Three plain tables and a line of totals."""
-    layers = _table(
+    layers = text_table(
         ("layer", "kind", "in", "out", "kernel", "map", "MACs", "params"),
         [_layer_row(layer) for layer in trace.layers],
     )
-    groups = _table(
+    groups = text_table(
         ("group", "kind", "units", "written by", "read by"),
         [
             (t.name, t.kind, str(t.units), _listing(t.producers), _listing(t.readers))
@@ -25,7 +25,7 @@ def summarise(trace: Trace) -> str:
     )
     parts = [layers, "", f"{len(trace.groups)} prunable groups", groups]
     if trace.frozen:
-        frozen = _table(("frozen", "because"), [(f.name, f.reason) for f in trace.frozen])
+        frozen = text_table(("frozen", "because"), [(f.name, f.reason) for f in trace.frozen])
         parts += ["", f"{len(trace.frozen)} frozen parts", frozen]
     parts += ["", totals(trace)]
     return "\n".join(parts)
@@ -66,7 +66,8 @@ def _listing(names: tuple[str, ...]) -> str:
     return f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def text_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Rows below a head, columns as wide as they need to be."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
              for row in [head, *rows]]  # fmt: skip

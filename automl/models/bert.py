@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from automl.models.transformer import Attention, initialise, require_heads
+
 
 class Embeddings(nn.Module):
     """Tokens and their positions, added and normalised."""
@@ -34,41 +36,6 @@ class Embeddings(nn.Module):
         return out
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention of every token to every token.
-
-    The number of heads is the only size written down: heads of any width follow from the
-    projections, so that queries and values can be pruned apart.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        """Builds the layers.
-
-        Args:
-            dim: Width of a token.
-            num_heads: Heads; must divide ``dim``.
-        """
-        super().__init__()
-        self.num_heads = num_heads
-        # Fixed: narrower heads must not change the temperature of what is left.
-        self.scale = (dim // num_heads) ** -0.5
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) to the same."""
-        q, k, v = (self._heads(part(x)) for part in (self.query, self.key, self.value))
-        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(batch, length, heads * width) to (batch, heads, length, width)."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
-
-
 class EncoderBlock(nn.Module):
     """Attention and MLP, each added to its input and normalised after."""
 
@@ -81,7 +48,7 @@ class EncoderBlock(nn.Module):
             hidden: Width of the MLP's hidden layer.
         """
         super().__init__()
-        self.attention = SelfAttention(dim, num_heads)
+        self.attention = Attention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
@@ -127,8 +94,7 @@ class Bert(nn.Module):
             ValueError: Heads do not divide the width.
         """
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"Bert.num_heads must divide dim {dim}, got {num_heads}")
+        require_heads("Bert", dim, num_heads)
         self.vocab_size = vocab_size
         self.embeddings = Embeddings(vocab_size, length, dim)
         self.blocks = nn.Sequential(*(EncoderBlock(dim, num_heads, hidden) for _ in range(depth)))
@@ -142,14 +108,6 @@ class Bert(nn.Module):
         x = self.blocks(self.embeddings(tokens))
         logits: Tensor = self.classifier(torch.tanh(self.pooler(x[:, 0])))
         return logits
-
-
-def initialise(module: nn.Module) -> None:
-    """Normal, of a standard deviation that at the paper's width of 768 is its 0.02; no biases."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02 * (768 / module.weight.shape[1]) ** 0.5)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 def bert_tiny(

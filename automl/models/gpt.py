@@ -8,61 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from automl.models.bert import initialise
-from automl.models.vit import MLP
-
-
-class CausalAttention(nn.Module):
-    """Multi-head attention of every token to itself and those before it; one fused projection."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        """Builds the layers.
-
-        Args:
-            dim: Width of a token.
-            num_heads: Heads; must divide ``dim``.
-        """
-        super().__init__()
-        self.num_heads = num_heads
-        # Fixed: narrower heads must not change the temperature of what is left.
-        self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) to the same."""
-        qkv: Tensor = self.qkv(x)
-        qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, length, width)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
-
-
-class DecoderBlock(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and added to its input."""
-
-    def __init__(self, dim: int, num_heads: int, hidden: int) -> None:
-        """Builds the layers.
-
-        Args:
-            dim: Width of a token.
-            num_heads: Attention heads.
-            hidden: Width of the MLP's hidden layer.
-        """
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = CausalAttention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) to the same."""
-        x = x + self.attention(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+from automl.models.transformer import PreNormBlock, initialise, require_heads
 
 
 class GPT(nn.Module):
@@ -89,13 +36,13 @@ class GPT(nn.Module):
             ValueError: Heads do not divide the width.
         """
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"GPT.num_heads must divide dim {dim}, got {num_heads}")
+        require_heads("GPT", dim, num_heads)
         self.vocab_size = vocab_size
         self.tokens = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(length, dim)
         self.register_buffer("places", torch.arange(length), persistent=False)
-        self.blocks = nn.Sequential(*(DecoderBlock(dim, num_heads, hidden) for _ in range(depth)))
+        blocks = (PreNormBlock(dim, num_heads, hidden, causal=True) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
         self.apply(initialise)

@@ -1,14 +1,14 @@
 """A tiny vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929), plain and readable.
 
-Pre-norm blocks, learned positions, a class token. Every size is an attribute of the module that
-uses it, so that a slimmer network is the same class with other numbers.
+Pre-norm blocks, learned positions, a class token.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from automl.models.transformer import PreNormBlock, require_heads
 
 
 class PatchEmbedding(nn.Module):
@@ -29,78 +29,6 @@ class PatchEmbedding(nn.Module):
         """(batch, channels, height, width) to (batch, patches, dim)."""
         tokens: Tensor = self.proj(x)
         return tokens.flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        """Builds the layers.
-
-        Args:
-            dim: Width of a token.
-            num_heads: Heads; must divide ``dim``.
-        """
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same."""
-        batch, tokens, _ = x.shape
-        qkv: Tensor = self.qkv(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
-        y = F.scaled_dot_product_attention(q, k, v)
-        y = y.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim)
-        out: Tensor = self.proj(y)
-        return out
-
-
-class MLP(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        """Builds the layers.
-
-        Args:
-            dim: Width of a token.
-            hidden: Width of the hidden layer.
-        """
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and added to its input."""
-
-    def __init__(self, dim: int, num_heads: int, hidden: int) -> None:
-        """Builds the layers.
-
-        Args:
-            dim: Width of a token.
-            num_heads: Attention heads.
-            hidden: Width of the MLP's hidden layer.
-        """
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same."""
-        x = x + self.attention(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
 
 
 class VisionTransformer(nn.Module):
@@ -139,14 +67,13 @@ class VisionTransformer(nn.Module):
                 f"VisionTransformer.patch_size must divide image_size {image_size}, "
                 f"got {patch_size}"
             )
-        if dim % num_heads:
-            raise ValueError(f"VisionTransformer.num_heads must divide dim {dim}, got {num_heads}")
+        require_heads("VisionTransformer", dim, num_heads)
         patches = (image_size // patch_size) ** 2
         self.patch_embedding = PatchEmbedding(in_channels, dim, patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.empty(1, 1 + patches, dim))
         hidden = int(dim * mlp_ratio)
-        self.blocks = nn.Sequential(*(Block(dim, num_heads, hidden) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(PreNormBlock(dim, num_heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         self._initialise()

@@ -13,12 +13,12 @@ removal, because two blocks that can each be spared may not be spared together.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from automl.models.shorter import blocks_of, without_blocks
 from automl.types import InputError, Scorer
 
 
@@ -52,7 +52,7 @@ def shorten(model: nn.Module, blocks: str, scorer: Scorer, remove: int) -> Short
         InputError: There are no such blocks, not more than ``remove``, or one of them cannot be
             left out because it changes the shape of its input.
     """
-    left = list(range(len(_blocks(model, blocks))))
+    left = list(range(len(blocks_of(model, blocks))))
     if not 0 <= remove < len(left):
         raise InputError(f"remove must be 0 to {len(left) - 1} of {blocks}, got {remove}")
     removed: list[int] = []
@@ -80,7 +80,7 @@ def removal_scores(
         InputError: There are no such blocks, or one changes the shape of its input.
     """
     found = {}
-    for block in range(len(_blocks(model, blocks))):
+    for block in range(len(blocks_of(model, blocks))):
         if block in removed:
             continue
         shorter = without_blocks(model, blocks, [*removed, block])
@@ -90,29 +90,3 @@ def removal_scores(
             first = str(error).splitlines()[0]
             raise InputError(f"{blocks}.{block} cannot be left out: {first}") from error
     return found
-
-
-def without_blocks(model: nn.Module, blocks: str, removed: Sequence[int]) -> nn.Module:
-    """A copy of the network without some blocks.
-
-    Raises:
-        InputError: There are no such blocks.
-    """
-    shorter = copy.deepcopy(model)
-    held = _blocks(shorter, blocks)
-    for block in sorted(removed, reverse=True):  # from the end: positions before it stay
-        del held[block]
-    return shorter
-
-
-def _blocks(model: nn.Module, path: str) -> nn.Sequential | nn.ModuleList:
-    try:
-        held = model.get_submodule(path)
-    except AttributeError:
-        held = None
-    if not isinstance(held, nn.Sequential | nn.ModuleList):
-        kinds = (nn.Sequential, nn.ModuleList)
-        lists = [name for name, m in model.named_modules() if name and isinstance(m, kinds)]
-        known = f"there are {', '.join(lists)}" if lists else "there are none"
-        raise InputError(f"blocks must be a list of modules of the network, got {path!r}; {known}")
-    return held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,19 @@ from torch.nn import functional as F
 from automl.graph.trace import Trace, trace
 from automl.models.digits import digits_cnn
 from automl.models.vit import vit_tiny
-from automl.pruning.masks import protect
+from automl.pruning import criteria, granularities
+from automl.pruning.criteria import Context
+from automl.pruning.granularities import CHANNEL
+from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.masks import masks_of, protect
+from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios
+from automl.training.finetune import finetune
+
+#: Granularities of the matrix, with parameters that the small networks have room for.
+GRAINS = ["channel", "channel+unstructured", *(
+    {"block": "block:4x4"}.get(name, name) for name in granularities.names()
+)]  # fmt: skip
 
 VIT = {"image_size": 8, "patch_size": 4, "in_channels": 1, "dim": 16, "depth": 1, "num_heads": 2}
 
@@ -69,3 +81,45 @@ class Training:
 
     def untrained(self) -> nn.Module:
         return made(self.name, seed=1)
+
+
+def train(model, penalty, tuning, images) -> None:
+    """One pass, for criteria that look at what a regulariser leaves."""
+    x, y = data()
+    finetune(model, [(x, y)], replace(tuning, epochs=1), regularizer=penalty)
+
+
+def pruner_of(trace: Trace, grain: str, criterion: str = "l2"):
+    """Of a grain, or several joined by ``+``; repairs nothing."""
+    images, labels = data()
+    context = Context(trace.model, trace.plan, images, labels, trainer=train, trained_on="noise")
+    settings = {"criterion": criteria.load(criterion), "context": context, "reconstruct": None}
+    if grain == CHANNEL:
+        return Pruner(trace, **settings)
+    plan = MaskedPlan.of(trace.model, trace.plan, Grains.parse(grain.split("+")))
+    return SparsePruner(trace, plan, **settings)
+
+
+def policy_of(pruner, ratio: float):
+    if isinstance(pruner, Pruner):
+        return policy_from_ratios(pruner, ratio, 1)
+    return pruner.policy(counts_from_ratios(pruner.plan, ratio, 1))
+
+
+def assert_pruned(pruner, policy, network):
+    """The network has exactly the zeros and sizes of its policy."""
+    kept = policy.kept(pruner.plan.targets)
+    if isinstance(pruner, Pruner):
+        assert masks_of(network) == {}
+        assert sum(p.numel() for p in network.parameters()) == int(pruner.plan.params(kept))
+        return
+    masks = masks_of(network)
+    channels, inside = pruner.plan.split(kept)
+    for weight, count in zip(pruner.plan.weights, inside, strict=True):
+        mask = masks[weight.name]
+        assert (network.get_parameter(weight.name)[~mask] == 0).all()
+        sizes = weight.sizes_at(pruner.plan.base.lengths(channels))
+        units = weight.units_kept(count, sizes)
+        wanted = int(weight.granularity.nonzeros(units, sizes))
+        found = int(mask.sum())
+        assert found == wanted or (weight.granularity.name.startswith("block") and found < wanted)

@@ -9,28 +9,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import NETWORKS, Training, data, made, traced
+from small import (
+    GRAINS,
+    NETWORKS,
+    Training,
+    assert_pruned,
+    data,
+    made,
+    policy_of,
+    pruner_of,
+    traced,
+)
 
-from automl.graph.trace import Trace
 from automl.model_folder import load_pruned, save_pruned
 from automl.models import load_model
-from automl.pruning import criteria, granularities, schedules
-from automl.pruning.criteria import Context, UnitCriterion
-from automl.pruning.granularities import CHANNEL
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning import schedules
 from automl.pruning.masks import masks_of
 from automl.pruning.pruner import Pruner, policy_from_ratios
 from automl.pruning.schedules.gradual import RAMPS, Gradual
 from automl.pruning.schedules.lottery import Lottery
 from automl.pruning.schedules.rigl import RigL
 from automl.pruning.schedules.session import open_session, regrown
-from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios
 from automl.types import InputError
 
-#: Granularities of the matrix, with parameters that the small networks have room for.
-GRAINS = ["channel", "channel+unstructured", *(
-    {"block": "block:4x4"}.get(name, name) for name in granularities.names()
-)]  # fmt: skip
 SCHEDULES = schedules.names()
 EPOCHS = 6
 
@@ -143,22 +144,6 @@ def test_regrowing_moves_the_least_weights_to_the_largest_gradients(seed, fracti
 # ---- sessions
 
 
-def pruner_of(trace: Trace, grain: str, criterion: str = "l2"):
-    images, labels = data()
-    context = Context(trace.model, trace.plan, images, labels)
-    settings = {"criterion": criteria.load(criterion), "context": context, "reconstruct": None}
-    if grain == CHANNEL:
-        return Pruner(trace, **settings)
-    plan = MaskedPlan.of(trace.model, trace.plan, Grains.parse(grain.split("+")))
-    return SparsePruner(trace, plan, **settings)
-
-
-def policy_of(pruner, ratio: float):
-    if isinstance(pruner, Pruner):
-        return policy_from_ratios(pruner, ratio, 1)
-    return pruner.policy(counts_from_ratios(pruner.plan, ratio, 1))
-
-
 @pytest.fixture(scope="module")
 def traces():
     return {name: traced(name) for name in NETWORKS}
@@ -193,53 +178,10 @@ def test_every_granularity_with_every_schedule(traces, network, grain, name):
     assert_equal(schedule.run(again, EPOCHS), pruned)
 
 
-def assert_pruned(pruner, policy, network):
-    """The network has exactly the zeros and sizes of its policy."""
-    kept = policy.kept(pruner.plan.targets)
-    if isinstance(pruner, Pruner):
-        assert masks_of(network) == {}
-        assert sum(p.numel() for p in network.parameters()) == int(pruner.plan.params(kept))
-        return
-    masks = masks_of(network)
-    channels, inside = pruner.plan.split(kept)
-    for weight, count in zip(pruner.plan.weights, inside, strict=True):
-        mask = masks[weight.name]
-        assert (network.get_parameter(weight.name)[~mask] == 0).all()
-        sizes = weight.sizes_at(pruner.plan.base.lengths(channels))
-        units = weight.units_kept(count, sizes)
-        wanted = int(weight.granularity.nonzeros(units, sizes))
-        found = int(mask.sum())
-        assert found == wanted or (weight.granularity.name.startswith("block") and found < wanted)
-
-
 def assert_equal(first, second):
     ours, theirs = first.state_dict(), second.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("grain", ["channel", "unstructured", "nm:4"])
-@pytest.mark.parametrize("criterion", criteria.names())
-def test_every_criterion_prunes_in_stages_or_is_refused_by_name(traces, network, grain, criterion):
-    found = criteria.load(criterion)
-    refused = ""
-    if "training" in found.needs:
-        refused = "needs training data"
-    elif isinstance(found, UnitCriterion) and grain != CHANNEL:
-        refused = "scores whole channels"
-    elif criterion in ("bn_scale", "apoz") and network == "vit":
-        refused = criterion  # no batch norm and no ReLU there
-    if refused:
-        with pytest.raises(InputError, match=refused):
-            policy_of(pruner_of(traces[network], grain, criterion), 0.5)
-        return
-    pruner = pruner_of(traces[network], grain, criterion)
-    policy = policy_of(pruner, 0.5)
-    schedule = Gradual("cubic", 2)
-    session = open_session(pruner, policy, Training(network))
-    pruned = schedule.run(session, 2)
-    assert_pruned(pruner, session.policy, pruned)
 
 
 def test_what_is_pruned_stays_pruned_through_the_stages(traces):

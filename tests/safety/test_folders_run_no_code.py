@@ -17,7 +17,7 @@ from automl.models import load_model
 from automl.plan import IndexPlan
 from automl.pruning.pruner import Pruner
 from automl.runs import from_yaml, to_yaml
-from automl.trust import check_config, check_factory
+from automl.trust import SHORTER, check_config, check_factory
 from automl.types import InputError
 
 
@@ -175,6 +175,14 @@ def test_factories_that_load_files_are_refused(factory, kwargs):
 def test_networks_of_libraries_are_known():
     check_factory("torchvision:resnet18", {"weights": "DEFAULT"}, (), "rebuild.json")
     check_factory("timm:vit_tiny_patch16_224", {"pretrained": False}, (), "rebuild.json")
+
+
+def test_a_shorter_network_is_one_of_a_known_factory():
+    inner = {"factory": "automl.models.gpt.next_token_tiny", "kwargs": {}, "blocks": "blocks"}
+    check_factory(SHORTER, {**inner, "removed": [3]}, (), "rebuild.json")
+    for bad in ({**inner, "factory": "os.system"}, {**inner, "factory": SHORTER}, {}):
+        with pytest.raises(InputError, match=r"rebuild\.json"):
+            check_factory(SHORTER, bad, (), "rebuild.json")
 
 
 def test_settings_of_a_folder_call_no_class_of_their_own_choice(

@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automl.hints import did_you_mean
-from automl.paths import conf_dir
+from automl import registry
 from automl.plan import IndexPlan
 from automl.pruning.criteria.context import Context, Loss, Need, cross_entropy, require
 from automl.types import InputError
@@ -223,7 +222,7 @@ def writing_dims(plan: IndexPlan) -> Iterable[tuple[str, int, int]]:
 
 def names() -> list[str]:
     """The criteria that conf/criterion knows, in alphabetical order."""
-    return sorted(file.stem for file in (conf_dir() / "criterion").glob("*.yaml"))
+    return registry.names("criterion")
 
 
 def load(name: str, **settings: Any) -> Criterion:
@@ -236,15 +235,5 @@ def load(name: str, **settings: Any) -> Criterion:
     Raises:
         InputError: There is no such criterion, or it does not take these settings.
     """
-    if name not in names():
-        raise InputError(f"no criterion is called {name!r}; {did_you_mean(name, names())}")
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.load(conf_dir() / "criterion" / f"{name}.yaml")
-    for setting in settings:
-        if setting not in config:
-            hint = did_you_mean(setting, [str(key) for key in config if key != "_target_"])
-            raise InputError(f"criterion {name!r} has no setting {setting!r}; {hint}")
-    criterion: Criterion = instantiate(config, **settings)
+    criterion: Criterion = registry.load("criterion", name, settings)
     return criterion

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from automl import registry
 from automl.hints import did_you_mean
-from automl.paths import conf_dir
 from automl.pruning.granularities.sizes import Ints, Sizes
 from automl.types import InputError, Kept
 
@@ -25,6 +25,8 @@ __all__ = ["CHANNEL", "Granularity", "Ints", "Sizes", "load", "names"]
 
 #: Whole channels, heads and hidden units, which the tracer finds.
 CHANNEL = "channel"
+
+_GROUP = "granularity"
 
 
 class Granularity(Protocol):
@@ -98,7 +100,4 @@ def load(name: str) -> Granularity:
 
 @cache
 def _registry() -> dict[str, dict[str, Any]]:
-    import yaml
-
-    files = sorted((conf_dir() / "granularity").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    return {name: registry.settings_of(_GROUP, name) for name in registry.names(_GROUP)}

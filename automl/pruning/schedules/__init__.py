@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from automl.hints import did_you_mean
-from automl.paths import conf_dir
+from automl import registry
 from automl.types import InputError
 
 __all__ = ["Schedule", "Session", "load", "names", "share_epochs"]
@@ -81,7 +80,7 @@ class Schedule(Protocol):
 
 def names() -> list[str]:
     """The schedules that conf/schedule knows, in alphabetical order."""
-    return sorted(file.stem for file in (conf_dir() / "schedule").glob("*.yaml"))
+    return registry.names("schedule")
 
 
 def load(name: str, **settings: Any) -> Schedule:
@@ -94,17 +93,7 @@ def load(name: str, **settings: Any) -> Schedule:
     Raises:
         InputError: There is no such schedule, or it does not take these settings.
     """
-    if name not in names():
-        raise InputError(f"no schedule is called {name!r}; {did_you_mean(name, names())}")
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.load(conf_dir() / "schedule" / f"{name}.yaml")
-    for setting in settings:
-        if setting not in config:
-            hint = did_you_mean(setting, [str(key) for key in config if key != "_target_"])
-            raise InputError(f"schedule {name!r} has no setting {setting!r}; {hint}")
-    schedule: Schedule = instantiate(config, **settings)
+    schedule: Schedule = registry.load("schedule", name, settings)
     return schedule
 
 
