@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from automl.types import LayerSpec
@@ -66,7 +67,7 @@ def _listing(names: tuple[str, ...]) -> str:
     return f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
-def text_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows below a head, columns as wide as they need to be."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

@@ -17,9 +17,13 @@ from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
+from automl.pruning.laid_back import computes_the_same, laid_back
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
 from automl.types import InputError, Kept
+
+#: Inputs on which it is checked that a network laid back computes the same.
+_COMPARED = 16
 
 
 class Pruner:
@@ -180,6 +184,7 @@ class Pruner:
         kept: Kept,
         units: KeptUnits,
         choose: Mapping[str, MaskChoice] | None = None,
+        towards: nn.Module | None = None,
     ) -> None:
         """Refits a slim or masked network in place, where this pruner repairs at all.
 
@@ -188,10 +193,13 @@ class Pruner:
             kept: Its kept counts, shape (targets,).
             units: The units that it has kept, of every target.
             choose: Parameters without mask -> what chooses it.
+            towards: What the network is to compute again, in the dense network's shapes; None
+                for the dense network.
         """
         damaged = (kept < self.plan.dense).any() or masks_of(network) or choose
         if self._reconstruct is not None and damaged:
-            self._repairer(network, kept, units, choose)
+            repairer = self._repairer if towards is None else self._repairer_towards(towards)
+            repairer(network, kept, units, choose)
         if self._recalibrate:
             self._recalibrate_batchnorm(network, kept)
 
@@ -203,8 +211,25 @@ class Pruner:
 
     @cached_property
     def _repairer(self) -> Repairer:
+        return self._repairer_towards(self.trace.model)
+
+    def _repairer_towards(self, model: nn.Module) -> Repairer:
         assert self._reconstruct is not None and self._calibration is not None
-        return Repairer(self.trace.model, self.plan, self._calibration, self._reconstruct)
+        return Repairer(model, self.plan, self._calibration, self._reconstruct)
+
+    def aim(self, network: nn.Module, units: KeptUnits) -> nn.Module | None:
+        """What a trained network is to compute again after it was pruned further.
+
+        Returns:
+            A copy of the network in the dense network's shapes; None where nothing is repaired,
+            or where it computes something else in those shapes (layer norms over pruned
+            channels), so that the dense network must do.
+        """
+        if self._reconstruct is None or self._calibration is None:
+            return None
+        whole = laid_back(network, self.trace.model, self.plan, units)
+        same = computes_the_same(network, whole, self._calibration[:_COMPARED])
+        return whole if same else None
 
     def _recalibrate_batchnorm(self, slim: nn.Module, kept: Kept) -> None:
         from automl.training.batchnorm import recalibrate_batchnorm

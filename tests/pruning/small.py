@@ -18,6 +18,7 @@ from automl.pruning.granularities import CHANNEL
 from automl.pruning.masked_plan import Grains, MaskedPlan
 from automl.pruning.masks import masks_of, protect
 from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios
 from automl.training.finetune import finetune
 
@@ -89,11 +90,16 @@ def train(model, penalty, tuning, images) -> None:
     finetune(model, [(x, y)], replace(tuning, epochs=1), regularizer=penalty)
 
 
-def pruner_of(trace: Trace, grain: str, criterion: str = "l2"):
-    """Of a grain, or several joined by ``+``; repairs nothing."""
+def pruner_of(trace: Trace, grain: str, criterion: str = "l2", *, repairs: bool = False):
+    """Of a grain, or several joined by ``+``."""
     images, labels = data()
     context = Context(trace.model, trace.plan, images, labels, trainer=train, trained_on="noise")
-    settings = {"criterion": criteria.load(criterion), "context": context, "reconstruct": None}
+    settings = {
+        "criterion": criteria.load(criterion),
+        "context": context,
+        "reconstruct": Reconstruction() if repairs else None,
+        "calibration": images if repairs else None,
+    }
     if grain == CHANNEL:
         return Pruner(trace, **settings)
     plan = MaskedPlan.of(trace.model, trace.plan, Grains.parse(grain.split("+")))

@@ -198,6 +198,22 @@ def test_what_is_pruned_stays_pruned_through_the_stages(traces):
         session.train(1)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("grain", ["channel", "unstructured", "channel+unstructured"])
+def test_repair_between_stages_does_not_undo_what_was_learned(traces, network, grain):
+    """What is pruned no further computes what it did; repair used to aim at the dense network."""
+    pruner = pruner_of(traces[network], grain, repairs=True)
+    session = open_session(pruner, policy_of(pruner, 0.5), Training(network))
+    images = data()[0]
+    session.prune(lambda final: final / 2)
+    repaired = session.network(images).detach()
+    session.train(3)
+    learned = session.network(images).detach()
+    assert (learned - repaired).norm() > 0.1 * learned.norm()
+    session.prune(lambda final: final / 2)
+    assert (session.network(images).detach() - learned).norm() < 0.01 * learned.norm()
+
+
 def test_channels_cut_in_stages_are_named_by_the_dense_networks_numbers(traces, tmp_path):
     torch.manual_seed(0)
     dense = load_model("small.cnn", input_shape=(1, 8, 8))

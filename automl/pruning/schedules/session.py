@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl.graph.materialise import KeptUnits, Materialiser
-from automl.plan import IndexPlan
+from automl.graph.materialise import Materialiser
 from automl.policy import Policy
 from automl.pruning.granularities.ranking import top
+from automl.pruning.laid_back import laid_back
 from automl.pruning.masks import SUFFIX, attach, detach, enforce, masks_of
 from automl.pruning.pruner import Pruner
 from automl.pruning.schedules import AfterStep
@@ -70,12 +70,16 @@ class _Session:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._updates = 0
+        #: Whether the weights are no longer the dense network's: repair then aims at what the
+        #: network computed before it was pruned further, or training would be undone.
+        self._trained = False
 
     def train(
         self, epochs: int, *, last: bool = False, after_step: AfterStep | None = None
     ) -> None:
         """Trains the network as it is."""
         self._training(self.network, epochs, last, after_step)
+        self._trained = True
         self.network.eval()
 
     def regrow(self, fraction: float) -> None:
@@ -102,17 +106,22 @@ class MaskSession(_Session):
             self._started, self.network = True, self._pruner.prune(self.policy)
             return
         self._start()
+        aim = self._aim()
         attach(self.network, self._chosen(kept))
-        self._repair()
+        self._repair(aim)
 
     def blend(self, share: float) -> None:
         """Masks the part of what goes that has the least magnitude."""
         self._start()
+        aim = self._aim()
         _blend(self.network, self._target, share)
-        self._repair()
+        self._repair(aim)
 
-    def _repair(self) -> None:
-        self._pruner.channels.repair(self.network, self._channels, self._units)
+    def _aim(self) -> nn.Module | None:
+        return self._pruner.channels.aim(self.network, self._units) if self._trained else None
+
+    def _repair(self, towards: nn.Module | None) -> None:
+        self._pruner.channels.repair(self.network, self._channels, self._units, towards=towards)
         enforce(self.network)
 
     @cached_property
@@ -146,7 +155,7 @@ class MaskSession(_Session):
     def start_anew(self) -> None:
         """Starts from the first weights of the network, slim where channels are pruned."""
         untrained = _like(self._training.untrained(), self._pruner.trace.model)
-        self._started = True
+        self._started = self._trained = True
         self.network = Materialiser(untrained, self._pruner.plan.base)(self._units)
 
     def remember(self) -> None:
@@ -201,7 +210,7 @@ class ChannelSession(_Session):
     """Whole channels; every stage cuts the slim network of the last one further.
 
     Scores are those of the trained weights, laid back into the dense network's shapes (see
-    :func:`laid_back`). Repair aims at the dense network's outputs at every stage.
+    :func:`laid_back`). Repair aims at what the network computed before the stage.
     """
 
     def __init__(self, pruner: Pruner, policy: Policy, training: Training) -> None:
@@ -235,6 +244,7 @@ class ChannelSession(_Session):
             self.network = pruner.make(kept, self._units)
         else:
             whole = laid_back(self.network, pruner.trace.model, pruner.plan, self._units)
+            aim = pruner.aim(self.network, self._units) if self._trained else None
             context = replace(pruner.context, model=whole, cache={})
             scores = pruner.criterion(context)
             self._units = [
@@ -243,7 +253,7 @@ class ChannelSession(_Session):
             ]
             materialise = Materialiser(whole, pruner.plan)
             slim = materialise.module_form(self._units)
-            pruner.repair(slim, kept, self._units)
+            pruner.repair(slim, kept, self._units, towards=aim)
             self.network = materialise.finish(slim, kept)
         self._untouched = False
 
@@ -257,8 +267,10 @@ class ChannelSession(_Session):
     def blend(self, share: float) -> None:
         """Masks the part of the channels that go that has the least magnitude."""
         self._blended = True
+        pruner = self._pruner
+        aim = pruner.aim(self.network, self._units) if self._trained else None
         _blend(self.network, self._target, share)
-        self._pruner.repair(self.network, self._pruner.plan.dense, self._units)
+        pruner.repair(self.network, pruner.plan.dense, self._units, towards=aim)
         enforce(self.network)
 
     @cached_property
@@ -285,7 +297,7 @@ class ChannelSession(_Session):
         """Starts from the first weights of the network."""
         untrained = _like(self._training.untrained(), self._pruner.trace.model)
         self.network = Materialiser(untrained, self._pruner.plan)(self._units)
-        self._untouched = False
+        self._untouched, self._trained = False, True
 
     def remember(self) -> None:
         """Keeps a copy of all weights.
@@ -313,40 +325,6 @@ class ChannelSession(_Session):
             self._units = list(self._pruner.units_of(self._asked))
             self.network = Materialiser(self.network, self._pruner.plan)(self._units)
         return self.network.eval()
-
-
-@torch.no_grad()
-def laid_back(network: nn.Module, dense: nn.Module, plan: IndexPlan, units: KeptUnits) -> nn.Module:
-    """A slim network in the dense network's shapes, zero where channels are gone.
-
-    It computes what the slim network does, but for layer norms over pruned channels.
-
-    Args:
-        network: The slim network; masks are left behind, their zeros come along.
-        dense: The dense network, which is not touched.
-        plan: Its plan.
-        units: What the slim network has kept.
-    """
-    whole = copy.deepcopy(dense).eval()
-    positions = [torch.from_numpy(at) for at in plan.positions(units)]
-    axes = {tensor.name: tensor.axes for tensor in plan.tensors}
-    masks = {name + SUFFIX for name in masks_of(network)}
-    theirs = whole.state_dict()
-    for name, tensor in network.state_dict().items():
-        if name in masks:
-            continue
-        full = theirs[name]
-        cuts = axes.get(plan.aliases.get(name, name), (None,) * full.dim())
-        if all(axis is None for axis in cuts):
-            full.copy_(tensor)
-            continue
-        index = [
-            torch.arange(size) if axis is None else positions[axis]
-            for size, axis in zip(full.shape, cuts, strict=True)
-        ]
-        grid = torch.meshgrid(*(at.to(full.device) for at in index), indexing="ij")
-        full.zero_()[grid] = tensor
-    return whole
 
 
 def regrown(mask: Tensor, weight: Tensor, gradient: Tensor, fraction: float) -> Tensor:
