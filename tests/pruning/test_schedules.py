@@ -198,8 +198,15 @@ def test_what_is_pruned_stays_pruned_through_the_stages(traces):
         session.train(1)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("grain", ["channel", "unstructured", "channel+unstructured"])
+@pytest.mark.parametrize(
+    ("network", "grain"),
+    [
+        ("cnn", "channel"),
+        ("cnn", "unstructured"),
+        ("cnn", "channel+unstructured"),
+        ("vit", "unstructured"),  # its channels run through layer norms
+    ],
+)
 def test_repair_between_stages_does_not_undo_what_was_learned(traces, network, grain):
     """What is pruned no further computes what it did; repair used to aim at the dense network."""
     pruner = pruner_of(traces[network], grain, repairs=True)
