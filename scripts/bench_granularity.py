@@ -30,6 +30,7 @@ from automl.models.checkpoint import resolve_checkpoint
 from automl.paths import conf_dir
 from automl.pruning.criteria import Context
 from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.permutation import permute
 from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.schedules import AfterStep, load
 from automl.pruning.schedules.session import open_session
@@ -68,6 +69,10 @@ class Bench:
         batches = images.batches(len(images), torch.device("cpu"), **normal)
         self.images, self.labels = next(iter(batches))
         self.trace: Trace = automl.trace(self.model, self.images[:2])
+        if self.args.permute:
+            (grain,) = self.args.grains
+            plan = MaskedPlan.of(self.model, self.trace.plan, Grains.parse([grain]))
+            permute(self.model, plan, (self.images[:2],))
 
     @property
     def repair(self) -> Reconstruction:
@@ -183,6 +188,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=1024, help="calibration images")
     parser.add_argument("--points", type=int, default=10, help="output positions per image")
     parser.add_argument("--masks", default="criterion", choices=["criterion", "obs"])
+    parser.add_argument(
+        "--permute", action="store_true", help="reorder channels first (one N:M grain only)"
+    )
     parser.add_argument("--schedule", default="cubic", help="a name from conf/schedule")
     parser.add_argument("--epochs", type=int, default=0, help="training epochs in all")
     parser.add_argument("--train-images", type=int, default=None, help="only so many of them")

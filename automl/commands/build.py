@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.plan import IndexPlan
 from automl.pruning.criteria import Context, Criterion
 from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.permutation import permute
 from automl.pruning.pruner import Pruner
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
@@ -120,7 +122,37 @@ class Bench:
         exclude, deadline_s = self.config["exclude"], number(self.config, "trace_deadline_s", 0)
         if not isinstance(exclude, list) or not all(isinstance(name, str) for name in exclude):
             raise InputError(f"exclude must be a list of patterns, as [fc,layer1.*], got {exclude}")
-        return trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
+        found = trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
+        self._permute(model, found.plan, inputs)
+        return found
+
+    def _permute(self, model: nn.Module, plan: IndexPlan, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Puts channels into an order that N:M patterns lose less in, where that is asked for.
+
+        Before anything looks at the weights: to all else this is the dense network.
+        """
+        section = self.config["granularity"]
+        asked = section.get("permute", False)
+        if not isinstance(asked, bool):
+            raise InputError(f"granularity.permute must be true or false, got {asked!r}")
+        grains = read_grains(section) if asked else None
+        if grains is None:
+            return
+        levels = whole(section, "granularity.levels", 2)
+        masked = MaskedPlan.of(model, plan, grains, exclude=self.config["exclude"], levels=levels)
+        done = permute(model, masked, inputs)
+        if not done:
+            raise InputError(
+                "granularity.permute=true finds no channels to reorder: it needs layers that N:M "
+                "prunes and whose inputs are channels of prunable groups; set it to false"
+            )
+        before, after = (mean(getattr(one, name) for one in done) for name in ("before", "after"))
+        print(
+            f"channels of {len(done)} groups reordered: N:M keeps {100 * after:.1f} % of the "
+            f"magnitude of the layers behind them, {100 * before:.1f} % before",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @cached_property
     def data(self) -> DataSplits:
@@ -432,7 +464,7 @@ def _require_finite(loaded: LoadedModel) -> None:
 
 
 #: Keys of conf/granularity that are not the granularity's own.
-_OF_EVERY_GRAIN = ("name", "scope", "levels", "min_keep", "rounding")
+_OF_EVERY_GRAIN = ("name", "scope", "levels", "min_keep", "rounding", "permute")
 
 
 def read_grains(section: Config) -> Grains | None:

@@ -43,7 +43,6 @@ _ROUNDS = 3
 #: Episodes before the credit model says anything.
 _LEAST = 4
 
-
 #: The judge's covariance is chosen anew when there are so many times as many episodes.
 _REFIT = 1.1
 #: A judge without interactions.
@@ -82,6 +81,7 @@ class Session:
         self._warmup = math.ceil(settings.warmup * trials)
         self._planned = self._first_plans()
         self._analysed = 0
+        self._ahead: list[Trial] = []
         self._informed: Informed | None = None
         self._seen: set[bytes] = set()
         # Episodes that did not fail, in order.
@@ -109,8 +109,11 @@ class Session:
         choices = sum(len(grid) > 1 for grid in self.problem.grids)
         if not probes or choices < 2 or not self.settings.wall:
             return
+        if self.settings.guides:  # so that a search that is cut has something to show
+            uniform = self.problem.fit(np.ones(len(self.problem.targets)))
+            self._ahead = [self.problem.evaluate(self.problem.policy(uniform))]
         analysis = analyse(self.problem, probes)
-        self.found += [analysis.dense, *analysis.trials]
+        self.found += [*self._ahead, analysis.dense, *analysis.trials]
         self._analysed = len(self.found)
         self._seen |= {t.policy.kept(self.problem.targets).tobytes() for t in self.found}
         if analysis.dense.status == "ok":
@@ -231,7 +234,7 @@ class Session:
 
     def _judge(self) -> Callable[[Kept], Floats]:
         if self._informed is not None and self.settings.interactions:
-            informed = self._informed.judge(self.found[self._analysed :])
+            informed = self._informed.judge([*self._ahead, *self.found[self._analysed :]])
             if informed is not None:
                 return informed
         if self._credit is None:  # too little is known yet

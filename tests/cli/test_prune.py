@@ -50,6 +50,17 @@ def test_a_mixed_policy_is_pruned_again_without_saying_the_grain(cli, tmp_path):
     assert masks_of(ours).keys() == masks_of(theirs).keys()
 
 
+def test_channels_are_reordered_for_patterns_where_that_is_asked_for(cli, tmp_path):
+    grain = ("granularity=nm", "ratio=.5", "repair=none")
+    prune(cli, tmp_path / "plain", *grain)
+    arguments = (*QUICK, *grain, "granularity.permute=true", "--out", tmp_path / "reordered")
+    result = cli("prune", *arguments)
+    assert result.code == 0, result.err
+    assert "groups reordered: N:M keeps" in result.err
+    ours, plain = (load_pruned(tmp_path / name) for name in ("reordered", "plain"))
+    assert sparsity(ours) == sparsity(plain)
+
+
 def test_one_ranking_over_all_layers_gives_them_ratios_of_their_own(cli, tmp_path):
     out = tmp_path / "out"
     prune(cli, out, "granularity=kernel", "granularity.scope=global", "ratio=.7", "repair=none")
@@ -65,6 +76,7 @@ def test_one_ranking_over_all_layers_gives_them_ratios_of_their_own(cli, tmp_pat
         (["granularity=nm:2:4"], "2:4 is nm:4 at ratio=0.5"),
         (["granularity=[unstructured,nm:4]"], "two grains for the same layers"),
         (["granularity=nm", "granularity.m=1"], "whole groups of 2 to 256, got 1"),
+        (["granularity=nm", "granularity.permute=2"], "granularity.permute must be true or false"),
         (["granularity=nm", "granularity.levels=1"], "granularity.levels must be a whole number"),
         (["granularity=mixed", "granularity.layers={conv1: nm:4}"], "'conv1' cannot be pruned"),
         (["granularity=mixed", "granularity.grains=channel"], "granularity.grains is a list"),
