@@ -109,7 +109,9 @@ class Bench:
     @cached_property
     def trace(self) -> Trace:
         """The dense network's structure."""
-        return self._trace(self.loaded.model)
+        found = self._trace(self.loaded.model)
+        self._permute(self.loaded.model, found.plan)
+        return found
 
     @property
     def complete_plan(self) -> IndexPlan:
@@ -122,11 +124,9 @@ class Bench:
         exclude, deadline_s = self.config["exclude"], number(self.config, "trace_deadline_s", 0)
         if not isinstance(exclude, list) or not all(isinstance(name, str) for name in exclude):
             raise InputError(f"exclude must be a list of patterns, as [fc,layer1.*], got {exclude}")
-        found = trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
-        self._permute(model, found.plan, inputs)
-        return found
+        return trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
 
-    def _permute(self, model: nn.Module, plan: IndexPlan, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _permute(self, model: nn.Module, plan: IndexPlan) -> None:
         """Puts channels into an order that N:M patterns lose less in, where that is asked for.
 
         Before anything looks at the weights: to all else this is the dense network.
@@ -140,6 +140,7 @@ class Bench:
             return
         levels = whole(section, "granularity.levels", 2)
         masked = MaskedPlan.of(model, plan, grains, exclude=self.config["exclude"], levels=levels)
+        inputs = [tensor.to(self.device) for tensor in self.complete.example_inputs]
         done = permute(model, masked, inputs)
         if not done:
             raise InputError(
