@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, Self, TextIO
+
+_HIDDEN = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def hidden(are: bool = True) -> Iterator[None]:
+    """Within it searches show no progress, because someone else does; ``are``: or they do."""
+    before = _HIDDEN.set(are)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(before)
 
 
 class Progress(Protocol):
@@ -28,8 +43,24 @@ def progress(total: int, title: str, stream: TextIO | None = None) -> Progress:
         title: What is running.
         stream: Where to show it, standard error by default (so that pipes get results only).
     """
+    if _HIDDEN.get():
+        return Nothing()
     stream = sys.stderr if stream is None else stream
     return Bar(total, title, stream) if stream.isatty() else Lines(total, title, stream)
+
+
+class Nothing:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        """See :class:`Progress`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See :class:`Progress`."""
+
+    def update(self, done: int, best: str) -> None:
+        """See :class:`Progress`."""
 
 
 class Bar:

@@ -1,31 +1,59 @@
-"""What a sweep shows while it runs: a line per finished cell, and on a terminal where it stands."""
+"""What a sweep shows while it runs: a line per finished cell and, on a terminal, a live table."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from automl.commands.standing import Standing, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.table import Table
+
+#: With more settings than this beside strategy and seed, one column shows the best of all.
+_COLUMNS = 4
+#: So many of the cells that run are named.
+_NAMED = 6
+_PER_SECOND = 2
+
+
+def overview(standing: Standing, stream: TextIO | None = None) -> Overview:
+    """The form that suits where the output goes.
+
+    Args:
+        standing: What is shown.
+        stream: Where to show it, standard output by default.
+    """
+    from rich.console import Console
+
+    stream = sys.stdout if stream is None else stream
+    console = Console(file=stream, highlight=False)
+    live = console.is_terminal and not console.is_dumb_terminal
+    return LiveOverview(standing, console) if live else Overview(standing, stream)
 
 
 class Overview:
-    """A line per finished cell, the state of all of them on a terminal, and the end."""
+    """A line per finished cell.
 
-    def __init__(self, total: int, done: int, strategies: Mapping[str, str] | None = None) -> None:
-        """Nothing is shown yet.
+    Attributes:
+        live: Whether it shows the running cells too, so that they need not show themselves.
+    """
 
-        Args:
-            total: Cells of the sweep.
-            done: Of them, done before.
-            strategies: Name of a cell -> its strategy.
-        """
-        self.failed = 0
-        self._total, self._done, self._before = total, done, done
-        self._strategies = strategies or {}
-        self._best: dict[str, tuple[float, str]] = {}
-        self._finished: Counter[str] = Counter()
-        self._started = time.monotonic()
+    live = False
+
+    def __init__(self, standing: Standing, stream: TextIO) -> None:
+        """See :func:`overview`."""
+        self._standing, self._stream = standing, stream
+
+    def __enter__(self) -> Self:
+        """Starts showing."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the last state in view."""
 
     def add(self, name: str, status: str, text: str, seconds: float, top1: float | None) -> None:
         """Shows a finished cell and how long the others may take.
@@ -37,55 +65,93 @@ class Overview:
             seconds: How long it took.
             top1: Test top-1 of what it found.
         """
-        self._done += 1
-        self.failed += status == "failed"
+        standing = self._standing
+        standing.add(name, status, top1)
         mark = "FAILED: " if status == "failed" else ""
-        left = f", about {self._left()} left" if self._done < self._total else ""
-        line = f"[{self._done}/{self._total}] {name}: {mark}{text} ({_duration(seconds)}{left})"
-        print(line, flush=True)
-        strategy = self._strategies.get(name, "?")
-        self._finished[strategy] += status == "done"
-        if top1 is not None and top1 > self._best.get(strategy, (-1.0, ""))[0]:
-            self._best[strategy] = top1, name
-        if sys.stdout.isatty() and self._done < self._total:
-            self._table()
+        took = duration(seconds) if self.live else f"{duration(seconds)}{_left(standing)}"
+        self._line(f"[{standing.ended}/{standing.total}] {name}: {mark}{text} ({took})")
 
-    def _left(self) -> str:
-        elapsed = time.monotonic() - self._started
-        return _duration((self._total - self._done) * elapsed / (self._done - self._before))
-
-    def _table(self) -> None:
-        """Where the sweep stands, by strategy.
-
-        It is printed, not redrawn: below it the searches draw bars of their own.
-        """
-        from rich.console import Console
-        from rich.table import Table
-
-        cells = Counter(self._strategies.values())
-        state = f"{self._done} of {self._total} cells finished, {self.failed} failed"
-        table = Table(title=f"{state}, about {self._left()} left", title_justify="left")
-        for heading in ("strategy", "done now", "cells", "best test top-1 %", "by"):
-            table.add_column(heading)
-        for strategy, count in cells.items():
-            best, name = self._best.get(strategy, (None, "-"))
-            shown = "-" if best is None else f"{100 * best:.2f}"
-            table.add_row(strategy, str(self._finished[strategy]), str(count), shown, name)
-        Console(highlight=False).print(table)
-
-    def end(self, folder: Path) -> None:
-        """Says what to do next, and shows the comparison."""
-        from automl.commands import compare
-
-        if self.failed < self._total:
-            compare.show([folder])
-        if self.failed:
-            print(f"{self.failed} cells failed (failed.json says why); run the command again")
+    def _line(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+class LiveOverview(Overview):
+    """The same lines, and below them a table that is drawn again and again in its place."""
+
+    live = True
+
+    def __init__(self, standing: Standing, console: Console) -> None:
+        """See :func:`overview`."""
+        from rich.live import Live
+
+        super().__init__(standing, console.file)  # type: ignore[arg-type]  # rich's IO[str]
+        self._console = console
+        self._live = Live(
+            console=console, get_renderable=self._drawn, refresh_per_second=_PER_SECOND
+        )
+
+    def __enter__(self) -> Self:
+        """Starts drawing."""
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the table as it stands at the end."""
+        self._live.stop()
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _drawn(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        running = self._standing.running()
+        lines: list[Any] = [
+            Text(f"running: {entry.name}, trial {min(count, entry.trials)} of {entry.trials}")
+            for entry, count in running[:_NAMED]
+        ]
+        if len(running) > _NAMED:
+            lines.append(Text(f"... and {len(running) - _NAMED} more cells"))
+        return Group(_table(self._standing), *lines)
+
+
+def _table(standing: Standing) -> Table:
+    """Cells and the best test top-1, by strategy and by what else was varied."""
+    from rich.table import Table
+
+    passed = duration(time.monotonic() - standing.started)
+    state = f"{standing.ended} of {standing.total} cells finished, {standing.failed} failed"
+    title = f"{state}, {passed} so far{_left(standing)}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("best test top-1 %")
+    table.add_column("cells", justify="right")
+    settings: list[str | None] = [*standing.settings]
+    if len(settings) > _COLUMNS:
+        settings = [None]
+    for setting in settings:
+        table.add_column(setting or "all", justify="right")
+    for strategy in standing.strategies:
+        ended, there = standing.cells(strategy)
+        best = [_percent(standing.best(strategy, setting)) for setting in settings]
+        table.add_row(strategy, f"{ended}/{there}", *best)
+    return table
+
+
+def _left(standing: Standing) -> str:
+    left = standing.seconds_left() if standing.ended < standing.total else None
+    return "" if left is None else f", about {duration(left)} left"
+
+
+def _percent(top1: float | None) -> str:
+    return "-" if top1 is None else f"{100 * top1:.2f}"
+
+
+def show_end(standing: Standing, folder: Path) -> None:
+    """Shows the comparison, and says what to do next."""
+    from automl.commands import compare
+
+    if standing.failed < standing.total:
+        compare.show([folder])
+    if standing.failed:
+        print(f"{standing.failed} cells failed (failed.json says why); run the command again")

@@ -15,19 +15,21 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from automl.commands.build import Bench, instantiate
 from automl.commands.compose import compose, expand
-from automl.commands.overview import Overview
+from automl.commands.overview import overview, show_end
 from automl.commands.running import SearchRun
+from automl.commands.standing import Entry, Standing
 from automl.hashing import digest
 from automl.journal import Journal, Row
 from automl.paths import atomic_write
 from automl.problem import SearchStopped
+from automl.progress import hidden
 from automl.runs import FAILED, FINALISTS, JOURNAL, RESULT, SWEEP, RunFolder
 from automl.signals import exit_code, word
 from automl.types import InputError
@@ -37,6 +39,8 @@ _NOT_BENCH = frozenset(
     "strategy budget trials run_dir baselines finetune max_failures latency_budget_s choices "
     "launcher engine logger overrides".split()
 )
+#: What the overview and comparisons go by besides settings.
+_OWN_AXES = ("strategy=", "seed=")
 #: Characters of a setting that may stand in a folder's name.
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=.,-_[]+")
 
@@ -47,13 +51,17 @@ class Cell:
 
     Attributes:
         name: What was varied, as in ``strategy=amc,seed=0``; the folder is called so.
+        setting: The same without strategy and seed.
         overrides: All settings.
         folder: The run folder.
+        quiet: Whether it leaves showing its progress to the overview.
     """
 
     name: str
+    setting: str
     overrides: tuple[str, ...]
     folder: str
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +98,45 @@ def run_sweep(overrides: Sequence[str]) -> int:
             SearchRun.of(config)
     launcher = instantiate(configs[0]["launcher"], "launcher")
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"schema": "prunepilot/sweep", "version": 1, "cells": [cell.name for cell in cells]}
+    names = [cell.name for cell in cells]
+    plan = {
+        "schema": "prunepilot/sweep", "version": 1, "cells": names, "overrides": list(overrides)
+    }  # fmt: skip
     atomic_write(folder / SWEEP, json.dumps(plan, indent=2) + "\n")
-    open_cells = [cell for cell in cells if not RunFolder(Path(cell.folder)).is_done]
-    done = len(cells) - len(open_cells)
-    print(f"sweep: {folder}, {len(cells)} cells, {done} done before", flush=True)
-    strategies = {
-        cell.name: str(config["choices"]["strategy"])
-        for cell, config in zip(cells, configs, strict=True)
-    }
-    overview = Overview(len(cells), done, strategies)
+    done = [cell for cell in cells if RunFolder(Path(cell.folder)).is_done]
+    print(f"sweep: {folder}, {len(cells)} cells, {len(done)} done before", flush=True)
+    standing = _standing(cells, configs, done)
     try:
-        for cell, outcome in launcher.launch(run_cell, open_cells, folder):
-            ended = _lost(cell, outcome)
-            overview.add(cell.name, ended.status, ended.text, ended.seconds, ended.top1)
+        with overview(standing) as shown:
+            to_run = [replace(cell, quiet=shown.live) for cell in cells if cell not in done]
+            for cell, outcome in launcher.launch(run_cell, to_run, folder):
+                ended = _lost(cell, outcome)
+                shown.add(cell.name, ended.status, ended.text, ended.seconds, ended.top1)
     except KeyboardInterrupt as stop:
         print(f"\nprunepilot: {word(stop)}; the same command goes on with it", file=sys.stderr)
         return exit_code(stop)
-    overview.end(folder)
-    return 1 if overview.failed else 0
+    show_end(standing, folder)
+    return 1 if standing.failed else 0
+
+
+def _standing(
+    cells: Sequence[Cell], configs: Sequence[Mapping[str, Any]], done: Sequence[Cell]
+) -> Standing:
+    entries = [
+        Entry(
+            cell.name,
+            str(config["choices"]["strategy"]),
+            cell.setting,
+            Path(cell.folder),
+            int(config["trials"]),
+        )
+        for cell, config in zip(cells, configs, strict=True)
+    ]
+    standing = Standing(entries, [cell.name for cell in done])
+    for cell in done:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # damaged: compare says so
+            standing.known(cell.name, _result_of(cell)[1])
+    return standing
 
 
 def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:
@@ -122,9 +150,11 @@ def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:
     varied = [i for i, texts in enumerate(zip(*combinations, strict=True)) if len(set(texts)) > 1]
     cells = []
     for texts in combinations:
-        name = ",".join(texts[i] for i in varied) or "only"
+        changed = [texts[i] for i in varied]
+        name = ",".join(changed) or "only"
+        setting = ",".join(text for text in changed if not text.startswith(_OWN_AXES))
         path = folder / "".join(c if c in _SAFE else "_" for c in name)
-        cells.append(Cell(name, (*texts, f"run_dir='{path}'"), str(path)))
+        cells.append(Cell(name, setting, (*texts, f"run_dir='{path}'"), str(path)))
     if len({cell.folder for cell in cells}) < len(cells):
         raise InputError("two cells of the sweep would be the same; give every value once")
     return cells
@@ -138,7 +168,7 @@ def run_cell(cell: Cell) -> Outcome:
     try:
         config = compose(cell.overrides)
         run = SearchRun.of(config, _shared_bench(config), sister_rows(Path(cell.folder)))
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), hidden(cell.quiet):
             run.execute(title=cell.name)
         failed.unlink(missing_ok=True)
         text, top1 = _result_of(cell)

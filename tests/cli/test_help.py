@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -53,17 +52,19 @@ def test_cfg_prints_the_resolved_settings_and_runs_nothing(cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_does_not_import_what_is_slow():
+@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["--version"], []])
+def test_help_imports_nothing_that_is_slow(arguments):
+    slow = {
+        "torch", "numpy", "scipy", "pandas", "pyarrow", "sklearn", "numba", "hydra", "omegaconf",
+        "rich", "plotly", "matplotlib", "gymnasium", "stable_baselines3", "optuna", "onnx",
+        "onnxruntime", "PIL",
+    }  # fmt: skip
     code = (
-        "import sys; from automl.cli import main; main(['search', '--help']);"
-        "slow = {'torch', 'numpy', 'hydra', 'pandas', 'sklearn', 'rich'} & set(sys.modules);"
-        "sys.exit(str(slow) if slow else 0)"
+        f"import sys; from automl.cli import main; assert main({arguments}) == 0;"
+        f"print(*({slow} & set(sys.modules)), file=sys.stderr)"
     )
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    # The goal is 0.4 s on a quiet machine; this only catches what makes it many times that.
-    assert time.perf_counter() - started < 4
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == []
 
 
 def test_doctor_reports_versions_and_devices(cli):

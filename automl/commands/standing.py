@@ -1,0 +1,136 @@
+"""Where a sweep stands: how many cells are done, the best of every strategy, the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from automl.runs import JOURNAL
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cell as the overview sees it.
+
+    Attributes:
+        name: What was varied.
+        strategy: Its strategy.
+        setting: What was varied besides strategy and seed, as ``budget.macs=0.3``; may be empty.
+        folder: The run folder.
+        trials: How many it may take.
+    """
+
+    name: str
+    strategy: str
+    setting: str
+    folder: Path
+    trials: int
+
+
+class Standing:
+    """Counts cells as they finish, and watches the journals of those that run.
+
+    Attributes:
+        failed: How many cells failed.
+        started: When this began, on the monotonic clock.
+    """
+
+    def __init__(self, entries: Sequence[Entry], done: Sequence[str] = ()) -> None:
+        """Nothing has run yet.
+
+        Args:
+            entries: All cells of the sweep.
+            done: Names of those that were done before.
+        """
+        self.entries = {entry.name: entry for entry in entries}
+        self.failed = 0
+        self.started = time.monotonic()
+        self._before = len(done)
+        self._ended = set(done)
+        self._best: dict[tuple[str, str], float] = {}
+        # What cells that were cut have left; they run once there is more than that.
+        self._lines = {entry.name: _lines(entry) for entry in self._open()}
+
+    @property
+    def total(self) -> int:
+        """Cells of the sweep."""
+        return len(self.entries)
+
+    @property
+    def ended(self) -> int:
+        """Cells that are done or failed, those of before included."""
+        return len(self._ended)
+
+    def add(self, name: str, status: str, top1: float | None) -> None:
+        """Counts a cell that has ended.
+
+        Args:
+            name: Of the cell.
+            status: ``done`` or ``failed``.
+            top1: Test top-1 of what it found.
+        """
+        self._ended.add(name)
+        self.failed += status == "failed"
+        self.known(name, top1)
+
+    def known(self, name: str, top1: float | None) -> None:
+        """Takes a result into account, one of before included."""
+        if top1 is not None:
+            key = self.entries[name].strategy, self.entries[name].setting
+            self._best[key] = max(top1, self._best.get(key, 0.0))
+
+    @property
+    def strategies(self) -> list[str]:
+        """In the order of the cells."""
+        return list(dict.fromkeys(entry.strategy for entry in self.entries.values()))
+
+    @property
+    def settings(self) -> list[str]:
+        """In the order of the cells."""
+        return list(dict.fromkeys(entry.setting for entry in self.entries.values()))
+
+    def cells(self, strategy: str) -> tuple[int, int]:
+        """How many cells of a strategy have ended, and how many there are."""
+        names = [name for name, entry in self.entries.items() if entry.strategy == strategy]
+        return sum(name in self._ended for name in names), len(names)
+
+    def best(self, strategy: str, setting: str | None = None) -> float | None:
+        """Highest test top-1 of a strategy under a setting (None: under any)."""
+        keys = [(strategy, one) for one in self.settings if setting in (None, one)]
+        return max((self._best[key] for key in keys if key in self._best), default=None)
+
+    def running(self) -> list[tuple[Entry, int]]:
+        """Cells whose journals have grown, and how many trials those hold."""
+        counts = [(entry, _lines(entry)) for entry in self._open()]
+        return [(entry, count) for entry, count in counts if count > self._lines[entry.name]]
+
+    def seconds_left(self) -> float | None:
+        """How long the rest may take; None where nothing tells yet."""
+        parts = sum(min(count / entry.trials, 1.0) for entry, count in self.running())
+        finished = self.ended - self._before + parts
+        if not finished:
+            return None
+        elapsed = time.monotonic() - self.started
+        return max(self.total - self.ended - parts, 0.0) * elapsed / finished
+
+    def _open(self) -> Iterator[Entry]:
+        return (entry for name, entry in self.entries.items() if name not in self._ended)
+
+
+def _lines(entry: Entry) -> int:
+    """Trials in a cell's journal."""
+    with contextlib.suppress(OSError):
+        return (entry.folder / JOURNAL).read_bytes().count(b"\n")
+    return 0
+
+
+def duration(seconds: float) -> str:
+    """As ``12 s``, ``5 min`` or ``1.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
