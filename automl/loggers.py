@@ -189,7 +189,7 @@ class MLflow:
         Raises:
             InputError: It is not installed.
         """
-        _require("mlflow", "mlflow", "mlflow")
+        _require("mlflow", "mlflow", "prunepilot[mlflow]")
 
     def on_search_start(self, info: SearchInfo) -> None:
         """See :class:`Callback`."""
@@ -237,7 +237,7 @@ class WandB:
         """
         if self.mode not in ("offline", "online"):
             raise InputError(f"logger.mode must be offline or online, got {self.mode!r}")
-        _require("wandb", "wandb", "wandb")
+        _require("wandb", "wandb", "prunepilot[wandb]")
 
     def on_search_start(self, info: SearchInfo) -> None:
         """See :class:`Callback`."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from automl.hashing import digest
 from automl.paths import atomic_write
 from automl.types import InputError
 
@@ -45,6 +46,7 @@ RESULT = "result.json"
 FAILED = "failed.json"
 SWEEP = "sweep.json"
 
+RESULT_SCHEMA, RESULT_VERSION = "prunepilot/result", 1
 REBUILD_SCHEMA = "prunepilot/rebuild"
 REBUILD_VERSION = 1
 
@@ -129,6 +131,25 @@ class RunFolder:
             raise InputError(f"{self.file(CONFIG)}: {error}") from error
         return {**config, "run_dir": str(self.path)}
 
+    def result(self) -> dict[str, Any]:
+        """The final table and what is said beside it.
+
+        Raises:
+            InputError: It cannot be read, or is of other settings than config.yaml.
+        """
+        path = self.file(RESULT)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not found.get("rows"):
+                raise ValueError("it holds no table")
+            check_result(found, self.config())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}); remove it, and 'prunepilot resume {self.path}'"
+                " writes it anew from the trials"
+            ) from None
+        return found
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from writing here; creates the folder.
@@ -176,6 +197,30 @@ class RunFolder:
             f" {here.get(key)} here); choose another run_dir, or go on with that one by"
             f" 'prunepilot resume {self.path}'"
         )
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of the settings that identify a run."""
+    return digest(_flat(config))
+
+
+def check_result(result: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuses results of another version or of other settings.
+
+    Results from before settings were noted in them are taken.
+
+    Args:
+        result: What ``result.json`` holds.
+        config: What ``config.yaml`` beside it holds.
+
+    Raises:
+        ValueError: Which of the two it is.
+    """
+    if (result.get("schema"), result.get("version")) != (RESULT_SCHEMA, RESULT_VERSION):
+        raise ValueError(f"its result is of another version ({result.get('version')})")
+    noted = result.get("config_hash")
+    if noted is not None and noted != config_hash(config):
+        raise ValueError(f"its {RESULT} is of other settings than its {CONFIG}")
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

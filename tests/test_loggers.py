@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -106,16 +107,81 @@ def test_mlflow_reads_the_metrics_back(tmp_path):
     assert logged.info.status == "FINISHED" and logged.data.params["seed"] == "0"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_wandb_offline_writes_a_run(tmp_path, monkeypatch):
+def read_wandb(file):
+    """(configuration, history rows, exit code) of an offline run, by the package's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, config, history, code = DataStore(), {}, [], None
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.run.config.update:
+            config[item.key] = json.loads(item.value_json)
+        if record.HasField("history"):
+            items = record.history.item
+            history.append(
+                {item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                 for item in items}
+            )  # fmt: skip
+        if record.HasField("exit"):
+            code = record.exit.exit_code
+    return config, history, code
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages that it brings
+def test_wandb_offline_writes_a_run_that_it_reads_back(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    searcher(callbacks=[WandB()], run_dir=tmp_path / "run").search(trials=3)
-    assert list((tmp_path / "run").glob("wandb/offline-run-*"))
+    run = searcher(callbacks=[WandB()], run_dir=tmp_path / "run").search(trials=3)
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    config, history, code = read_wandb(file)
+    assert config["seed"] == 0 and code == 0
+    assert [row["_step"] for row in history] == [0, 1, 2]
+    assert [row["score"] for row in history] == pytest.approx(list(run.trials["score"]))
+    assert all(0 < row["cost_ratio/macs"] <= 0.5 for row in history)
+
+
+class Recorded:
+    """Stands in for the package wandb and for a run of it."""
+
+    def __init__(self):
+        self.started, self.logged, self.ended = {}, [], None
+
+    def init(self, **settings):
+        self.started = settings
+        return self
+
+    def log(self, figures, step):
+        self.logged.append((step, figures))
+
+    def finish(self, exit_code):
+        self.ended = exit_code
+
+
+def test_wandb_is_told_the_settings_every_trial_and_the_end(tmp_path, monkeypatch):
+    recorded = Recorded()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "wandb", recorded)
+    logger = WandB(project="mine", mode="online")
+    run = searcher(callbacks=[logger], run_dir=tmp_path / "run").search(trials=3)
+    assert recorded.started["project"] == "mine" and recorded.started["mode"] == "online"
+    assert recorded.started["dir"] == str(tmp_path / "run")
+    assert recorded.started["config"]["seed"] == 0
+    assert [step for step, _ in recorded.logged] == [0, 1, 2]
+    scores = [figures["score"] for _, figures in recorded.logged]
+    assert scores == pytest.approx(list(run.trials["score"]))
+    assert recorded.ended == 0
 
 
 @pytest.mark.parametrize(
     ("kind", "package"),
-    [(TensorBoard, "prunepilot[tensorboard]"), (MLflow, "mlflow"), (WandB, "wandb")],
+    [
+        (TensorBoard, "prunepilot[tensorboard]"),
+        (MLflow, "prunepilot[mlflow]"),
+        (WandB, "prunepilot[wandb]"),
+    ],
 )
 def test_what_is_not_installed_says_the_line_to_install_it(monkeypatch, kind, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     check_config(config, args.trust, str(folder.file(CONFIG)))
     if not folder.is_done:
         raise InputError(f"{args.run_dir} is not finished; prunepilot resume {args.run_dir}")
+    folder.result()  # refused before anything is written
     formats = _formats(args.format)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise InputError(f"--out {args.out} is there already; choose a new folder")
@@ -93,7 +94,6 @@ def _export(
     folder: RunFolder, config: Mapping[str, Any], formats: list[str], args: argparse.Namespace
 ) -> int:
     import contextlib
-    import json
     import shutil
 
     from automl.export import require_right
@@ -104,7 +104,7 @@ def _export(
     from automl.paths import atomic_write
     from automl.plan import IndexPlan
     from automl.report.kernels import EXPORTED
-    from automl.runs import PLAN, POLICY, REBUILD, RESULT, WEIGHTS
+    from automl.runs import PLAN, POLICY, REBUILD, WEIGHTS
 
     run, out = folder.path, args.out
     network = load_pruned(run, args.trust)
@@ -126,7 +126,7 @@ def _export(
         with contextlib.suppress(OSError):  # a run that is only read here has no page of its own
             shutil.copyfile(out / LATENCY, run / EXPORTED)
     card = model_card(
-        json.loads(folder.file(RESULT).read_text(encoding="utf-8")),
+        folder.result(),
         {**config, "model": {**config["model"], "input_shape": list(rebuild.input_shape)}},
         done,
         {"mean": rebuild.mean, "std": rebuild.std},

@@ -19,12 +19,16 @@ from automl.model_folder import save_pruned
 from automl.policy import Policy
 from automl.problem import Problem, Trial
 from automl.pruning.schedules.session import open_session
-from automl.runs import POLICY_UNIFORM, RESULT, RunFolder
+from automl.runs import (
+    POLICY_UNIFORM,
+    RESULT,
+    RESULT_SCHEMA,
+    RESULT_VERSION,
+    RunFolder,
+    config_hash,
+)
 from automl.training.config import FinetuneConfig
 from automl.types import Measurement
-
-RESULT_SCHEMA = "prunepilot/result"
-RESULT_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +93,7 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     promise = kept_promise(bench, finals, folder.path)
     result = {
         **_about(bench, finals),
+        "config_hash": config_hash(folder.config()),
         "latency_promise": promise,
         "rows": [asdict(row) for row in rows],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from automl.loggers import Callback, Guarded, SearchInfo, trial_of
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
 from automl.pruning.granularities import CHANNEL
-from automl.runs import FINALISTS, JOURNAL, RESULT, TRIALS, RunFolder
+from automl.runs import FINALISTS, JOURNAL, TRIALS, RunFolder
 from automl.scoring import ScoreError
 from automl.strategies import load
 from automl.training.config import FinetuneConfig
@@ -226,7 +225,7 @@ class SearchRun:
 
     def _show(self) -> None:
         """Prints the result that the folder holds."""
-        result = json.loads(self.folder.file(RESULT).read_text(encoding="utf-8"))
+        result = self.folder.result()
         print_table([TableRow(**row) for row in result["rows"]], result)
         print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
 

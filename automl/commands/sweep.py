@@ -30,7 +30,7 @@ from automl.journal import Journal, Row
 from automl.paths import atomic_write
 from automl.problem import SearchStopped
 from automl.progress import hidden
-from automl.runs import FAILED, FINALISTS, JOURNAL, RESULT, SWEEP, RunFolder
+from automl.runs import FAILED, FINALISTS, JOURNAL, SWEEP, RunFolder
 from automl.signals import exit_code, word
 from automl.types import InputError
 
@@ -103,7 +103,7 @@ def run_sweep(overrides: Sequence[str]) -> int:
         "schema": "prunepilot/sweep", "version": 1, "cells": names, "overrides": list(overrides)
     }  # fmt: skip
     atomic_write(folder / SWEEP, json.dumps(plan, indent=2) + "\n")
-    done = [cell for cell in cells if RunFolder(Path(cell.folder)).is_done]
+    done = [cell for cell in cells if _is_done(cell)]
     print(f"sweep: {folder}, {len(cells)} cells, {len(done)} done before", flush=True)
     standing = _standing(cells, configs, done)
     try:
@@ -134,9 +134,16 @@ def _standing(
     ]
     standing = Standing(entries, [cell.name for cell in done])
     for cell in done:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # damaged: compare says so
-            standing.known(cell.name, _result_of(cell)[1])
+        standing.known(cell.name, _result_of(cell)[1])
     return standing
+
+
+def _is_done(cell: Cell) -> bool:
+    """Whether there is a result; one that is damaged is not skipped, so that the cell says so."""
+    folder = RunFolder(Path(cell.folder))
+    with contextlib.suppress(InputError):
+        return folder.is_done and bool(folder.result())
+    return False
 
 
 def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:
@@ -235,7 +242,7 @@ def _lost(cell: Cell, outcome: Any) -> Outcome:
 
 def _result_of(cell: Cell) -> tuple[str, float]:
     """The result in one line, and test top-1."""
-    result = json.loads((Path(cell.folder) / RESULT).read_text(encoding="utf-8"))
+    result = RunFolder(Path(cell.folder)).result()
     row = result["rows"][-1]
     score = f"{result['score']} {row['score']:.4f}, " if result["score"] != "top1" else ""
     return f"{score}test top-1 {100 * row['test_top1']:.2f} %", float(row["test_top1"])

@@ -38,8 +38,9 @@ def compare(finals: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The columns of ``FIGURES`` (means over seeds), ``test_top1_error`` (standard error of the
-        mean; NaN for one seed), ``seeds``, ``gain`` (test top-1 over uniform's under the same
-        budget), ``p`` (of the gain, NaN where it cannot be said) and ``gain_at_latency``.
+        mean; NaN for one seed), ``score_name``, ``seeds``, ``gain`` (test top-1 over uniform's
+        under the same budget), ``p`` (of the gain, NaN where it cannot be said) and
+        ``gain_at_latency``.
     """
     import pandas as pd
 
@@ -48,6 +49,7 @@ def compare(finals: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(_GROUP, key, strict=True))
         row |= {name: _mean(group[name]) for name in FIGURES}
         accuracy = group["test_top1"].to_numpy(np.float64)
+        row["score_name"] = ", ".join(sorted(group["score_name"].astype(str).unique()))
         row["seeds"] = group["seed"].nunique()
         row["test_top1_error"] = _standard_error(accuracy)
         same = (finals["model"] == row["model"]) & (finals["data"] == row["data"])
@@ -152,6 +154,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "tuned": "yes" if row["tuned"] else "",
         "seeds": str(row["seeds"]),
         "test top-1 %": f"{100 * row['test_top1']:.2f}{error}",
+        "val score": _score(row),
         "before tuning": _number(100 * row["untuned_test_top1"], ".2f"),
         "over uniform": gain,
         "at its latency": _signed(row["gain_at_latency"]),
@@ -166,6 +169,13 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "search s": _number(row["search_seconds"], ".0f"),
         "wall s": _number(row["wall_seconds"], ".0f"),
     }
+
+
+def _score(row: dict[str, Any]) -> str:
+    """What the search went by, with its name."""
+    if row["score_name"] == "top1":
+        return f"top1 {100 * row['score']:.2f} %"
+    return f"{row['score_name']} {row['score']:.3g}"
 
 
 def _missing(value: Any) -> bool:

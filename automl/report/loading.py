@@ -8,14 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.runs import CONFIG, FAILED, RESULT, RunFolder
+from automl.runs import CONFIG, FAILED, RESULT, RunFolder, check_result
 from automl.strategies import defaults
 from automl.types import RESOURCES, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA, VERSION = "prunepilot/result", 1
 
 #: One row per final network; of runs without a result one row, with NaN after ``problem``.
 COLUMNS = (
@@ -81,13 +79,14 @@ def _walk(path: Path, depth: int) -> Iterator[Path]:
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     row: dict[str, Any] = {"run": str(folder)}
     try:
-        row |= _about_config(RunFolder(folder))
+        # Without settings it failed before it began.
+        config = RunFolder(folder).config() if RunFolder(folder).is_run else {}
+        row |= _about_config(config) if config else {}
         if not (folder / RESULT).is_file():
             yield row | _without_result(folder)
             return
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        if (result.get("schema"), result.get("version")) != (SCHEMA, VERSION):
-            raise ValueError(f"its result is of another version ({result.get('version')})")
+        check_result(result, config)
         rows = [row | found for found in _networks(result)]
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
@@ -106,10 +105,7 @@ def _without_result(folder: Path) -> dict[str, str]:
     return {"status": "failed", "problem": str(failure["error"])}
 
 
-def _about_config(folder: RunFolder) -> dict[str, Any]:
-    if not folder.is_run:  # failed before it began
-        return {}
-    config = folder.config()
+def _about_config(config: Mapping[str, Any]) -> dict[str, Any]:
     choices = config.get("choices", {})
     strategy = choices.get("strategy") or _class_name(config.get("strategy", {}))
     return {

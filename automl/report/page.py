@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from automl._version import __version__
 from automl.journal import Journal
 from automl.policy import Policy
 from automl.report.comparing import cells, compare
+from automl.report.curves import analysis_curves, probe_curves, scores, search_curves
 from automl.report.kernels import benches
 from automl.report.loading import finals, load_runs, problems
-from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT
+from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT, SWEEP
 from automl.types import InputError
 
 if TYPE_CHECKING:
@@ -37,11 +36,11 @@ COSTS = (
 )
 #: Runs whose groups are shown; more would make a page that nobody scrolls.
 _MOST_RUNS = 200
-#: With so few runs every trial is drawn, not only the best so far.
-_FEW = 3
+#: A sweep's page begins with the best strategy under each of at most so many budgets.
+_MOST_FIGURES = 6
 _NUMBERS = (
-    "test_top1", "macs_ratio", "latency_ratio", "params_ratio", "size_bytes", "energy_mj",
-    "latency_ms", "measured_latency_ms",
+    "test_top1", "validation_top1", "score", "macs_ratio", "latency_ratio", "params_ratio",
+    "size_bytes", "energy_mj", "latency_ms", "measured_latency_ms",
 )  # fmt: skip
 
 
@@ -83,31 +82,128 @@ def plotly_script() -> str:
 
 
 def page_data(paths: Sequence[Path]) -> dict[str, Any]:
-    """What the page shows, as plain JSON without NaN."""
+    """What the page shows, as plain JSON without NaN.
+
+    Args:
+        paths: Folders of runs or sweeps.
+
+    Raises:
+        InputError: A path does not exist, or no run has finished.
+    """
     runs = load_runs(*paths)
     found = finals(runs)
     if found.empty:
         raise InputError("no run has finished, so there is nothing to report")
     headings, rows = cells(_without_constants(compare(found)))
-    folders = [Path(run) for run in runs[runs["status"] == "done"]["run"].unique()]
-    timed, unreadable = benches(folders[:_MOST_RUNS])
+    names = runs[runs["status"] == "done"].drop_duplicates("run").to_dict("records")
+    folders = [Path(about["run"]) for about in names]
+    contents, unreadable = _all_contents(names)
+    timed, untimed = benches(folders[:_MOST_RUNS])
+    shown = {
+        "table": {"headings": headings, "rows": rows},
+        "costs": [pair for pair in COSTS if found[pair[0]].notna().any()],
+        "gains": _gains(found),
+        "networks": _networks(found),
+        "dense": _dense(runs),
+        "runs": [one.groups for one in contents[:_MOST_RUNS]],
+        "searches": search_curves([(one.problem, one.strategy, one.scores) for one in contents]),
+        "search_note": _search_note(found),
+        **_sensitivity([Path(run) for run in runs["run"].unique()], contents),
+        "benches": timed,
+    }
     return {
         "title": _title(runs),
         "subtitle": _subtitle(runs, folders),
-        "figures": _figures(runs, found) if len(folders) == 1 else [],
-        "table": {"headings": headings, "rows": rows},
-        "costs": [pair for pair in COSTS if found[pair[0]].notna().any()],
-        "networks": _networks(found),
-        "dense": _dense(runs),
-        "runs": [_groups(folder, runs) for folder in folders[:_MOST_RUNS]],
-        "searches": _searches(folders, runs),
-        "search_note": _search_note(found),
-        **_sensitivity(map(Path, runs["run"].unique())),
-        "benches": timed,
-        "problems": [*problems(runs), *unreadable],
-        **_again(folders),
+        "figures": _figures(runs, found) if len(folders) == 1 else _leaders(found),
+        **shown,
+        "problems": [*problems(runs), *unreadable, *untimed],
+        "missing": _missing(shown),
+        **_again(paths, folders),
         "foot": f"PrunePilot {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
     }
+
+
+# ---- what run folders hold
+
+
+@dataclass(frozen=True, eq=False)
+class _Contents:
+    """What the page shows of one run."""
+
+    problem: str
+    strategy: str
+    groups: dict[str, Any]
+    scores: list[tuple[int, float]]
+    probes: dict[str, Any]
+
+
+def _all_contents(names: Sequence[Mapping[Any, Any]]) -> tuple[list[_Contents], list[str]]:
+    """Of every run that can be read, and a line for every other."""
+    contents, unreadable = [], []
+    for about in names:
+        try:
+            contents.append(_contents(Path(about["run"]), about))
+        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            unreadable.append(f"{about['run']}: only its result is shown ({reason})")
+    return contents, unreadable
+
+
+def _contents(folder: Path, about: Mapping[Any, Any]) -> _Contents:
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    rows, groups = Journal.read(folder / JOURNAL), _groups(folder, about)
+    return _Contents(
+        f"{about['model']}, {about['budget']}",
+        str(about["strategy"]),
+        groups,
+        scores(rows, result),
+        probe_curves(rows, groups["groups"], groups["units"], str(about["score_name"])),
+    )
+
+
+def _groups(folder: Path, about: Mapping[Any, Any]) -> dict[str, Any]:
+    """Units kept per group, found and uniform."""
+    policy = Policy.load(folder / POLICY)
+    other = None
+    if (folder / POLICY_UNIFORM).is_file():
+        kept = {d.target: d.kept for d in Policy.load(folder / POLICY_UNIFORM).decisions}
+        other = [kept.get(d.target) for d in policy.decisions]
+    return {
+        "name": f"{about['strategy']}, {about['budget']}, seed {about['seed']}",
+        "strategy": about["strategy"],
+        "groups": [d.target for d in policy.decisions],
+        "units": [d.units for d in policy.decisions],
+        "found": [d.kept for d in policy.decisions],
+        "uniform": other,
+    }
+
+
+def _sensitivity(folders: Sequence[Path], contents: Sequence[_Contents]) -> dict[str, Any]:
+    """Of the verb, or of the run that tried most groups alone."""
+    written = analysis_curves(folders)
+    if written["sensitivity"] or not contents:
+        return written
+    return max(
+        (one.probes for one in contents),
+        key=lambda probes: sum(len(curve["kept"]) for curve in probes["sensitivity"]),
+    )
+
+
+def _missing(shown: Mapping[str, Any]) -> list[str]:
+    """What these runs hold nothing of, and what would write it."""
+    hints = []
+    if not shown["sensitivity"]:
+        hints.append("sensitivity curves: prunepilot sensitivity, or strategy=sensitivity or amc")
+    if all(network["latency_ms"] is None for network in shown["networks"]):
+        hints.append("predicted latency: a search with budget.latency_ms")
+    if not any(bench["rows"] for bench in shown["benches"]):
+        hints.append("time per layer, dense against sparse: prunepilot bench RUN")
+    if not any("exported" in bench["name"] for bench in shown["benches"]):
+        hints.append("latency in ONNX Runtime: prunepilot export RUN --format onnx --out DIR")
+    return hints
+
+
+# ---- what stands on top
 
 
 def _without_constants(table: pd.DataFrame) -> pd.DataFrame:
@@ -158,126 +254,70 @@ def _networks(found: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _dense(runs: pd.DataFrame) -> list[dict[str, Any]]:
     dense = runs[runs["network"] == "dense"].drop_duplicates(["model", "data"])
-    return [_plain(row) for row in dense[["model", "test_top1"]].to_dict("records")]
-
-
-def _groups(folder: Path, runs: pd.DataFrame) -> dict[str, Any]:
-    """Units kept per group, found and uniform."""
-    policy = Policy.load(folder / POLICY)
-    about = runs[runs["run"] == str(folder)].iloc[0]
-    other = None
-    if (folder / POLICY_UNIFORM).is_file():
-        kept = {d.target: d.kept for d in Policy.load(folder / POLICY_UNIFORM).decisions}
-        other = [kept.get(d.target) for d in policy.decisions]
-    return {
-        "name": f"{about['strategy']}, {about['budget']}, seed {about['seed']}",
-        "strategy": about["strategy"],
-        "groups": [d.target for d in policy.decisions],
-        "units": [d.units for d in policy.decisions],
-        "found": [d.kept for d in policy.decisions],
-        "uniform": other,
-    }
-
-
-# ---- search curves
-
-
-def _searches(folders: Sequence[Path], runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Curves of the best score so far, by problem and strategy, over seeds."""
-    grouped: dict[str, dict[str, list[list[list[float]]]]] = {}
-    for folder in folders:
-        about = runs[runs["run"] == str(folder)].iloc[0]
-        score = f"{about['model']}, {about['budget']}"
-        trials = _scores(folder)
-        if trials:
-            grouped.setdefault(score, {}).setdefault(str(about["strategy"]), []).append(trials)
     return [
-        {"name": name, **_curves(by_strategy, len(folders) <= _FEW)}
-        for name, by_strategy in grouped.items()
+        _plain(row)
+        for row in dense[["model", "test_top1", "validation_top1", "score"]].to_dict("records")
     ]
 
 
-def _scores(folder: Path) -> list[list[float]]:
-    """(number, score) of every trial within the budget that did not fail, in order."""
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    limits, found = result.get("limits", {}), []
-    # What comes after the search's own trials is the uniform policy, for the table.
-    rows = (row for row in Journal.read(folder / JOURNAL) if 0 <= row["index"] < result["trials"])
-    for number, row in enumerate(rows, 1):
-        within = row["status"] == "ok" and all(
-            row["costs"].get(name, 0.0) <= most * (1 + 1e-9) for name, most in limits.items()
-        )
-        if within:
-            found.append([number, float(row["score"])])
-    return found
-
-
-def _curves(by_strategy: Mapping[str, list[list[list[float]]]], few: bool) -> dict[str, Any]:
-    curves, ends = [], []
-    # Strategies that ended early stay where they were.
-    length = int(max(trials[-1][0] for runs in by_strategy.values() for trials in runs))
-    for strategy, runs in by_strategy.items():
-        best = np.stack([_best_so_far(trials, length) for trials in runs])
-        mean = best.mean(axis=0)
-        spread = best.std(axis=0, ddof=1) / math.sqrt(len(best)) if len(best) > 1 else 0 * mean
-        curves.append({
-            "strategy": strategy,
-            "seeds": len(best),
-            "mean": np.round(mean, 6).tolist(),
-            "error": np.round(spread, 6).tolist(),
-            "trials": runs[0] if few else None,
+def _leaders(found: pd.DataFrame) -> list[dict[str, str]]:
+    """The best strategy under every budget, for a page of several runs."""
+    table = compare(found)
+    figures = []
+    for (model, _, budget), part in table.groupby(["model", "data", "budget"], sort=False):
+        top = part["test_top1"].max()
+        best = part[part["test_top1"] == top]
+        gain, names = best["gain"].max(), " = ".join(best["strategy"])
+        over = "" if math.isnan(gain) else f", {100 * gain:+.2f} over uniform"
+        where = str(budget).replace(" of dense", "")
+        where = where if table["model"].nunique() == 1 else f"{model}, {where}"
+        figures.append({
+            "value": f"{100 * top:.2f} %",
+            "name": f"best test top-1 at {where}: {names}{over}",
+            "mood": "up" if gain > 0 else "",
         })  # fmt: skip
-        ends += [mean[0], mean[-1]]
-    low, high = min(ends), max(ends)
-    margin = 0.15 * (high - low) or 0.05 * abs(high) or 1.0
-    return {"curves": curves, "range": [low - margin, high + margin]}
+    return figures if len(figures) <= _MOST_FIGURES else []
 
 
-def _best_so_far(trials: Sequence[Sequence[float]], length: int) -> np.ndarray[Any, Any]:
-    """After every trial; before the first that counts, its score."""
-    scores = np.full(length, -math.inf)
-    for number, score in trials:
-        scores[int(number) - 1] = score
-    best = np.maximum.accumulate(scores)
-    return np.where(np.isfinite(best), best, trials[0][1])
+def _gains(found: pd.DataFrame) -> list[tuple[str, str, int, int]]:
+    """What can be on the vertical axis: column, name, factor, and 1 where more is better or -1."""
+    gains = [("test_top1", "test top-1 %", 100, 1)]
+    if found["validation_top1"].notna().any():
+        gains.append(("validation_top1", "validation top-1 %", 100, 1))
+    names = found["score_name"].unique()
+    if len(names) == 1 and names[0] != "top1":
+        gains.append(("score", f"validation {names[0]} (less is better)", 1, -1))
+    return gains
 
 
 def _search_note(found: pd.DataFrame) -> str:
-    names = ", ".join(sorted(found["score_name"].unique()))
-    return f"Score: {names} on validation data, higher is better; only policies within the budget."
+    names = sorted(found["score_name"].unique())
+    signed = ", ".join(name if name == "top1" else f"minus {name}" for name in names)
+    return f"Score: {signed} on validation data, higher is better; only policies within the budget."
 
 
-# ---- what may be there
+# ---- how to do it again
 
 
-def _sensitivity(folders: Iterable[Path]) -> dict[str, Any]:
-    for folder in folders:
-        path = folder / "sensitivity.csv"
-        if path.is_file():
-            return _sensitivity_curves(path)
-    return {"sensitivity": [], "sensitivity_metric": ""}
-
-
-def _sensitivity_curves(path: Path) -> dict[str, Any]:
-    """A curve per group, of the damage that ``prunepilot sensitivity`` wrote first."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
-    damage = next((name for name in (rows[0] if rows else ()) if name.endswith("_damage")), "")
-    groups: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        one = groups.setdefault(row["target"], {"group": row["target"], "kept": [], "damage": []})
-        one["kept"].append(float(row["keep"]))
-        one["damage"].append(max(float(row[damage]), 1e-6))
-    name = damage.removesuffix("_damage")
-    return {"sensitivity": list(groups.values()), "sensitivity_metric": f"damage ({name})"}
-
-
-def _again(folders: Sequence[Path]) -> dict[str, str]:
-    """The command, settings and environment of the first run."""
+def _again(paths: Sequence[Path], folders: Sequence[Path]) -> dict[str, str]:
+    """The commands of the sweeps, or of the first run, and its settings and environment."""
     config = (folders[0] / CONFIG).read_text(encoding="utf-8")
     environment = folders[0] / ENVIRONMENT
     about = environment.read_text(encoding="utf-8") if environment.is_file() else ""
-    return {"command": _command(config), "settings": f"{config}\n{about}"}
+    commands = [command for path in paths if (command := _sweep_command(path / SWEEP))]
+    return {
+        "command": "\n".join(commands) or _command(config),
+        "settings": f"{config}\n{about}",
+    }
+
+
+def _sweep_command(file: Path) -> str:
+    """Of a sweep; empty where the folder is none, or does not say."""
+    try:
+        overrides = json.loads(file.read_text(encoding="utf-8"))["overrides"]
+        return f"prunepilot search -m {shlex.join(map(str, overrides))}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _command(config: str) -> str:

@@ -61,7 +61,7 @@ def test_the_page_holds_what_the_runs_found(sweep):
     assert curves["random"]["seeds"] == 2 and len(curves["random"]["mean"]) == 4
     assert curves["random"]["mean"] == sorted(curves["random"]["mean"])
     assert len(set(curves["uniform"]["mean"])) == 1
-    assert data["command"].startswith("prunepilot search model=digits")
+    assert data["command"].startswith("prunepilot search -m model=digits")
 
 
 def test_one_run_has_figures_and_every_trial(sweep):

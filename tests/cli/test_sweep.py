@@ -1,4 +1,5 @@
 import json
+import shutil
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from automl.cli import main
 from automl.commands.sweep import cells_of
 from automl.journal import Journal
 from automl.report.loading import load_runs
-from automl.runs import FAILED, JOURNAL, POLICY, RESULT
+from automl.runs import FAILED, JOURNAL, POLICY, RESULT, RunFolder, config_hash
 from automl.types import InputError
 
 SMALL = [part for part in SEARCH[1:] if not part.startswith(("strategy", "seed", "budget"))]
@@ -105,6 +106,24 @@ def test_bad_input_of_any_cell_is_one_line_before_anything_runs(
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not folder.exists()
+
+
+def test_a_cell_with_a_damaged_result_is_not_skipped_and_says_how_to_mend_it(
+    swept, tmp_path, capsys
+):
+    copy = tmp_path / "sweep"
+    shutil.copytree(swept[0], copy)
+    cell = copy / "strategy=random,seed=1"
+    (cell / RESULT).write_text("{ cut")
+    command = [*SWEEP, "seed=0,1", f"run_dir={copy}"]
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "3 done before" in out and "FAILED" in out and "result.json is damaged" in out
+    (cell / RESULT).unlink()
+    assert main(command) == 0
+    assert policies(copy) == policies(swept[0])
+    noted = json.loads((cell / RESULT).read_text())["config_hash"]
+    assert noted == config_hash(RunFolder(cell).config())
 
 
 def test_several_values_without_m_say_so(capsys):

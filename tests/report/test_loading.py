@@ -5,7 +5,7 @@ import pytest
 import automl
 from automl.report.comparing import cells, compare
 from automl.report.loading import COLUMNS, finals, load_runs, problems
-from automl.runs import CONFIG, FAILED, RESULT
+from automl.runs import CONFIG, FAILED, RESULT, RunFolder, config_hash, to_yaml
 from automl.types import InputError
 
 
@@ -89,3 +89,17 @@ def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"is no folder|holds no runs"):
         load_runs(tmp_path / name)
+
+
+def test_a_result_of_other_settings_is_damaged(make_run):
+    folder = make_run(seed=0)
+    config = RunFolder(folder).config()
+    result = json.loads((folder / RESULT).read_text())
+    (folder / RESULT).write_text(json.dumps({**result, "config_hash": config_hash(config)}))
+    assert load_runs(folder)["status"].unique() == ["done"]
+    (folder / CONFIG).write_text(to_yaml({**config, "seed": 7}))
+    frame = load_runs(folder)
+    assert list(frame["status"]) == ["damaged"]
+    assert "of other settings than its config.yaml" in frame["problem"].iloc[0]
+    with pytest.raises(InputError, match=r"result\.json is damaged .*prunepilot resume"):
+        RunFolder(folder).result()

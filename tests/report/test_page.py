@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from automl.report.page import page_data, write_page
@@ -19,3 +21,48 @@ def test_nothing_finished_is_nothing_to_report(make_run):
     (run / "result.json").unlink()
     with pytest.raises(InputError, match="no run has finished"):
         page_data([run])
+
+
+def write_policy(folder):
+    decision = {
+        "target": "fc", "granularity": "channel", "ratio": 0.5, "kept": 2, "units": 4,
+        "indices": None,
+    }  # fmt: skip
+    policy = {"schema": "prunepilot/policy", "version": 1, "model_hash": ""}
+    (folder / "policy.json").write_text(json.dumps({**policy, "decisions": [decision]}))
+
+
+def test_damaged_parts_of_a_run_are_listed_and_the_rest_is_shown(make_run, tmp_path):
+    whole, no_policy, no_trials = (make_run(seed=seed) for seed in range(3))
+    write_policy(whole)
+    (whole / "trials.jsonl").write_text("")
+    (no_policy / "trials.jsonl").write_text("")
+    write_policy(no_trials)
+    (no_trials / "trials.jsonl").write_text("{ not json\n{}\n")
+    data = page_data([tmp_path])
+    assert len(data["runs"]) == 1 and len(data["networks"]) > 1
+    assert len(data["problems"]) == 2
+    assert all("only its result is shown" in line for line in data["problems"])
+    assert str(no_policy) in data["problems"][0] and str(no_trials) in data["problems"][1]
+
+
+def test_a_page_of_several_runs_begins_with_the_best_and_says_what_is_missing(make_run, tmp_path):
+    for seed, top1 in enumerate([0.9, 0.92]):
+        make_run("amc", seed, top1=top1)
+        make_run("uniform", seed)
+    data = page_data([tmp_path])
+    (figure,) = data["figures"]
+    assert (figure["value"], figure["mood"]) == ("91.00 %", "up")
+    assert figure["name"] == "best test top-1 at macs <= 50 %: amc, +11.00 over uniform"
+    assert any("prunepilot bench" in line for line in data["missing"])
+    assert [name for name, *_ in data["gains"]] == ["test_top1", "validation_top1", "score"]
+
+
+def test_the_command_of_a_sweep_is_the_one_that_was_given(make_run, tmp_path):
+    make_run(seed=0)
+    overrides = ["seed=0,1", "model.kwargs.name='a b'"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": overrides}))
+    command = "prunepilot search -m seed=0,1 'model.kwargs.name='\"'\"'a b'\"'\"''"
+    assert page_data([tmp_path])["command"] == command
+    (tmp_path / "sweep.json").write_text("{")
+    assert page_data([tmp_path])["command"].startswith("prunepilot search (")

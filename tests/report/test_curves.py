@@ -1,0 +1,42 @@
+import pytest
+
+from automl.report.curves import probe_curves, scores, search_curves
+
+
+def row(index, kept, score, status="ok", macs=1.0):
+    return {
+        "index": index, "kept": list(kept), "score": score, "status": status,
+        "costs": {"macs": macs},
+    }  # fmt: skip
+
+
+def test_scores_are_of_own_trials_within_the_budget():
+    rows = [row(-1, (4, 4), 0.0), row(0, (2, 4), -2.0), row(1, (4, 2), -1.0, macs=9.0)]
+    rows += [row(2, (2, 2), 0.0, "failed"), row(3, (1, 4), -3.0), row(4, (3, 3), -0.5)]
+    found = scores(rows, {"trials": 4, "limits": {"macs": 2.0}})
+    assert found == [(1, -2.0), (4, -3.0)]
+
+
+def test_curves_are_means_over_seeds_and_stay_where_a_search_ended():
+    runs = [("p", "a", [(1, 1.0), (2, 3.0)]), ("p", "a", [(1, 2.0)]), ("q", "a", [])]
+    (problem,) = search_curves(runs)
+    (curve,) = problem["curves"]
+    assert (problem["name"], curve["seeds"], curve["mean"]) == ("p", 2, [1.5, 2.5])
+    assert curve["error"] == [0.5, 0.5]
+
+
+def test_trials_that_prune_one_group_are_its_sensitivity():
+    rows = [row(-1, (4, 8), 0.0), row(0, (1, 8), -0.5), row(1, (2, 8), -0.1)]
+    rows += [row(2, (2, 4), -9.0), row(3, (4, 4), -0.2), row(4, (3, 8), 0.0, "failed")]
+    found = probe_curves(rows, ["x", "y"], [4, 8], "kl")
+    assert found["sensitivity_metric"] == "damage (kl)"
+    x, y = found["sensitivity"]
+    assert (x["group"], x["kept"], x["damage"]) == ("x", [0.25, 0.5], [0.5, 0.1])
+    assert (y["group"], y["kept"], y["damage"]) == ("y", [0.5], [0.2])
+
+
+@pytest.mark.parametrize("rows", [[], [row(0, (1, 8), -0.5)], [row(-1, (4, 8), 0.0)]])
+def test_without_the_dense_network_or_such_trials_there_are_no_curves(rows):
+    assert probe_curves(rows, ["x", "y"], [4, 8], "kl") == {
+        "sensitivity": [], "sensitivity_metric": ""
+    }  # fmt: skip
