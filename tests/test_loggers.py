@@ -107,24 +107,35 @@ def test_mlflow_reads_the_metrics_back(tmp_path):
     assert logged.info.status == "FINISHED" and logged.data.params["seed"] == "0"
 
 
-def read_wandb(file):
-    """(configuration, history rows, exit code) of an offline run, by the package's own reader."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+def wandb_records(data):
+    """The messages of an offline run's file: LevelDB's log format after seven bytes."""
+    block, whole, at = 32768, b"", 7
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # too little for a header: padding
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield whole
+            whole = b""
 
-    store, config, history, code = DataStore(), {}, [], None
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+
+def read_wandb(file):
+    """(configuration, history rows, exit code) of an offline run."""
+    from wandb.proto import wandb_internal_pb2
+
+    config, history, code = {}, [], None
+    for message in wandb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+        record.ParseFromString(message)
         for item in record.run.config.update:
             config[item.key] = json.loads(item.value_json)
         if record.HasField("history"):
             items = record.history.item
-            history.append(
-                {item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                 for item in items}
-            )  # fmt: skip
+            row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            history.append(row)
         if record.HasField("exit"):
             code = record.exit.exit_code
     return config, history, code
