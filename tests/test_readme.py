@@ -24,12 +24,26 @@ def test_the_python_of_the_readme_runs():
         "print": lambda *_: None,
     }
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
-    for block in blocks[:3]:  # the fourth reads a run that is not here
+    assert len(blocks) == 2
+    for block in blocks:
         exec(block.replace("trials=200", "trials=5"), names)
     assert names["terminated"] and names["info"]["trial"].status == "ok"
-    assert sum(p.numel() for p in names["slim"].parameters()) < names["t"].params
-    assert issubclass(automl.InputError, ValueError)
+    dense_macs = automl.trace(dense.model, dense.example_inputs).macs
+    assert automl.trace(names["small"], dense.example_inputs).macs <= 0.5 * dense_macs
+
+
+def test_it_is_one_page_with_a_picture_and_a_start_of_two_commands():
+    assert len(README.splitlines()) <= 115
+    assert re.search(r"!\[[^]]+\]\(docs/images/[\w-]+\.png\)", README)
+    start = README.partition("## Start")[2]
+    assert re.match(r"\n\n    git clone .*\n    make demo\n", start)
+
+
+def test_the_environment_takes_ten_lines():
+    (block,) = [
+        b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import envs" in b
+    ]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
