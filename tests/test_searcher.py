@@ -1,5 +1,6 @@
 import json
 import math
+import threading
 import warnings
 from functools import cache
 
@@ -281,6 +282,30 @@ def test_an_export_writes_over_nothing_and_names_what_it_knows(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"):
         run.export(tmp_path / "file")
+
+
+def test_a_persons_own_function_scores_in_other_processes_too():
+    here = searcher(budget={"macs": 0.5}).search(trials=4)
+    shift = torch.zeros(5)  # a closure, which pickles by value only
+
+    def evaluate(model):
+        with torch.no_grad():
+            return -float((model(IMAGES) - OUTPUTS + shift).square().mean())
+
+    there = searcher(evaluate, budget={"macs": 0.5}, engine="process").search(trials=4)
+    assert there.policy == here.policy
+    assert list(there.trials["score"]) == list(here.trials["score"])
+
+
+def test_a_function_that_cannot_go_to_other_processes_is_one_clear_line():
+    lock = threading.Lock()
+
+    def evaluate(model):
+        with lock:
+            return 0.0
+
+    with pytest.raises(InputError, match=r"cannot be sent to another process .* engine=serial"):
+        searcher(evaluate, budget={"macs": 0.5}, engine="process").search(trials=2)
 
 
 def test_trials_are_reported_as_they_finish():
