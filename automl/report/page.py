@@ -93,7 +93,8 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
     runs = load_runs(*paths)
     found = finals(runs)
     if found.empty:
-        raise InputError("no run has finished, so there is nothing to report")
+        named = ", ".join(map(str, paths))
+        raise InputError(f"no run has finished in {named}; run the search or sweep again")
     headings, rows = cells(_without_constants(compare(found)))
     names = runs[runs["status"] == "done"].drop_duplicates("run").to_dict("records")
     folders = [Path(about["run"]) for about in names]
