@@ -137,18 +137,13 @@ class RunFolder:
         Raises:
             InputError: It cannot be read, or is of other settings than config.yaml.
         """
-        path = self.file(RESULT)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not found.get("rows"):
-                raise ValueError("it holds no table")
-            check_result(found, self.config())
-        except (OSError, ValueError) as error:
+            return read_result(self.file(RESULT), self.config())
+        except ValueError as error:
             raise InputError(
-                f"{path} is damaged ({error}); remove it, and 'prunepilot resume {self.path}'"
-                " writes it anew from the trials"
+                f"{self.path} cannot be used: {error}; remove {RESULT}, and 'prunepilot resume"
+                f" {self.path}' writes it anew from the trials"
             ) from None
-        return found
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -204,23 +199,30 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return digest(_flat(config))
 
 
-def check_result(result: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuses results of another version or of other settings.
-
-    Results from before settings were noted in them are taken.
+def read_result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's result; one from before settings were noted in it is taken as it is.
 
     Args:
-        result: What ``result.json`` holds.
+        path: Of ``result.json``.
         config: What ``config.yaml`` beside it holds.
 
     Raises:
-        ValueError: Which of the two it is.
+        ValueError: It cannot be read, is of another version, or is of other settings.
     """
-    if (result.get("schema"), result.get("version")) != (RESULT_SCHEMA, RESULT_VERSION):
-        raise ValueError(f"its result is of another version ({result.get('version')})")
-    noted = result.get("config_hash")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"its {path.name} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ValueError(f"its {path.name} is damaged") from None
+    if not isinstance(found, dict) or not found.get("rows"):
+        raise ValueError(f"its {path.name} is damaged")
+    if (found.get("schema"), found.get("version")) != (RESULT_SCHEMA, RESULT_VERSION):
+        raise ValueError(f"its result is of another version ({found.get('version')})")
+    noted = found.get("config_hash")
     if noted is not None and noted != config_hash(config):
-        raise ValueError(f"its {RESULT} is of other settings than its {CONFIG}")
+        raise ValueError(f"its {path.name} is of other settings than its {CONFIG}")
+    return found
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

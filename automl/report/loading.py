@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.runs import CONFIG, FAILED, RESULT, RunFolder, check_result
+from automl.runs import CONFIG, FAILED, RESULT, RunFolder, read_result
 from automl.strategies import defaults
 from automl.types import RESOURCES, InputError
 
@@ -48,7 +48,8 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         >>> runs = automl.load_runs("runs/")
         >>> list(runs["network"])
         ['dense', 'found', 'uniform']
-        >>> bool((runs[runs["network"] == "found"]["macs_ratio"] <= 0.5).all())
+        >>> found = runs[runs["network"] == "found"]
+        >>> bool((found["macs_ratio"] <= 0.5).all())
         True
     """
     import pandas as pd
@@ -85,10 +86,9 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         if not (folder / RESULT).is_file():
             yield row | _without_result(folder)
             return
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        check_result(result, config)
+        result = read_result(folder / RESULT, config)
         rows = [row | found for found in _networks(result)]
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
         reason = text if isinstance(error, InputError | ValueError) else f"unreadable: {text}"
         yield row | {"status": "damaged", "problem": reason}

@@ -144,7 +144,7 @@ def _all_contents(names: Sequence[Mapping[Any, Any]]) -> tuple[list[_Contents], 
     for about in names:
         try:
             contents.append(_contents(Path(about["run"]), about))
-        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             unreadable.append(f"{about['run']}: only its result is shown ({reason})")
     return contents, unreadable

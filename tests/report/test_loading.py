@@ -58,14 +58,16 @@ def test_unfinished_failed_and_damaged_runs_are_listed_and_the_rest_goes_on(make
         json.dumps({"schema": "prunepilot/result", "version": 1})
     )
     (make_run(seed=6) / CONFIG).write_text("[1, 2")
+    make_run(seed=7, rows=[])
+    (make_run(seed=8) / RESULT).write_bytes(b"\xff\xfe\x00")
     never_began = tmp_path / "seed=9"
     never_began.mkdir()
     (never_began / FAILED).write_text(json.dumps({"error": "bad"}))
     frame = load_runs(tmp_path)
     status = frame.drop_duplicates("run")["status"].value_counts().to_dict()
-    assert status == {"done": 1, "unfinished": 1, "failed": 2, "damaged": 4}
+    assert status == {"done": 1, "unfinished": 1, "failed": 2, "damaged": 6}
     lines = list(problems(frame))
-    assert len(lines) == 7
+    assert len(lines) == 9
     assert any("no space" in line for line in lines)
     assert any("another version (7)" in line for line in lines)
     assert any("prunepilot resume" in line for line in lines)
@@ -101,5 +103,5 @@ def test_a_result_of_other_settings_is_damaged(make_run):
     frame = load_runs(folder)
     assert list(frame["status"]) == ["damaged"]
     assert "of other settings than its config.yaml" in frame["problem"].iloc[0]
-    with pytest.raises(InputError, match=r"result\.json is damaged .*prunepilot resume"):
+    with pytest.raises(InputError, match=r"of other settings .*prunepilot resume"):
         RunFolder(folder).result()
