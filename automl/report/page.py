@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from automl._version import __version__
 from automl.journal import Journal
 from automl.policy import Policy
-from automl.report.comparing import cells, compare
+from automl.report.comparing import BASE, cells, compare
 from automl.report.curves import analysis_curves, probe_curves, scores, search_curves
 from automl.report.kernels import benches
 from automl.report.loading import finals, load_runs, problems
@@ -268,13 +268,14 @@ def _leaders(found: pd.DataFrame) -> list[dict[str, str]]:
     for (model, _, budget), part in table.groupby(["model", "data", "budget"], sort=False):
         top = part["test_top1"].max()
         best = part[part["test_top1"] == top]
-        gain, names = best["gain"].max(), " = ".join(best["strategy"])
-        over = "" if math.isnan(gain) else f", {100 * gain:+.2f} over uniform"
+        gain, names = best["gain"].max(), list(best["strategy"])
+        said = not math.isnan(gain) and BASE not in names
+        over = f", {100 * gain:+.2f} over uniform" if said else ""
         where = str(budget).replace(" of dense", "")
         where = where if table["model"].nunique() == 1 else f"{model}, {where}"
         figures.append({
             "value": f"{100 * top:.2f} %",
-            "name": f"best test top-1 at {where}: {names}{over}",
+            "name": f"best test top-1 at {where}: {' = '.join(names)}{over}",
             "mood": "up" if gain > 0 else "",
         })  # fmt: skip
     return figures if len(figures) <= _MOST_FIGURES else []
