@@ -10,6 +10,9 @@ from pathlib import Path
 
 from automl.runs import JOURNAL
 
+#: How done a cell counts at most while it runs: after its trials, networks are tuned and measured.
+_MOST = 0.9
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -109,7 +112,7 @@ class Standing:
 
     def seconds_left(self) -> float | None:
         """How long the rest may take; None where nothing tells yet."""
-        parts = sum(min(count / entry.trials, 1.0) for entry, count in self.running())
+        parts = sum(min(count / entry.trials, _MOST) for entry, count in self.running())
         finished = self.ended - self._before + parts
         if not finished:
             return None
