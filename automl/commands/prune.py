@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,10 @@ class _Pruning:
         return cls(bench, found, policy)
 
     def run(self, out: Path) -> int:
-        """Prunes, trains, measures and saves."""
+        """Prunes, trains, measures and saves.
+
+        Training that was cut goes on where it was, from checkpoints beside ``out``.
+        """
         from automl.commands.training import BenchTraining, grains_of, schedule_of, tuning_of
         from automl.pruning.schedules.session import open_session
 
@@ -136,12 +140,17 @@ class _Pruning:
         pruner = self.bench.pruner_of(self.plan)
         policy = self._with_units(pruner)
         networks = {**self._dense(), "pruned": pruner.prune(policy)}
+        checkpoints = out.with_name(f"{out.name}.training")
         if tuning.epochs:
-            session = open_session(pruner, policy, BenchTraining(self.bench, tuning, "pruned"))
+            out.parent.mkdir(parents=True, exist_ok=True)
+            training = BenchTraining(self.bench, tuning, "pruned", checkpoints)
+            session = open_session(pruner, policy, training)
             networks[f"trained, {schedule.name}"] = schedule.run(session, tuning.epochs)
             policy = session.policy
         _make(out)
         self._save(out, list(networks.values())[-1], policy)
+        for checkpoint in out.parent.glob(f"{glob.escape(checkpoints.name)}-*.pt"):
+            checkpoint.unlink()
         self._show(networks, policy)
         form = "a graph module" if self._needs_graph(policy) else "the model's own classes"
         print(f"wrote {out} ({form}; load it with automl.runs.load_pruned)")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from automl.commands.compose import compose
+from automl.commands.training import BenchTraining
 from automl.pruning.masks import masks_of, sparsity
 from automl.runs import load_pruned
 from automl.types import InputError
@@ -33,6 +34,30 @@ def test_single_weights_are_pruned_in_stages_and_shown_before_and_after(cli, tmp
     assert sparsity(network) == pytest.approx(0.8, abs=1e-3)
     for name, mask in masks_of(network).items():
         assert (network.get_parameter(name)[~mask] == 0).all()
+
+
+def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, monkeypatch):
+    arguments = ("ratio=.5", "finetune=short", "finetune.epochs=2")
+    prune(cli, tmp_path / "whole", *arguments)
+    report = BenchTraining._report
+
+    def interrupted(self, row, epochs, last):
+        report(self, row, epochs, last)
+        if row.epoch == 1:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchTraining, "_report", interrupted)
+        assert cli("prune", *QUICK, *arguments, "--out", out).code == 130
+    assert not out.exists()
+    assert (tmp_path / "cut.training-1.pt").exists()
+    result = cli("prune", *QUICK, *arguments, "--out", out)
+    assert result.code == 0, result.err
+    assert "2/2" in result.err and "1/2" not in result.err
+    assert not (tmp_path / "cut.training-1.pt").exists()
+    ours, theirs = (load_pruned(folder).state_dict() for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_a_mixed_policy_is_pruned_again_without_saying_the_grain(cli, tmp_path):
