@@ -16,12 +16,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.conv_plan import Geometry, Pair, Plan, plan
+from automl.executors.depthwise import NO_BOUNDS, NO_DEPTHWISE, Depthwise
 from automl.executors.kernels import conv, cpu
 from automl.executors.packed import FLOAT32, scratch
 from automl.executors.rows import Float32
 from automl.executors.spmm import Spmm, SpmmLinear
 
-_Plans = dict[tuple[int, ...], tuple[Plan, tuple[Any, ...]]]
+#: Added to an output: nothing.
+_NOTHING = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,8 @@ class SparseConv2d:
         plan, arguments = self._bound(shape[2:])
         images = np.ascontiguousarray(x)
         y = np.empty((shape[0], self.shape[0], *plan.output), FLOAT32)
-        if not conv.convolve(images, y, scratch(plan.floats), *arguments):
+        memory = scratch(plan.floats)
+        if not conv.convolve(images, y, _NOTHING, NO_BOUNDS, memory, *arguments):
             return self._convolve_densely(images)
         return y
 
@@ -102,15 +105,33 @@ class SparseConv2d:
         """How images of a size are convolved, and the kernel's arguments, made once for each."""
         key = (*size, cpu.supports(cpu.FLOATS))
         if key not in self.plans:
-            geometry = Geometry(
-                self.in_channels, self.shape[2:], self.stride, self.padding, self.dilation
-            )
-            matrix, made = self.matrix, plan(self.matrix, geometry, (size[0], size[1]))
-            arrays = (made.layout, made.planes, made.offsets, matrix.tiles, matrix.rows)
-            entries = (matrix.starts, matrix.value, matrix.bias)
-            like = (0,) * made.vectors if key[-1] else None
-            self.plans[key] = made, (*arrays, *entries, like)
+            self.plans[key] = self.bind((size[0], size[1]), None)
         return self.plans[key]
+
+    def bind(self, size: Pair, before: Depthwise | None) -> tuple[Plan, tuple[Any, ...]]:
+        """How images of a size are convolved, and the kernel's arguments from the layout on.
+
+        Args:
+            size: Height and width of the image.
+            before: A depthwise convolution whose output is convolved, without being written;
+                only for convolutions of every pixel by itself (1 x 1, stride 1, no padding).
+
+        Raises:
+            ValueError: The image is smaller than the kernel, or this cannot follow ``before``.
+        """
+        form = (self.shape[2:], self.stride, self.padding, self.dilation)
+        geometry, matrix = Geometry(self.in_channels, *form), self.matrix
+        if before is not None:
+            if not geometry.seamless or before.channels != self.in_channels:
+                raise ValueError("SparseConv2d.bind: this cannot follow a depthwise convolution")
+            made = plan(matrix, geometry, before.output(size), whole_rows=True)
+        else:
+            made = plan(matrix, geometry, size)
+        arrays = (made.layout, made.planes, made.offsets, matrix.tiles, matrix.rows)
+        entries = (matrix.starts, matrix.value, matrix.bias)
+        first = NO_DEPTHWISE if before is None else before.arguments(size)
+        like = (0,) * made.vectors if cpu.supports(cpu.FLOATS) else None
+        return made, (*arrays, *entries, first, like)
 
     def _convolve_densely(self, x: Float32) -> Float32:
         weight, bias = map(torch.from_numpy, (self.to_dense(), self.matrix.bias))

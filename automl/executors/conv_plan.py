@@ -95,26 +95,28 @@ class Plan:
     floats: int
 
 
-def plan(matrix: SpmmLinear, geometry: Geometry, size: Pair) -> Plan:
+def plan(matrix: SpmmLinear, geometry: Geometry, size: Pair, *, whole_rows: bool = False) -> Plan:
     """Chooses the tiles for images of a size.
 
     Args:
         matrix: Rows are output channels, columns input channels by places of the kernel.
         geometry: Of the convolution.
         size: Height and width of the image.
+        whole_rows: Whether tiles are rows of the image without gaps, as another convolution makes
+            them; only for those without seams.
 
     Raises:
         ValueError: The image is smaller than the kernel.
     """
     output = geometry.output(size)
-    if geometry.seamless:
+    if geometry.seamless and not whole_rows:
         pixels = math.prod(size)
         width = LANES * _widest(-(-pixels // LANES))
         height = -(-pixels // width)
         size = (height, width)
     else:
         height, width = output
-    pitch = -(-width // 8) * 8
+    pitch = width if whole_rows else -(-width // 8) * 8
     planes = np.array(_planes(geometry, size[1], width))
     extra, count = max(geometry.shifts), geometry.channels * len(planes)
     rows = _rows(height, pitch, extra, count, len(matrix.value))

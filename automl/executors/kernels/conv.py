@@ -1,7 +1,9 @@
 """Convolutions as sparse products: neighbouring output positions are the lanes of vectors.
 
 ``conv_plan.py`` says where things lie. Positions are counted in rows of ``pitch`` lanes, of which
-the last may be unused, and are worked on in tiles of whole rows.
+the last may be unused, and are worked on in tiles of whole rows. What stands before and behind a
+convolution in a network is done on the way: a depthwise convolution instead of copying its output,
+and a sum with another tensor and limits (ReLU) before sums are written.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from automl.executors.kernels.blocks import (
     store_block,
     store_some,
 )
+from automl.executors.kernels.depthwise import depthwise
 from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import (
+    add,
+    clamp,
+    evens,
     fma,
-    load_float32x16,
     peek,
+    pick2_float32x16,
     prefetch,
     splat,
     store,
@@ -82,11 +88,20 @@ def gather(
                 stop = min(last, pixels - start) if stride[1] == 1 else last
                 stop = stop if 0 <= y < size[0] else 0
                 source, goal = channel * pixels + start, at + row * pitch
+                # Vectors are written whole: up to 15 zeros where the next row or plane goes.
                 if fast and stride[1] == 1:
-                    # Writes whole vectors: up to 15 zeros where the next row or plane goes.
                     for lane in range(0, pitch, 16):
                         mask = _between(first - lane, stop - lane)
                         inputs = load_some(flat, source + lane, mask)
+                        doubt = fma(inputs, zero, doubt)
+                        store(panel, goal + lane, inputs)
+                elif fast and stride[1] == 2:
+                    for lane in range(0, pitch, 16):
+                        begin, end = 2 * (first - lane), 2 * (stop - lane) - 1
+                        place = source + 2 * lane
+                        low = load_some(flat, place, _between(begin, end))
+                        high = load_some(flat, place + 16, _between(begin - 16, end - 16))
+                        inputs = pick2_float32x16(low, evens(), high)
                         doubt = fma(inputs, zero, doubt)
                         store(panel, goal + lane, inputs)
                 else:
@@ -103,35 +118,55 @@ def gather(
 
 @njit(**OPTIONS)
 def scatter(
-    sums: Any, lanes: int, top: int, rows: int, width: int, pitch: int, y: Any, fast: bool
-) -> None:
+    sums: Any, lanes: int, first: int, rows: int, width: int, pitch: int, y: Any, other: Any,
+    ahead: int, bounds: Any, fast: bool,
+) -> bool:  # fmt: skip
     """Takes a tile's sums to the output.
 
     Args:
         sums: Shape (channels, lanes).
         lanes: Of a tile.
-        top: First output row.
+        first: First output position.
         rows: Output rows of a tile, of which the last tile may lack some.
-        width: Columns of the output.
+        width: Positions of a row.
         pitch: Lanes from one row to the next.
         y: Output, shape (channels, pixels).
+        other: Added to it: numbers in the same order, or none.
+        ahead: Where of them the output's first is.
+        bounds: Least and largest number written.
         fast: Whether to use vector instructions.
+
+    Returns:
+        Whether all sums are finite; if not, limits would hide what they are.
     """
     flat, pixels = y.reshape(-1), y.shape[1]
+    adds = other.shape[0] > 0
+    low, high = splat(bounds[0]), splat(bounds[1])
+    zero = zeros_float32x16()
+    doubt, rest = zero, np.float32(0)
     for channel in range(y.shape[0]):
         for place in range(0, rows * width, 16):
-            prefetch(flat, (channel + _AHEAD) * pixels + top * width + place)
+            prefetch(flat, (channel + _AHEAD) * pixels + first + place)
         for row in range(rows):
-            first = (top + row) * width
-            count = min(width, pixels - first)
-            at, source = channel * pixels + first, channel * lanes + row * pitch
+            begin = first + row * width
+            count = min(width, pixels - begin)
+            at, source = channel * pixels + begin, channel * lanes + row * pitch
             if fast:
                 for lane in range(0, count, 16):
                     mask = _between(0, count - lane)
-                    store_some(flat, at + lane, load_float32x16(sums, source + lane), mask)
+                    found = load_some(sums, source + lane, mask)
+                    if adds:
+                        found = add(found, load_some(other, ahead + at + lane, mask))
+                    doubt = fma(found, zero, doubt)
+                    store_some(flat, at + lane, clamp(found, low, high), mask)
             else:
                 for lane in range(count):
-                    flat[at + lane] = sums[source + lane]
+                    number = sums[source + lane]
+                    if adds:
+                        number += other[ahead + at + lane]
+                    rest += number * np.float32(0)
+                    flat[at + lane] = min(max(number, bounds[0]), bounds[1])
+    return bool(total(doubt) + rest == 0)
 
 
 @njit(**OPTIONS)
@@ -204,14 +239,16 @@ def multiply_plain(
 
 @njit(**OPTIONS)
 def convolve(
-    x: Any, y: Any, memory: Any, layout: Any, planes: Any, offsets: Any, tiles: Any, rows: Any,
-    starts: Any, value: Any, bias: Any, like: Any,
+    x: Any, y: Any, other: Any, bounds: Any, memory: Any, layout: Any, planes: Any, offsets: Any,
+    tiles: Any, rows: Any, starts: Any, value: Any, bias: Any, before: Any, like: Any,
 ) -> bool:  # fmt: skip
     """Convolves images one after the other, in one call: a call costs microseconds.
 
     Args:
         x: Shape (batch, channels, height, width).
         y: Filled, likewise.
+        other: Added to the output: as many numbers in the same order, or none.
+        bounds: Least and largest number of the output, float32.
         memory: At least as many floats as planes and sums take.
         layout: Height and width of the image as it is cut, strides, output rows as they are cut,
             columns of these, pitch, rows of a tile, rows of a plane, floats of a plane, lanes of
@@ -223,19 +260,28 @@ def convolve(
         starts: See there.
         value: See there.
         bias: See there.
+        before: A depthwise convolution whose output is convolved: its arguments (``layout``,
+            ``kernel``, ``masks``, ``bounds``) as in ``depthwise``. The kernel is empty for none.
         like: See ``blocks.py``: positions worked on at once. None for plain loops.
 
     Returns:
-        Whether all that was read is finite; if not, ``y`` is not to be used.
+        Whether all that was met is finite; if not, ``y`` is not to be used.
     """
     size, stride = (layout[0], layout[1]), (layout[2], layout[3])
     height, width, pitch, high = layout[4], layout[5], layout[6], layout[7]
     deep, plane, lanes = layout[8], layout[9], layout[10]
     panel, sums, fast = memory, memory[layout[11] :], like is not None
+    # Rows without gaps are one row.
+    lines, line = (1, high * width) if pitch == width else (high, width)
     for image in range(x.shape[0]):
         inputs, outputs = x[image].reshape(x.shape[1], -1), y[image].reshape(y.shape[1], -1)
         for top in range(0, height, high):
-            if not gather(inputs, size, stride, planes, deep, top, pitch, plane, panel, fast):
+            if before[1].shape[0]:
+                now = min(high, height - top)
+                fine = depthwise(inputs, *before, top, now, plane, panel, fast)
+            else:
+                fine = gather(inputs, size, stride, planes, deep, top, pitch, plane, panel, fast)
+            if not fine:
                 return False
             entries = (panel, tiles, rows, starts, offsets, value, bias)
             if like is None:
@@ -243,5 +289,7 @@ def convolve(
             else:
                 for first in range(0, lanes, 16 * len(like)):
                     multiply(*entries, first, lanes, sums, like)
-            scatter(sums, lanes, top, high, width, pitch, outputs, fast)
+            place = (top * width, lines, line, pitch)
+            if not scatter(sums, lanes, *place, outputs, other, image * y[0].size, bounds, fast):
+                return False
     return True

@@ -132,18 +132,22 @@ def store(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), generate
 
 
-def _constant(vector: Vector, value: float) -> Any:
+def _constant(vector: Vector, lanes: list[Any]) -> Any:
     def build(typing_context: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return ir.Constant(vector.llvm, [value] * vector.llvm.count)
+            return ir.Constant(vector.llvm, lanes)
 
         return vector(), generate
 
     return intrinsic_of(build)
 
 
-zeros_float32x16 = _constant(float32x16, 0.0)
-zeros_int32x16 = _constant(int32x16, 0)
+zeros_float32x16 = _constant(float32x16, [0.0] * 16)
+zeros_int32x16 = _constant(int32x16, [0] * 16)
+
+#: For ``pick2``: every other number of two registers, the first or the second of each pair.
+evens = _constant(int32x16, list(range(0, 32, 2)))
+odds = _constant(int32x16, list(range(1, 32, 2)))
 
 
 @intrinsic_of
@@ -251,6 +255,18 @@ def add(typing_context: Any, a: Any, b: Any) -> Any:
         return (builder.fadd if floats else builder.add)(*values)
 
     return a(a, a), generate
+
+
+@intrinsic_of
+def clamp(typing_context: Any, vector: Any, low: Any, high: Any) -> Any:
+    """Finite floats limited lane by lane to the range from ``low`` to ``high``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        floats, least, most = values
+        floats = builder.select(builder.fcmp_ordered(">", floats, least), floats, least)
+        return builder.select(builder.fcmp_ordered("<", floats, most), floats, most)
+
+    return vector(vector, vector, vector), generate
 
 
 @intrinsic_of

@@ -1,0 +1,1 @@
+"""Whole networks as a few fused steps in buffers that are kept."""

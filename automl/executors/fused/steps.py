@@ -1,0 +1,158 @@
+"""The steps of a fused network; each reads and writes values by their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from automl.executors.conv import SparseConv2d
+from automl.executors.conv_plan import Pair
+from automl.executors.depthwise import Depthwise
+from automl.executors.kernels import conv, pool
+from automl.executors.rows import Float32
+
+#: Tensors by the number of their value.
+Values = list[Any]
+#: Computes a value; returns whether it could: not where a number is NaN or infinite.
+Call = Callable[[Values], bool]
+
+_NOTHING = np.zeros(0, np.float32)
+
+
+class Step(Protocol):
+    """Something that is done with values.
+
+    Attributes:
+        reads: Numbers of values.
+        writes: Number of its own.
+    """
+
+    reads: tuple[int, ...]
+    writes: int
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the buffer it fills; None where it makes a tensor of its own."""
+
+    @property
+    def floats(self) -> int:
+        """Of working memory that it needs."""
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
+        """The step as a function; values that lie in buffers are looked up now."""
+
+
+@dataclass(eq=False)
+class Convolve:
+    """A sparse convolution, with what stands before and behind it.
+
+    Attributes:
+        packed: The convolution.
+        before: A depthwise convolution whose output it reads, or None.
+        bounds: Least and largest number of the output, shape (2).
+        reads: The images, and what is added to the output if anything is.
+        writes: The output.
+        batch: Images.
+        size: Height and width of an image.
+    """
+
+    packed: SparseConv2d
+    before: Depthwise | None
+    bounds: Float32
+    reads: tuple[int, ...]
+    writes: int
+    batch: int
+    size: Pair
+
+    def __post_init__(self) -> None:
+        """Plans the convolution."""
+        self._plan, self._arguments = self.packed.bind(self.size, self.before)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See ``Step``."""
+        return (self.batch, self.packed.shape[0], *self._plan.output)
+
+    @property
+    def floats(self) -> int:
+        """See ``Step``."""
+        return self._plan.floats
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
+        """See ``Step``."""
+        y, rest = buffers[self.writes], (self.bounds, memory, *self._arguments)
+        if all(number in buffers for number in self.reads):
+            x, *others = (buffers[number] for number in self.reads)
+            other = others[0].reshape(-1) if others else _NOTHING
+            # One call with nothing to look up: a line of Python costs 10 us on cold caches.
+            call = partial(conv.convolve, x, y, other, *rest)
+            return lambda values: call()
+
+        def run(values: Values) -> bool:
+            x, *others = (_array(values[number]) for number in self.reads)
+            other = others[0].reshape(-1) if others else _NOTHING
+            return bool(conv.convolve(x, y, other, *rest))
+
+        return run
+
+
+@dataclass(eq=False)
+class MaxPool:
+    """Maxima of finite numbers.
+
+    Attributes:
+        reads: The images.
+        writes: The output.
+        shape: Of the output.
+        window: Heights and widths of the window, its steps, and what is outside at first.
+    """
+
+    reads: tuple[int, ...]
+    writes: int
+    shape: tuple[int, ...]
+    window: tuple[int, ...]
+    floats = 0
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
+        """See ``Step``; what it reads must lie in a buffer."""
+        x, y = buffers[self.reads[0]], buffers[self.writes]
+
+        def run(values: Values) -> bool:
+            pool.max_pool(x, y, *self.window)
+            return True
+
+        return run
+
+
+@dataclass(eq=False)
+class Operate:
+    """Anything else: a function of tensors.
+
+    Attributes:
+        function: What is called, with the values read.
+        reads: Its arguments.
+        writes: Its result.
+    """
+
+    function: Callable[..., Any]
+    reads: tuple[int, ...]
+    writes: int
+    shape = None
+    floats = 0
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
+        """See ``Step``."""
+
+        def run(values: Values) -> bool:
+            values[self.writes] = self.function(*(values[number] for number in self.reads))
+            return True
+
+        return run
+
+
+def _array(value: Any) -> Any:
+    return np.ascontiguousarray(value.numpy())
