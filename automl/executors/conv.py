@@ -129,7 +129,7 @@ class SparseConv2d:
             made = plan(matrix, geometry, size)
         arrays = (made.layout, made.planes, made.offsets, matrix.tiles, matrix.rows)
         entries = (matrix.starts, matrix.value, matrix.bias)
-        first = NO_DEPTHWISE if before is None else before.arguments(size)
+        first = NO_DEPTHWISE if before is None else before.arguments(size, int(made.layout[7]))
         like = (0,) * made.vectors if cpu.supports(cpu.FLOATS) else None
         return made, (*arrays, *entries, first, like)
 

@@ -24,8 +24,8 @@ Pair = tuple[int, int]
 LANES = 16
 #: Vectors of positions that two rows of weights work on at once, in registers.
 _MOST = 8
-#: Bytes that a tile's planes should not exceed, to stay in the second-level cache.
-_CACHE = 512 * 1024
+#: Bytes that a tile's planes and sums should not exceed, to stay in the second-level cache.
+_CACHE = 640 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,9 @@ def plan(matrix: SpmmLinear, geometry: Geometry, size: Pair, *, whole_rows: bool
     pitch = width if whole_rows else -(-width // 8) * 8
     planes = np.array(_planes(geometry, size[1], width))
     extra, count = max(geometry.shifts), geometry.channels * len(planes)
-    rows = _rows(height, pitch, extra, count, len(matrix.value))
+    # Another convolution reads three rows for each; more rows read fewer of them twice.
+    copied = _Copied(count, 2, 10) if whole_rows else _Copied(count, extra, 4)
+    rows = _rows(height, pitch, copied, matrix.out_features, len(matrix.value))
     parts, vectors = _parts(rows * pitch)
     lanes = parts * vectors * LANES
     # An odd number of cache lines: planes at multiples of a page would share few sets.
@@ -161,16 +163,33 @@ def _widest(vectors: int) -> int:
     return min(range(1, _MOST + 1), key=lambda n: (-(-vectors // n) * (n + 1), -n))
 
 
-def _rows(height: int, pitch: int, extra: int, planes: int, entries: int) -> int:
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """What laying out a tile takes.
+
+    Attributes:
+        planes: For all channels.
+        extra: Rows that are read beyond those of the output.
+        cycles: For 16 numbers.
+    """
+
+    planes: int
+    extra: int
+    cycles: int
+
+
+def _rows(height: int, pitch: int, copied: _Copied, channels: int, entries: int) -> int:
     """Output rows of a tile: the fewest cycles by count, among what the cache holds."""
 
     def cycles(rows: int) -> float:
         parts, vectors = _parts(rows * pitch)
         multiply = entries * parts * (vectors + 1.5)
-        copy = 4 * planes * (rows + extra) * -(-pitch // LANES)
+        deep = rows + copied.extra
+        copy = copied.cycles * copied.planes * deep * -(-pitch // LANES)
         return -(-height // rows) * (multiply + copy)
 
-    fitting = max(_CACHE // (4 * pitch * planes) - extra, 1)
+    room = _CACHE // (4 * pitch) - copied.planes * copied.extra
+    fitting = max(room // (copied.planes + channels), 1)
     return min(range(1, min(fitting, height + 1) + 1), key=cycles)
 
 

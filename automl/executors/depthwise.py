@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.executors.conv_plan import Geometry, Pair
+from automl.executors.conv_plan import Pair
 from automl.executors.rows import Float32
 
 #: Limits that limit nothing.
@@ -17,7 +17,7 @@ NO_BOUNDS = np.array([-np.inf, np.inf], np.float32)
 _NO_NUMBERS = np.zeros(0, np.float32)
 #: What kernels are given where there is no depthwise convolution.
 NO_DEPTHWISE: tuple[Any, ...] = (
-    np.zeros(6, np.int64),
+    np.zeros(4, np.int64),
     _NO_NUMBERS,
     np.zeros(0, np.uint16),
     NO_BOUNDS,
@@ -26,27 +26,23 @@ NO_DEPTHWISE: tuple[Any, ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Depthwise:
-    """A depthwise convolution with zeros as padding, and limits on its output.
+    """A depthwise convolution with one zero on each side, and limits on its output.
 
     Attributes:
         kernel: Nine weights and the bias of each channel, shape (channels, 10).
         stride: 1 or 2, both ways.
-        padding: Zeros above and below, to the left and right.
         bounds: Least and largest number of the output, shape (2).
     """
 
     kernel: Float32
     stride: int
-    padding: Pair
     bounds: Float32
 
     @classmethod
-    def of(
-        cls, weight: Float32, bias: Float32, stride: int, padding: Pair, bounds: Float32
-    ) -> Depthwise:
+    def of(cls, weight: Float32, bias: Float32, stride: int, bounds: Float32) -> Depthwise:
         """From a weight of shape (channels, 1, 3, 3) and a bias of shape (channels)."""
         kernel = np.concatenate([weight.reshape(len(bias), 9), bias[:, None]], 1)
-        return cls(np.ascontiguousarray(kernel, np.float32), stride, padding, bounds)
+        return cls(np.ascontiguousarray(kernel, np.float32), stride, bounds)
 
     @property
     def channels(self) -> int:
@@ -54,36 +50,32 @@ class Depthwise:
         return len(self.kernel)
 
     def output(self, size: Pair) -> Pair:
-        """Height and width of the output.
+        """Height and width of the output."""
+        return (size[0] - 1) // self.stride + 1, (size[1] - 1) // self.stride + 1
 
-        Raises:
-            ValueError: The image is smaller than the kernel.
-        """
-        return Geometry(self.channels, (3, 3), (self.stride,) * 2, self.padding, (1, 1)).output(
-            size
-        )
-
-    def arguments(self, size: Pair) -> tuple[Any, ...]:
-        """``layout``, ``kernel``, ``masks`` and ``bounds`` of the kernel."""
+    def arguments(self, size: Pair, rows: int) -> tuple[Any, ...]:
+        """``layout``, ``kernel``, ``masks`` and ``bounds`` of the kernel, for tiles of rows."""
         columns = self.output(size)[1]
-        layout = np.array([*size, self.stride, *self.padding, columns])
-        masks = _masks(size[1], self.stride, self.padding[1], columns)
+        layout = np.array([*size, self.stride, columns])
+        masks = _masks(size[1], rows) if self.stride == 1 else _masks_of_pairs(size[1], columns)
         return layout, self.kernel.reshape(-1), masks, self.bounds
 
 
-def _masks(width: int, stride: int, padding: int, columns: int) -> NDArray[np.uint16]:
-    """Lanes to read of up to four vectors, and lanes to write, for every 16 columns.
+def _masks(width: int, rows: int) -> NDArray[np.uint16]:
+    """Stride 1: lanes whose left neighbour, self and right neighbour are in their row."""
+    column = np.arange(-(-rows * width // 16) * 16).reshape(-1, 1, 16) % width
+    shift = np.array([-1, 0, 1, 0])[:, None]
+    return _bits((0 <= column + shift) & (column + shift < width))
 
-    With stride 1 the vectors are the image shifted by the columns of the kernel; with stride 2
-    they are the first and second 16 numbers from the first column of the kernel on, and from the
-    last.
-    """
-    shifts = (0, 1, 2, 0) if stride == 1 else (0, 16, 2, 18)
-    lanes = np.arange(16)
-    rows = []
-    for first in range(0, columns, 16):
-        places = [stride * first - padding + shift + lanes for shift in shifts]
-        inside = [(0 <= place) & (place < width) for place in places]
-        rows.append([*inside, first + lanes < columns])
-    bits: NDArray[np.int64] = (np.array(rows) << lanes).sum(-1)
+
+def _masks_of_pairs(width: int, columns: int) -> NDArray[np.uint16]:
+    """Stride 2: lanes inside of the image of 32 numbers from the left neighbours on, and the same
+    of 32 from the right neighbours on."""
+    first = np.arange(0, columns, 16)[:, None, None]
+    place = 2 * first - 1 + np.array([0, 16, 2, 18])[:, None] + np.arange(16)
+    return _bits((0 <= place) & (place < width))
+
+
+def _bits(lanes: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    bits: NDArray[np.int64] = (lanes << np.arange(16)).sum(-1)
     return bits.astype(np.uint16).reshape(-1)

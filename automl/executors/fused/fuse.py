@@ -82,7 +82,7 @@ class _Convolution:
         channels, per_group, *kernel = self.weight.shape
         square = self.stride[0] == self.stride[1] and self.stride[0] in (1, 2)
         own = (channels, per_group, *kernel) == (self.groups, 1, 3, 3)
-        return own and square and self.dilation == (1, 1)
+        return own and square and self.dilation == self.padding == (1, 1)
 
     @property
     def is_pointwise(self) -> bool:
@@ -138,7 +138,9 @@ class _Maker:
         for node in self.program.operators:
             if node in made or node in gone:
                 continue
-            made[node] = self.pooling(node, in_buffers) or self.operate(node)
+            made[node] = (
+                self.maxima(node, in_buffers) or self.means(node) or self.operate(node)
+            )
         # A convolution runs where its last node stands: all that it reads stands before.
         return [made[node] for node in self.program.operators if node in made]
 
@@ -204,8 +206,8 @@ class _Maker:
         if first is None or not first.is_depthwise or between & gone:
             return None
         gone |= between
-        weight, (padding, stride) = first.weight.numpy(), (first.padding, first.stride[0])
-        return first.x, Depthwise.of(weight, first.numpy_bias(), stride, padding, bounds)
+        weight, bias = first.weight.numpy(), first.numpy_bias()
+        return first.x, Depthwise.of(weight, bias, first.stride[0], bounds)
 
     def convolve(
         self, found: _Convolution, tail: _Tail, x: Node, before: Depthwise | None
@@ -227,7 +229,7 @@ class _Maker:
             (first,) = first.users
         return nodes
 
-    def pooling(self, node: Node, in_buffers: set[Node]) -> MaxPool | None:
+    def maxima(self, node: Node, in_buffers: set[Node]) -> MaxPool | None:
         """Maximum pooling of what a convolution puts out."""
         if operator_of(node) != "max_pool2d":
             return None
@@ -239,6 +241,27 @@ class _Maker:
         window = (*kernel, *stride, *_pair(found["padding"]))
         shape = tuple(node.meta["val"].shape)
         return MaxPool((self.number[x],), self.number[node], shape, window)
+
+    def means(self, node: Node) -> Operate | None:
+        """Pooling of whole images: a product with equal weights, much faster than torch's."""
+        name, found = operator_of(node), arguments_of(node)
+        if name == "adaptive_avg_pool2d":
+            whole = _pair(found["output_size"]) == (1, 1)
+        elif name == "mean":
+            dims = sorted(dim % 4 for dim in found.get("dim") or [])
+            whole = dims == [2, 3] and found["dtype"] is None
+        else:
+            return None
+        x = found["self"]
+        if not whole or x.meta["val"].dim() != 4:
+            return None
+        pixels = math.prod(x.meta["val"].shape[2:])
+        weights, shape = torch.full((pixels,), 1 / pixels), node.meta["val"].shape
+
+        def mean(images: Tensor) -> Tensor:
+            return torch.mv(images.reshape(-1, pixels), weights).view(shape)
+
+        return Operate(mean, (self.number[x],), self.number[node])
 
     def operate(self, node: Node) -> Operate:
         """Anything else."""
@@ -275,6 +298,12 @@ def _prepacked(found: _Convolution) -> Callable[[Tensor], Tensor] | None:
 def _function(node: Node, reads: Sequence[Node]) -> Callable[..., Any]:
     """A node as a function of what it reads."""
     target: Any = node.target
+    if operator_of(node) in ("clone", "alias", "detach"):
+        # Values are never written to; the result of all is copied at the end.
+        return lambda tensor: tensor
+    if list(reads) == list(node.args[: len(reads)]) and not node.kwargs:
+        rest = node.args[len(reads) :]
+        return lambda *tensors: target(*tensors, *rest)
 
     def call(*tensors: Any) -> Any:
         given = dict(zip(reads, tensors, strict=True))

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 
+from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import address_of, float32x16, intrinsic_of
 
 
@@ -123,3 +126,10 @@ def store_some(typing_context: Any, array: Any, offset: Any, vector: Any, mask: 
         return context.get_dummy_value()
 
     return types.void(array, types.intp, float32x16, types.uint16), generate
+
+
+@njit(**OPTIONS, inline="always")
+def between(first: int, last: int) -> Any:
+    """A mask of the lanes from ``first`` to before ``last``, of which there are 16."""
+    low, high = min(max(first, 0), 16), min(max(last, 0), 16)
+    return np.uint16((1 << max(low, high)) - (1 << low))

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from automl.executors.kernels.blocks import (
+    between,
     fma_block,
     load_block,
     load_some,
@@ -28,6 +29,7 @@ from automl.executors.kernels.vectors import (
     clamp,
     evens,
     fma,
+    load_float32x16,
     peek,
     pick2_float32x16,
     prefetch,
@@ -39,13 +41,6 @@ from automl.executors.kernels.vectors import (
 
 #: Channels fetched ahead.
 _AHEAD = 4
-
-
-@njit(**OPTIONS, inline="always")
-def _between(first: int, last: int) -> Any:
-    """A mask of the lanes from ``first`` to before ``last``, of which there are 16."""
-    low, high = min(max(first, 0), 16), min(max(last, 0), 16)
-    return np.uint16((1 << max(low, high)) - (1 << low))
 
 
 @njit(**OPTIONS)
@@ -91,16 +86,23 @@ def gather(
                 # Vectors are written whole: up to 15 zeros where the next row or plane goes.
                 if fast and stride[1] == 1:
                     for lane in range(0, pitch, 16):
-                        mask = _between(first - lane, stop - lane)
-                        inputs = load_some(flat, source + lane, mask)
+                        if first <= lane <= stop - 16:
+                            inputs = load_float32x16(flat, source + lane)
+                        else:
+                            mask = between(first - lane, stop - lane)
+                            inputs = load_some(flat, source + lane, mask)
                         doubt = fma(inputs, zero, doubt)
                         store(panel, goal + lane, inputs)
                 elif fast and stride[1] == 2:
                     for lane in range(0, pitch, 16):
                         begin, end = 2 * (first - lane), 2 * (stop - lane) - 1
                         place = source + 2 * lane
-                        low = load_some(flat, place, _between(begin, end))
-                        high = load_some(flat, place + 16, _between(begin - 16, end - 16))
+                        if begin <= 0 and end >= 32:
+                            low = load_float32x16(flat, place)
+                            high = load_float32x16(flat, place + 16)
+                        else:
+                            low = load_some(flat, place, between(begin, end))
+                            high = load_some(flat, place + 16, between(begin - 16, end - 16))
                         inputs = pick2_float32x16(low, evens(), high)
                         doubt = fma(inputs, zero, doubt)
                         store(panel, goal + lane, inputs)
@@ -152,13 +154,20 @@ def scatter(
             count = min(width, pixels - begin)
             at, source = channel * pixels + begin, channel * lanes + row * pitch
             if fast:
-                for lane in range(0, count, 16):
-                    mask = _between(0, count - lane)
-                    found = load_some(sums, source + lane, mask)
+                whole = max(count, 0) & ~15
+                for lane in range(0, whole, 16):
+                    found = load_float32x16(sums, source + lane)
                     if adds:
-                        found = add(found, load_some(other, ahead + at + lane, mask))
+                        found = add(found, load_float32x16(other, ahead + at + lane))
                     doubt = fma(found, zero, doubt)
-                    store_some(flat, at + lane, clamp(found, low, high), mask)
+                    store(flat, at + lane, clamp(found, low, high))
+                if whole < count:
+                    mask = between(0, count - whole)
+                    found = load_some(sums, source + whole, mask)
+                    if adds:
+                        found = add(found, load_some(other, ahead + at + whole, mask))
+                    doubt = fma(found, zero, doubt)
+                    store_some(flat, at + whole, clamp(found, low, high), mask)
             else:
                 for lane in range(count):
                     number = sums[source + lane]

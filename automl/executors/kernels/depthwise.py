@@ -1,8 +1,9 @@
 """Depthwise 3 x 3 convolutions that leave their output where the next convolution reads it.
 
-Columns of an output row are the lanes of vectors. With stride 1 the three rows of the kernel are
-applied to an input row at once, and what they give waits for the next rows, so that every input
-row is read once. With stride 2 every other number of two vectors is picked.
+With stride 1 an image is one line of pixels: its 16 next ones are the lanes of a vector wherever
+rows end, and lanes whose neighbour is in another row read a zero. With stride 2 lanes are columns,
+and every other number of two vectors is picked. Vectors are written whole: what is too much lies
+where the next pixels go, so that rows and channels are done in order.
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from automl.executors.kernels.blocks import load_some, store_some
+from automl.executors.kernels.blocks import between, load_some
 from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import (
     add,
     clamp,
     evens,
     fma,
+    load_float32x16,
     odds,
     peek,
     pick2_float32x16,
+    prefetch,
     splat,
+    store,
     total,
     zeros_float32x16,
 )
+
+
+#: Channels fetched ahead.
+_AHEAD = 3
 
 
 @njit(**OPTIONS)
@@ -33,15 +41,14 @@ def depthwise(
     x: Any, layout: Any, kernel: Any, masks: Any, bounds: Any, top: int, rows: int, plane: int,
     panel: Any, fast: bool,
 ) -> bool:  # fmt: skip
-    """Convolves rows of an image, channel by channel.
+    """Convolves rows of an image, channel by channel, with a zero on each side.
 
     Args:
         x: One image, shape (channels, pixels).
-        layout: Height and width of the image, stride (1 or 2, both ways), zeros above and to the
-            left, columns of the output.
+        layout: Height and width of the image, stride (1 or 2, both ways), columns of the output.
         kernel: For each channel nine weights, row by row, and the bias; shape (channels * 10).
-        masks: For every 16 columns of the output: lanes to read of up to four vectors, and lanes
-            to write, shape (vectors * 5), uint16; see ``automl.executors.depthwise``.
+        masks: Lanes to read of up to four vectors, shape (vectors * 4), uint16, for every vector
+            of a tile with stride 1 and of a row with stride 2; see ``automl.executors.depthwise``.
         bounds: Least and largest number of the output.
         top: First output row.
         rows: Output rows.
@@ -53,20 +60,24 @@ def depthwise(
         Whether all sums are finite.
     """
     flat, doubt, rest = x.reshape(-1), zeros_float32x16(), np.float32(0)
+    first = max(layout[2] * top - 1, 0) * layout[1]
+    last = min(layout[2] * (top + rows) + 1, layout[0]) * layout[1]
     for channel in range(x.shape[0]):
-        arguments = (flat, channel * x.shape[1], layout, kernel, bounds, top, rows)
-        at = channel * plane
+        image, at = channel * x.shape[1], channel * plane
+        for place in range(first, last, 16):
+            prefetch(flat, image + _AHEAD * x.shape[1] + place)
+        arguments = (flat, image, layout, kernel, bounds, top, rows, 10 * channel)
         if not fast:
-            rest += _plain(*arguments, 10 * channel, panel, at)
+            rest += _plain(*arguments, panel, at)
         elif layout[2] == 1:
-            doubt = add(doubt, _every_column(*arguments, 10 * channel, masks, panel, at))
+            doubt = add(doubt, _every_pixel(*arguments, masks, panel, at))
         else:
-            doubt = add(doubt, _every_other(*arguments, 10 * channel, masks, panel, at))
+            doubt = add(doubt, _every_other(*arguments, masks, panel, at))
     return bool(total(doubt) + rest == 0)
 
 
 @njit(**OPTIONS)
-def _every_column(
+def _every_pixel(
     flat: Any, image: int, layout: Any, kernel: Any, bounds: Any, top: int, rows: int, own: int,
     masks: Any, panel: Any, at: int,
 ) -> Any:  # fmt: skip
@@ -76,31 +87,37 @@ def _every_column(
     f, g = splat(peek(kernel, own + 5)), splat(peek(kernel, own + 6))
     h, i = splat(peek(kernel, own + 7)), splat(peek(kernel, own + 8))
     bias, low, high = splat(peek(kernel, own + 9)), splat(bounds[0]), splat(bounds[1])
-    zero = zeros_float32x16()
-    doubt, height, width, columns = zero, layout[0], layout[1], layout[5]
-    for lane in range(0, columns, 16):
-        mask = 5 * (lane >> 4)
-        left, middle = peek(masks, mask), peek(masks, mask + 1)
-        right, written = peek(masks, mask + 2), peek(masks, mask + 4)
-        start = image + lane - layout[4]
-        one, two = bias, bias  # Sums that wait for two rows more, and for one.
-        for step in range(rows + 2):
-            y = top - layout[3] + step
-            done = two
-            two, one = one, bias
-            if 0 <= y < height:
-                place = start + y * width
-                p = load_some(flat, place, left)
-                q = load_some(flat, place + 1, middle)
-                r = load_some(flat, place + 2, right)
-                # Added to what waits at last, so that rows do not wait for each other.
-                done = add(done, fma(g, p, fma(h, q, fma(i, r, zero))))
-                two = add(two, fma(d, p, fma(e, q, fma(f, r, zero))))
-                one = fma(a, p, fma(b, q, fma(c, r, bias)))
-            if step >= 2:
-                doubt = fma(done, zero, doubt)
-                goal = at + (step - 2) * columns + lane
-                store_some(panel, goal, clamp(done, low, high), written)
+    zero, width = zeros_float32x16(), layout[1]
+    doubt, pixels, begin = zero, layout[0] * layout[1], top * layout[1]
+    for lane in range(0, rows * width, 16):
+        left, right = peek(masks, lane >> 2), peek(masks, (lane >> 2) + 2)
+        place = begin + lane
+        here, up, down = image + place, image + place - width, image + place + width
+        if width <= place <= pixels - width - 16:
+            one = fma(a, load_some(flat, up - 1, left), bias)
+            two = fma(d, load_some(flat, here - 1, left), zero)
+            three = fma(g, load_some(flat, down - 1, left), zero)
+            one = fma(b, load_float32x16(flat, up), one)
+            two = fma(e, load_float32x16(flat, here), two)
+            three = fma(h, load_float32x16(flat, down), three)
+            one = fma(c, load_some(flat, up + 1, right), one)
+            two = fma(f, load_some(flat, here + 1, right), two)
+            three = fma(i, load_some(flat, down + 1, right), three)
+        else:
+            above = between(width - place, 16)
+            inside, below = between(0, pixels - place), between(0, pixels - width - place)
+            one = fma(a, load_some(flat, up - 1, left & above), bias)
+            two = fma(d, load_some(flat, here - 1, left & inside), zero)
+            three = fma(g, load_some(flat, down - 1, left & below), zero)
+            one = fma(b, load_some(flat, up, above), one)
+            two = fma(e, load_some(flat, here, inside), two)
+            three = fma(h, load_some(flat, down, below), three)
+            one = fma(c, load_some(flat, up + 1, right & above), one)
+            two = fma(f, load_some(flat, here + 1, right & inside), two)
+            three = fma(i, load_some(flat, down + 1, right & below), three)
+        done = add(one, add(two, three))
+        doubt = fma(done, zero, doubt)
+        store(panel, at + lane, clamp(done, low, high))
     return doubt
 
 
@@ -112,19 +129,16 @@ def _every_other(
     """One channel with stride 2: zero times the sums."""
     bias, low, high = splat(peek(kernel, own + 9)), splat(bounds[0]), splat(bounds[1])
     zero, even, odd = zeros_float32x16(), evens(), odds()
-    doubt, height, width, columns = zero, layout[0], layout[1], layout[5]
-    for lane in range(0, columns, 16):
-        mask = 5 * (lane >> 4)
-        first, second = peek(masks, mask), peek(masks, mask + 1)
-        third, fourth = peek(masks, mask + 2), peek(masks, mask + 3)
-        written = peek(masks, mask + 4)
-        start = image + 2 * lane - layout[4]
-        for row in range(rows):
+    doubt, height, width, columns = zero, layout[0], layout[1], layout[3]
+    for row in range(rows):
+        for lane in range(0, columns, 16):
+            first, second = peek(masks, lane >> 2), peek(masks, (lane >> 2) + 1)
+            third, fourth = peek(masks, (lane >> 2) + 2), peek(masks, (lane >> 2) + 3)
             done = bias
             for line in range(3):
-                y = 2 * (top + row) - layout[3] + line
+                y = 2 * (top + row) - 1 + line
                 if 0 <= y < height:
-                    place, weight = start + y * width, own + 3 * line
+                    place, weight = image + y * width + 2 * lane - 1, own + 3 * line
                     p = load_some(flat, place, first)
                     q = load_some(flat, place + 16, second)
                     r = load_some(flat, place + 2, third)
@@ -135,7 +149,7 @@ def _every_other(
                     done = fma(splat(peek(kernel, weight + 1)), middle, done)
                     done = fma(splat(peek(kernel, weight + 2)), right, done)
             doubt = fma(done, zero, doubt)
-            store_some(panel, at + row * columns + lane, clamp(done, low, high), written)
+            store(panel, at + row * columns + lane, clamp(done, low, high))
     return doubt
 
 
@@ -145,15 +159,15 @@ def _plain(
     panel: Any, at: int,
 ) -> Any:  # fmt: skip
     """One channel without vector instructions of our own: zero times the sums."""
-    height, width, stride, columns = layout[0], layout[1], layout[2], layout[5]
+    height, width, stride, columns = layout[0], layout[1], layout[2], layout[3]
     doubt = np.float32(0)
     for row in range(rows):
         for column in range(columns):
             done = kernel[own + 9]
             for line in range(3):
                 for tap in range(3):
-                    y = stride * (top + row) - layout[3] + line
-                    x = stride * column - layout[4] + tap
+                    y = stride * (top + row) - 1 + line
+                    x = stride * column - 1 + tap
                     if 0 <= y < height and 0 <= x < width:
                         done += kernel[own + 3 * line + tap] * flat[image + y * width + x]
             doubt += done * np.float32(0)
