@@ -7,9 +7,11 @@ worth having. Formats that round (bfloat16, int8, shared weights) are only tried
 for.
 
 Layers that gain alone need not gain together: what is around them may want its data in another
-order, and a small network is mostly calls. So the network made of the choices, and the one made of
-the clear gains alone, are timed beside the best dense network there is (``baselines``), in turn. If
-none is faster by more than noise, that dense network is the result, and the table says so.
+order, and a small network is mostly calls. So the network made of the choices, the one made of the
+clear gains alone, and one of fused steps (``automl.executors.fused``: sparse convolutions with the
+depthwise convolutions, sums and ReLUs around them, in buffers that are kept) are timed beside the
+best dense network there is (``baselines``), in turn. If none is faster by more than noise, that
+dense network is the result, and the table says so.
 
 Times are remembered by the layers' signatures, so that the same choice on the same machine is made
 without measuring.
@@ -41,10 +43,15 @@ from automl.types import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from automl.executors.fused.network import FusedNetwork
+
 __all__ = ["EXACT", "Choice", "CompiledModel", "PackedModule", "compile"]
 
 #: Formats whose results differ from dense by the order of additions only.
 EXACT = ("pell", "csc", "bitmap", "nm24", "spmm")
+
+#: The network, and the layers in it, that run as fused steps.
+FUSED = "fused"
 
 #: A layer that gains this much is kept sparse even where others are not.
 _CLEAR_GAIN = 1.5
@@ -172,6 +179,9 @@ def compile(
     tuner = Tuner(candidates, prepare, is_cold, ONEDNN in dense, memory)
     choices, ways = _choose(tuner, folded, inputs)
     sparse = _sparse_networks(folded, choices, ways)
+    fused = _fused(folded, inputs, choices, ways)
+    if fused is not None:
+        sparse[FUSED] = fused
     verdict = judge(dense, sparse, inputs, memory, _key(tuner, folded, inputs))
     best, candidate = dense[verdict.dense], sparse.get(verdict.candidate or "")
     if verdict.sparse is None:
@@ -180,6 +190,8 @@ def compile(
         network, chosen = sparse[verdict.sparse], choices
     if verdict.sparse == "clear":
         chosen = [c if not c.is_sparse or _is_clear(c) else _left(c) for c in choices]
+    if verdict.sparse == FUSED and fused is not None:
+        chosen = [_in_fused(choice, fused) for choice in choices]
     return CompiledModel(network, best, inputs, chosen, verdict, choices, candidate)
 
 
@@ -249,6 +261,32 @@ def _sparse_networks(
         name: dense_ways.with_replaced(network, {layer: ways[layer] for layer in chosen})
         for name, chosen in sets.items()
     }
+
+
+def _fused(
+    network: nn.Module,
+    inputs: tuple[Any, ...],
+    choices: Sequence[Choice],
+    ways: Mapping[str, nn.Module],
+) -> FusedNetwork | None:
+    """The network with its convolutions fused with what is around them."""
+    from automl.executors.fused.fuse import fuse
+
+    linear = [c.layer for c in choices if c.is_sparse and len(c.shape) == 2]
+    return fuse(network, inputs, {name: ways[name] for name in linear})
+
+
+def _in_fused(choice: Choice, fused: FusedNetwork) -> Choice:
+    """The choice of a layer where the fused network is used."""
+    size = fused.layers.get(choice.layer)
+    if size is not None:
+        reason = "fused with its neighbours"
+        if choice.is_sparse:
+            reason += f"; {choice.reason} alone"
+        return replace(choice, format=FUSED, reason=reason, packed_bytes=size)
+    if choice.is_sparse and len(choice.shape) != 2:
+        return replace(choice, format=DENSE, packed_bytes=choice.dense_bytes)
+    return choice
 
 
 def _left(choice: Choice) -> Choice:

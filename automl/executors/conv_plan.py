@@ -24,8 +24,9 @@ Pair = tuple[int, int]
 LANES = 16
 #: Vectors of positions that two rows of weights work on at once, in registers.
 _MOST = 8
-#: Bytes that a tile's planes and sums should not exceed, to stay in the second-level cache.
-_CACHE = 640 * 1024
+#: Bytes of a tile's planes and sums that stay in the second-level cache, more that they may take,
+#: and cycles that each line beyond costs.
+_CACHE, _MOST_BYTES, _MISS = 512 * 1024, 1536 * 1024, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +187,11 @@ def _rows(height: int, pitch: int, copied: _Copied, channels: int, entries: int)
         multiply = entries * parts * (vectors + 1.5)
         deep = rows + copied.extra
         copy = copied.cycles * copied.planes * deep * -(-pitch // LANES)
-        return -(-height // rows) * (multiply + copy)
+        size = 4 * pitch * (copied.planes * deep + channels * rows)
+        missed = _MISS * max(size - _CACHE, 0) / 64
+        return -(-height // rows) * (multiply + copy + missed)
 
-    room = _CACHE // (4 * pitch) - copied.planes * copied.extra
+    room = _MOST_BYTES // (4 * pitch) - copied.planes * copied.extra
     fitting = max(room // (copied.planes + channels), 1)
     return min(range(1, min(fitting, height + 1) + 1), key=cycles)
 

@@ -69,8 +69,7 @@ def _masks(width: int, rows: int) -> NDArray[np.uint16]:
 
 
 def _masks_of_pairs(width: int, columns: int) -> NDArray[np.uint16]:
-    """Stride 2: lanes inside of the image of 32 numbers from the left neighbours on, and the same
-    of 32 from the right neighbours on."""
+    """Stride 2: lanes of two vectors from the left neighbours on, two from the right ones on."""
     first = np.arange(0, columns, 16)[:, None, None]
     place = 2 * first - 1 + np.array([0, 16, 2, 18])[:, None] + np.arange(16)
     return _bits((0 <= place) & (place < width))

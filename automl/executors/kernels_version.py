@@ -18,6 +18,8 @@ def kernels_version() -> str:
     modules |= {"automl.executors.conv", "automl.executors.packed"}
     files = {Path(str(importlib.import_module(name).__file__)) for name in modules}
     content = hashlib.sha256()
-    for file in sorted([*files, *(folder / "kernels").glob("*.py")]):
+    files |= {folder / "conv_plan.py", folder / "depthwise.py"}
+    own = [file for name in ("kernels", "fused") for file in (folder / name).glob("*.py")]
+    for file in sorted([*files, *own]):
         content.update(file.read_bytes())
     return content.hexdigest()[:8]

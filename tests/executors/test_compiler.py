@@ -258,3 +258,21 @@ def test_unusual_inputs_come_out_as_dense_has_them(times):
         assert torch.allclose(run(x), expected, atol=1e-5, equal_nan=True)
     with pytest.raises(TypeError, match="must be float32"):
         run(torch.zeros(1, 3, 6, 6).double())
+
+
+def test_the_fused_network_is_used_where_it_is_fastest(times):
+    wholes = {"eager": 10.0, "sparse:all": 8.0, "sparse:fused": 4.0}
+    times(wholes, dense=100, conv=20, csc=30)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(96, 7))
+    for layer in (network[2], network[5]):
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.3
+    x = torch.randn(1, 3, 6, 6)
+    run = compile(network.eval(), x, executors=["csc"])
+    assert run.verdict.sparse == "fused" and run.sparse is run.network
+    assert [choice.format for choice in run.choices] == ["fused", "fused", "csc"]
+    assert run.choices[0].reason == "fused with its neighbours"
+    assert run.choices[1].reason == "fused with its neighbours; 5.0 times as fast as dense alone"
+    assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
+    assert run.table()["format"].tolist() == ["fused", "fused", "csc"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
-import numpy as np
-
-from automl.executors.fused.steps import Step
-from automl.executors.packed import aligned_zeros
+from automl.executors.fused.steps import Step, View
+from automl.executors.packed import working_memory
 from automl.executors.rows import Float32
 
 #: Floats behind every buffer.
@@ -30,7 +29,7 @@ def allocate(steps: Sequence[Step], output: int) -> dict[int, Float32]:
     free_from: list[int] = []
     places: dict[int, int] = {}
     for time, step in enumerate(steps):
-        if step.shape is None:
+        if step.shape is None or isinstance(step, View):
             continue
         size = math.prod(step.shape)
         free = [n for n, end in enumerate(free_from) if end < time]
@@ -43,12 +42,18 @@ def allocate(steps: Sequence[Step], output: int) -> dict[int, Float32]:
             sizes.append(size)
             free_from.append(0)
         free_from[place], places[step.writes] = last[step.writes], place
-    memory = [aligned_zeros(size + _BEHIND, np.float32) for size in sizes]
-    return {
-        step.writes: memory[places[step.writes]][: math.prod(step.shape)].reshape(step.shape)
-        for step in steps
-        if step.shape is not None
-    }
+    # One piece of memory, each buffer from a cache line on.
+    starts = list(accumulate((-(-(size + _BEHIND) // 16) * 16 for size in sizes), initial=0))
+    memory = working_memory(starts[-1])
+    buffers: dict[int, Float32] = {}
+    for step in steps:
+        if isinstance(step, View):
+            buffers[step.writes] = buffers[step.reads[0]].reshape(step.shape)
+        elif step.shape is not None:
+            start = starts[places[step.writes]]
+            own = memory[start : start + math.prod(step.shape)]
+            buffers[step.writes] = own.reshape(step.shape)
+    return buffers
 
 
 def _last_uses(steps: Sequence[Step], output: int) -> dict[int, int]:
@@ -58,7 +63,8 @@ def _last_uses(steps: Sequence[Step], output: int) -> dict[int, int]:
     for time, step in enumerate(steps):
         held = set().union(*(holds.get(number, set()) for number in step.reads))
         last.update(dict.fromkeys(held, time))
-        holds[step.writes] = held if step.shape is None else {step.writes}
+        own = step.shape is not None and not isinstance(step, View)
+        holds[step.writes] = {step.writes} if own else held
         last[step.writes] = time
     last.update(dict.fromkeys(holds.get(output, set()), len(steps)))
     return last

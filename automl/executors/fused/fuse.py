@@ -23,9 +23,19 @@ from torch.fx import Node
 from automl.executors.conv import pack_conv2d
 from automl.executors.conv_plan import Pair
 from automl.executors.depthwise import NO_BOUNDS, Depthwise
+from automl.executors.fused import dense
 from automl.executors.fused.network import FusedNetwork
 from automl.executors.fused.program import Program, arguments_of, export, operator_of
-from automl.executors.fused.steps import Convolve, MaxPool, Operate, Step
+from automl.executors.fused.steps import (
+    Convolve,
+    MaxPool,
+    MeanPool,
+    Multiply,
+    Operate,
+    Step,
+    View,
+)
+from automl.executors.packed import PackedLinear
 from automl.executors.rows import Float32
 
 #: Convolutions with more of their weights left are dense ones.
@@ -33,6 +43,9 @@ _DENSEST = 0.4
 #: Input channels with which dense convolutions run on the sparse kernel too.
 _FEW_CHANNELS = 4
 
+#: Operators that leave the numbers as they are, for tensors in one piece.
+_SAME = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "clone", "alias", "dropout",
+         "contiguous", "_unsafe_view")  # fmt: skip
 _LIMITS = ("relu", "relu6", "hardtanh", "clamp", "clamp_min")
 
 
@@ -48,26 +61,28 @@ def fuse(
 
     Returns:
         A module with the same output, for inputs of this shape; None where the network cannot be
-        exported, takes or returns other than one tensor, or has no convolution to run sparse.
+        exported, takes or returns other than one tensor, or has no convolution with few weights.
     """
     program = export(network, inputs)
     if program is None:
         return None
     maker = _Maker(program, layers)
     steps = maker.steps()
-    if not any(isinstance(step, Convolve) for step in steps):
+    if not maker.zeros:
         return None
     source = maker.number[program.source], tuple(inputs[0].shape)
     values: list[Any] = [None] * len(maker.number)
     for node, tensor in program.tensors.items():
         values[maker.number[node]] = tensor
-    return FusedNetwork(steps, values, source, maker.number[program.output], network)
+    output = maker.number[program.output]
+    return FusedNetwork(steps, values, source, output, network, maker.fused)
 
 
 @dataclass(frozen=True)
 class _Convolution:
-    """A convolution as the graph has it."""
+    """A convolution as the graph has it, by the name of its module."""
 
+    name: str
     x: Node
     weight: Tensor
     bias: Tensor | None
@@ -95,7 +110,18 @@ class _Convolution:
         """Whether it runs on the sparse kernel."""
         if self.groups == 1 and self.weight.shape[1] <= _FEW_CHANNELS:
             return True
-        return np.count_nonzero(self.weight.numpy()) <= _DENSEST * self.weight.numel()
+        return self.has_zeros
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether few weights are left."""
+        return int(np.count_nonzero(self.weight.numpy())) <= _DENSEST * self.weight.numel()
+
+    def as_dense(self) -> Callable[[Tensor], Tensor] | None:
+        """It as oneDNN runs it."""
+        form = (self.padding, self.stride, self.dilation, self.groups)
+        shape = list(self.x.meta["val"].shape)
+        return dense.convolution(self.weight, self.bias, form, shape)
 
     def numpy_bias(self) -> Float32:
         """The bias, or zeros."""
@@ -119,6 +145,8 @@ class _Maker:
     def __init__(self, program: Program, layers: Mapping[str, nn.Module]) -> None:
         self.program, self.layers = program, layers
         self.number = {node: number for number, node in enumerate(program.nodes)}
+        self.fused: dict[str, int] = {}
+        self.zeros = False
 
     def steps(self) -> list[Step]:
         """In the order in which they can run."""
@@ -132,17 +160,41 @@ class _Maker:
             first = self.depthwise(found, gone)
             if first is not None:
                 x, before = first
-            made[tail.last] = self.convolve(found, tail, x, before)
+            fused = self.convolve(found, tail, x, before)
+            made[tail.last] = fused
+            self.fused[found.name] = fused.packed.nbytes
+            self.zeros |= found.has_zeros
             gone |= self.between(node, tail.last)
         in_buffers = set(made)
         for node in self.program.operators:
             if node in made or node in gone:
                 continue
-            made[node] = (
-                self.maxima(node, in_buffers) or self.means(node) or self.operate(node)
-            )
+            step = self.in_buffer(node) if _reads_first(node) in in_buffers else None
+            if step is not None:
+                in_buffers.add(node)
+            made[node] = step or self.operate(node)
         # A convolution runs where its last node stands: all that it reads stands before.
         return [made[node] for node in self.program.operators if node in made]
+
+    def in_buffer(self, node: Node) -> Step | None:
+        """A step that fills a buffer from what lies in one; None where there is none for it."""
+        name, found = operator_of(node), arguments_of(node)
+        read, number = (self.number[_reads_first(node)],), self.number[node]
+        like = node.meta.get("val")
+        if not isinstance(like, Tensor) or like.dtype != torch.float32:
+            return None
+        shape = tuple(like.shape)
+        if name in _SAME and len(node.all_input_nodes) == 1 and like.is_contiguous():
+            return View(read, number, shape)
+        if name == "max_pool2d":
+            window = _window(found)
+            return None if window is None else MaxPool(read, number, shape, window)
+        if _is_mean_of_images(node):
+            return MeanPool(read, number, shape)
+        if name == "linear":
+            layer = self.linear(node)
+            return None if layer is None else Multiply(layer, read, number, shape)
+        return None
 
     def convolution(self, node: Node) -> _Convolution | None:
         """A node as a convolution with a weight that does not change, None if it is none."""
@@ -155,8 +207,12 @@ class _Maker:
             return None
         if found["input"].meta["val"].dim() != 4 or not bool(weight.isfinite().all()):
             return None
-        pairs = (_pair(found[key]) for key in ("stride", "padding", "dilation"))
-        return _Convolution(found["input"], weight, bias, *pairs, found["groups"])
+        stride, padding, dilation = map(
+            _pair, (found["stride"], found["padding"], found["dilation"])
+        )
+        name = self.program.module_of(found["weight"])
+        form = (stride, padding, dilation, int(found["groups"]))
+        return _Convolution(name, found["input"], weight, bias, *form)
 
     def tensor(self, value: Any) -> Any:
         """The tensor that a node stands for, if that does not change."""
@@ -187,8 +243,9 @@ class _Maker:
         if len(others) != 1 or not isinstance(others[0], Node):
             return None
         other, like = others[0].meta.get("val"), own.meta["val"]
-        same = isinstance(other, Tensor) and other.shape == like.shape
-        return others[0] if same and other.dtype == like.dtype else None
+        if not isinstance(other, Tensor) or other.shape != like.shape:
+            return None
+        return others[0] if other.dtype == like.dtype else None
 
     def depthwise(self, found: _Convolution, gone: set[Node]) -> tuple[Node, Depthwise] | None:
         """What a pointwise convolution reads: the input and the depthwise convolution on it."""
@@ -207,14 +264,22 @@ class _Maker:
             return None
         gone |= between
         weight, bias = first.weight.numpy(), first.numpy_bias()
-        return first.x, Depthwise.of(weight, bias, first.stride[0], bounds)
+        made = Depthwise.of(weight, bias, first.stride[0], bounds)
+        self.fused[first.name] = made.kernel.nbytes
+        return first.x, made
 
     def convolve(
         self, found: _Convolution, tail: _Tail, x: Node, before: Depthwise | None
     ) -> Convolve:
         """The step."""
-        form = {"stride": found.stride, "padding": found.padding, "dilation": found.dilation}
-        packed = pack_conv2d(found.weight.numpy(), found.numpy_bias(), **form, groups=found.groups)
+        packed = pack_conv2d(
+            found.weight.numpy(),
+            found.numpy_bias(),
+            stride=found.stride,
+            padding=found.padding,
+            dilation=found.dilation,
+            groups=found.groups,
+        )
         reads = (x,) if tail.other is None else (x, tail.other)
         batch, _, height, width = x.meta["val"].shape
         numbers = tuple(self.number[node] for node in reads)
@@ -229,81 +294,66 @@ class _Maker:
             (first,) = first.users
         return nodes
 
-    def maxima(self, node: Node, in_buffers: set[Node]) -> MaxPool | None:
-        """Maximum pooling of what a convolution puts out."""
-        if operator_of(node) != "max_pool2d":
-            return None
-        found = arguments_of(node)
-        x, kernel = found["self"], _pair(found["kernel_size"])
-        if x not in in_buffers or found["ceil_mode"] or _pair(found["dilation"]) != (1, 1):
-            return None
-        stride = _pair(found["stride"] or found["kernel_size"])
-        window = (*kernel, *stride, *_pair(found["padding"]))
-        shape = tuple(node.meta["val"].shape)
-        return MaxPool((self.number[x],), self.number[node], shape, window)
-
-    def means(self, node: Node) -> Operate | None:
-        """Pooling of whole images: a product with equal weights, much faster than torch's."""
-        name, found = operator_of(node), arguments_of(node)
-        if name == "adaptive_avg_pool2d":
-            whole = _pair(found["output_size"]) == (1, 1)
-        elif name == "mean":
-            dims = sorted(dim % 4 for dim in found.get("dim") or [])
-            whole = dims == [2, 3] and found["dtype"] is None
-        else:
-            return None
-        x = found["self"]
-        if not whole or x.meta["val"].dim() != 4:
-            return None
-        pixels = math.prod(x.meta["val"].shape[2:])
-        weights, shape = torch.full((pixels,), 1 / pixels), node.meta["val"].shape
-
-        def mean(images: Tensor) -> Tensor:
-            return torch.mv(images.reshape(-1, pixels), weights).view(shape)
-
-        return Operate(mean, (self.number[x],), self.number[node])
-
     def operate(self, node: Node) -> Operate:
         """Anything else."""
-        if operator_of(node) == "linear":
-            layer = self.layers.get(self.program.module_of(arguments_of(node)["weight"]))
-            if layer is not None:
-                return Operate(layer, (self.number[arguments_of(node)["input"]],), self.number[node])
         found = self.convolution(node)
-        packed = None if found is None else _prepacked(found)
-        if found is not None and packed is not None:
-            return Operate(packed, (self.number[found.x],), self.number[node])
+        x, function = (None, None) if found is None else (found.x, found.as_dense())
+        if operator_of(node) == "linear":
+            x = arguments_of(node)["input"]
+            function = self.layers.get(self.program.module_of(arguments_of(node)["weight"]))
+        if function is not None and x is not None:
+            return Operate(function, (self.number[x],), self.number[node])
         reads = tuple(node.all_input_nodes)
         numbers = tuple(self.number[read] for read in reads)
         return Operate(_function(node, reads), numbers, self.number[node])
 
+    def linear(self, node: Node) -> PackedLinear | None:
+        """A fully connected layer as it was packed, or dense for one example."""
+        found = arguments_of(node)
+        module = self.layers.get(self.program.module_of(found["weight"]))
+        if module is not None:
+            packed = getattr(module, "packed", None)
+            return packed if isinstance(packed, PackedLinear) else None
+        weight, bias = self.tensor(found["weight"]), self.tensor(found["bias"])
+        if weight is None or (bias is None and found["bias"] is not None):
+            return None
+        if found["input"].meta["val"].numel() != weight.shape[1]:
+            return None
+        start = np.zeros(len(weight), np.float32) if bias is None else bias.numpy()
+        return dense.AlignedLinear.of(weight.numpy(), start)
 
-def _prepacked(found: _Convolution) -> Callable[[Tensor], Tensor] | None:
-    """A dense convolution with its weight in oneDNN's order; None where it does not take it."""
-    form = (found.padding, found.stride, found.dilation, found.groups)
-    shape = list(found.x.meta["val"].shape)
-    try:
-        ready = torch.ops.mkldnn._reorder_convolution_weight(found.weight, *form, shape)
-    except (RuntimeError, AttributeError):  # This build of torch lacks an operator.
+
+def _reads_first(node: Node) -> Any:
+    return node.args[0] if node.args else None
+
+
+def _window(found: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Heights and widths of a window, its steps and the padding; None for what is out of reach."""
+    if found["ceil_mode"] or _pair(found["dilation"]) != (1, 1):
         return None
-    call = torch.ops.mkldnn._convolution_pointwise
-
-    def convolve(x: Tensor) -> Tensor:
-        out: Tensor = call(x, ready, found.bias, *form, "none", [], "")
-        return out
-
-    return convolve
+    stride = _pair(found["stride"] or found["kernel_size"])
+    return (*_pair(found["kernel_size"]), *stride, *_pair(found["padding"]))
 
 
-def _function(node: Node, reads: Sequence[Node]) -> Callable[..., Any]:
+def _is_mean_of_images(node: Node) -> bool:
+    """Whether an operator takes the mean over height and width."""
+    name, found = operator_of(node), arguments_of(node)
+    if name == "adaptive_avg_pool2d":
+        whole = _pair(found["output_size"]) == (1, 1)
+    elif name == "mean" and found.get("dim"):
+        whole = sorted(dim % 4 for dim in found["dim"]) == [2, 3] and found["dtype"] is None
+    else:
+        return False
+    return whole and found["self"].meta["val"].dim() == 4
+
+
+def _function(node: Node, reads: tuple[Node, ...]) -> Callable[..., Any]:
     """A node as a function of what it reads."""
     target: Any = node.target
-    if operator_of(node) in ("clone", "alias", "detach"):
-        # Values are never written to; the result of all is copied at the end.
-        return lambda tensor: tensor
-    if list(reads) == list(node.args[: len(reads)]) and not node.kwargs:
-        rest = node.args[len(reads) :]
-        return lambda *tensors: target(*tensors, *rest)
+    rest, more = node.args[len(reads) :], set[Node]()
+    torch.fx.map_arg((rest, node.kwargs), more.add)
+    if reads == node.args[: len(reads)] and not more:
+        return lambda *tensors: target(*tensors, *rest, **node.kwargs)
 
     def call(*tensors: Any) -> Any:
         given = dict(zip(reads, tensors, strict=True))
@@ -328,10 +378,10 @@ def _first(node: Node) -> str:
 def _limits(node: Node) -> NDArray[np.float32] | None:
     """The least and the largest number that a node lets through."""
     found, name = arguments_of(node), operator_of(node)
-    if name == "relu":
-        low, high = 0.0, math.inf
-    elif name == "relu6":
-        low, high = 0.0, 6.0
+    low: Any
+    high: Any
+    if name in ("relu", "relu6"):
+        low, high = 0.0, 6.0 if name == "relu6" else None
     elif name == "hardtanh":
         low, high = found["min_val"], found["max_val"]
     else:

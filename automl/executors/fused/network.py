@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from automl.executors.fused.buffers import allocate
-from automl.executors.fused.steps import Convolve, Step, Values
-from automl.executors.packed import aligned_zeros
+from automl.executors.fused.steps import Operate, Step, Values
+from automl.executors.packed import working_memory
 
 
 class FusedNetwork(nn.Module):
@@ -23,6 +22,7 @@ class FusedNetwork(nn.Module):
 
     Attributes:
         steps: What is done, in order.
+        layers: Bytes of every convolution that is fused with its neighbours, by its name.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class FusedNetwork(nn.Module):
         source: tuple[int, tuple[int, ...]],
         output: int,
         network: nn.Module,
+        layers: Mapping[str, int],
     ) -> None:
         """Allocates the buffers.
 
@@ -41,32 +42,41 @@ class FusedNetwork(nn.Module):
             source: Number and shape of the input.
             output: Number of the output.
             network: What the steps were made of.
+            layers: Bytes of every fused convolution by its name.
         """
         super().__init__()
-        self.steps = tuple(steps)
+        self.steps, self.layers = tuple(steps), dict(layers)
         buffers = allocate(steps, output)
-        memory = aligned_zeros(max(step.floats for step in steps), np.float32)
+        memory = working_memory(max(step.floats for step in steps))
         self._values = list(values)
         for number, array in buffers.items():
             self._values[number] = torch.from_numpy(array)
-        self._calls = [step.bind(buffers, memory) for step in steps]
+        calls = [step.bind(buffers, memory) for step in steps]
+        self._calls = [call for call in calls if call is not None]
         self._source, self._shape, self._output = *source, output
+        self._operates = any(isinstance(step, Operate) for step in steps)
         self._lock = threading.Lock()
         # In a tuple: its weights are not this one's parameters.
         self._network = (network,)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of packed weights."""
-        return sum(step.packed.nbytes for step in self.steps if isinstance(step, Convolve))
-
     def forward(self, x: Tensor) -> Any:
         """The network's output."""
-        if x.shape == self._shape and x.dtype == torch.float32 and x.device.type == "cpu":
-            with torch.inference_mode(), self._lock:
-                values = list(self._values)
-                values[self._source] = x
-                if all(call(values) for call in self._calls):
-                    # A copy: it may lie in a buffer.
-                    return values[self._output].clone()
+        if x.shape != self._shape or x.dtype != torch.float32 or x.device.type != "cpu":
+            return self._network[0](x)
+        with self._lock:
+            values = list(self._values)
+            values[self._source] = x.detach()
+            if self._runs(values):
+                # A copy: it may lie in a buffer.
+                return values[self._output].clone()
         return self._network[0](x)
+
+    def _runs(self, values: Values) -> bool:
+        if self._operates:
+            with torch.inference_mode():
+                return all(call(values) for call in self._calls)
+        # Without torch's operators there is nothing to switch off, which takes a while.
+        for call in self._calls:
+            if not call(values):
+                return False
+        return True

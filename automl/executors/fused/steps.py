@@ -13,6 +13,7 @@ from automl.executors.conv import SparseConv2d
 from automl.executors.conv_plan import Pair
 from automl.executors.depthwise import Depthwise
 from automl.executors.kernels import conv, pool
+from automl.executors.packed import PackedLinear
 from automl.executors.rows import Float32
 
 #: Tensors by the number of their value.
@@ -42,8 +43,13 @@ class Step(Protocol):
     def floats(self) -> int:
         """Of working memory that it needs."""
 
-    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
-        """The step as a function; values that lie in buffers are looked up now."""
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call | None:
+        """The step as a function, None where there is nothing to do.
+
+        Args:
+            buffers: Values that lie in buffers, which are looked up now.
+            memory: Working memory.
+        """
 
 
 @dataclass(eq=False)
@@ -89,8 +95,8 @@ class Convolve:
             x, *others = (buffers[number] for number in self.reads)
             other = others[0].reshape(-1) if others else _NOTHING
             # One call with nothing to look up: a line of Python costs 10 us on cold caches.
-            call = partial(conv.convolve, x, y, other, *rest)
-            return lambda values: call()
+            arguments = (x, y, other, *rest)
+            return lambda values: conv.convolve(*arguments)
 
         def run(values: Values) -> bool:
             x, *others = (_array(values[number]) for number in self.reads)
@@ -126,6 +132,82 @@ class MaxPool:
             return True
 
         return run
+
+
+@dataclass(eq=False)
+class MeanPool:
+    """Means of whole images.
+
+    Attributes:
+        reads: The images.
+        writes: The output.
+        shape: Of the output.
+    """
+
+    reads: tuple[int, ...]
+    writes: int
+    shape: tuple[int, ...]
+    floats = 0
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
+        """See ``Step``; what it reads must lie in a buffer."""
+        y = buffers[self.writes].reshape(-1)
+        x = buffers[self.reads[0]].reshape(len(y), -1)
+
+        def run(values: Values) -> bool:
+            pool.mean_pool(x, y)
+            return True
+
+        return run
+
+
+@dataclass(eq=False)
+class Multiply:
+    """A fully connected layer.
+
+    Attributes:
+        layer: It, packed.
+        reads: The examples.
+        writes: The output.
+        shape: Of the output.
+    """
+
+    layer: PackedLinear
+    reads: tuple[int, ...]
+    writes: int
+    shape: tuple[int, ...]
+    floats = 0
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
+        """See ``Step``; what it reads must lie in a buffer."""
+        x = buffers[self.reads[0]].reshape(-1, self.layer.in_features)
+        y = buffers[self.writes].reshape(-1, self.layer.out_features)
+        if len(x) == 1:
+            return partial(_multiply, self.layer.multiply_into, x[0], y[0])
+        return partial(_multiply, self.layer.multiply_batch_into, x, y)
+
+
+def _multiply(into: Callable[..., bool], x: Float32, y: Float32, values: Values) -> bool:
+    return into(x, y)
+
+
+@dataclass(eq=False)
+class View:
+    """The same numbers in another shape.
+
+    Attributes:
+        reads: A value that lies in a buffer.
+        writes: Its other form.
+        shape: Of that.
+    """
+
+    reads: tuple[int, ...]
+    writes: int
+    shape: tuple[int, ...]
+    floats = 0
+
+    def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> None:
+        """See ``Step``; there is nothing to do."""
 
 
 @dataclass(eq=False)

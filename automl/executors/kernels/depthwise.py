@@ -31,9 +31,8 @@ from automl.executors.kernels.vectors import (
     zeros_float32x16,
 )
 
-
-#: Channels fetched ahead.
-_AHEAD = 3
+#: Numbers fetched ahead, at least one channel.
+_AHEAD = 512
 
 
 @njit(**OPTIONS)
@@ -62,10 +61,11 @@ def depthwise(
     flat, doubt, rest = x.reshape(-1), zeros_float32x16(), np.float32(0)
     first = max(layout[2] * top - 1, 0) * layout[1]
     last = min(layout[2] * (top + rows) + 1, layout[0]) * layout[1]
+    far = (1 + _AHEAD // (last - first)) * x.shape[1]
     for channel in range(x.shape[0]):
         image, at = channel * x.shape[1], channel * plane
         for place in range(first, last, 16):
-            prefetch(flat, image + _AHEAD * x.shape[1] + place)
+            prefetch(flat, image + far + place)
         arguments = (flat, image, layout, kernel, bounds, top, rows, 10 * channel)
         if not fast:
             rest += _plain(*arguments, panel, at)
@@ -104,7 +104,7 @@ def _every_pixel(
             two = fma(f, load_some(flat, here + 1, right), two)
             three = fma(i, load_some(flat, down + 1, right), three)
         else:
-            above = between(width - place, 16)
+            above = between(width - place, pixels + width - place)
             inside, below = between(0, pixels - place), between(0, pixels - width - place)
             one = fma(a, load_some(flat, up - 1, left & above), bias)
             two = fma(d, load_some(flat, here - 1, left & inside), zero)

@@ -1,4 +1,4 @@
-"""Maximum pooling, in plain loops that the compiler turns into vectors."""
+"""Pooling, in plain loops that the compiler turns into vectors."""
 
 from __future__ import annotations
 
@@ -39,9 +39,33 @@ def max_pool(
                 for other in range(begin + 1, min(first + high, height)):
                     numbers = plane[other]
                     for column in range(width):
-                        inside[column] = max(inside[column], numbers[column])
+                        # Not max(), which asks about NaN and keeps vectors away.
+                        known, new = inside[column], numbers[column]
+                        inside[column] = new if new > known else known
                 for column in range(y.shape[3]):
                     largest = line[column * right]
                     for place in range(column * right + 1, column * right + wide):
-                        largest = max(largest, line[place])
+                        largest = line[place] if line[place] > largest else largest
                     y[image, channel, row, column] = largest
+
+
+@njit(**OPTIONS)
+def mean_pool(x: Any, y: Any) -> None:
+    """The mean of every row.
+
+    Args:
+        x: Shape (rows, pixels).
+        y: Filled, shape (rows).
+    """
+    pixels = x.shape[1]
+    sums = np.empty(16, np.float32)
+    for row in range(x.shape[0]):
+        # 16 sums side by side, added at last.
+        sums[:] = 0
+        whole = pixels & ~15
+        for start in range(0, whole, 16):
+            for lane in range(16):
+                sums[lane] += x[row, start + lane]
+        for place in range(whole, pixels):
+            sums[place - whole] += x[row, place]
+        y[row] = sums.sum() / np.float32(pixels)
