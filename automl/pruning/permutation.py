@@ -137,7 +137,7 @@ def _with_another(work: Tensor, which: Tensor, m: int, n: int) -> Tensor:
     Returns:
         Shape (some, columns): sums over the rows.
     """
-    members = work.unflatten(0, (-1, m))
+    members = work.view(-1, m, work.shape[1])
     rest = torch.stack([torch.tensor([j for j in range(m) if j != i]) for i in range(m)])
     others = members[which // m][torch.arange(len(which))[:, None], rest[which % m]]
     top = others.topk(n, dim=1).values  # (some, n, rows)
@@ -169,7 +169,7 @@ def _exchanges(gains: Tensor, group: Tensor, least: float) -> Iterator[tuple[int
 def _kept(matrix: Tensor, m: int, n: int) -> float:
     """Magnitude that N:M keeps of a matrix; a last group is filled up with zeros."""
     filled = nn.functional.pad(matrix, (0, -matrix.shape[1] % m))
-    return float(filled.unflatten(1, (-1, m)).topk(n, dim=2).values.sum())
+    return float(filled.view(len(filled), -1, m).topk(n, dim=2).values.sum())
 
 
 def _rows(model: nn.Module, plan: MaskedPlan, target: int) -> Iterator[tuple[int, Tensor]]:
@@ -199,8 +199,10 @@ def _reorder(model: nn.Module, plan: IndexPlan, target: int, order: Tensor) -> N
     units = torch.arange(int(plan.offsets[-1]))
     units[first:last] = first + order
     sources = [_source(axis, units.numpy(), first, last) for axis in plan.axes]
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for planned in plan.tensors:
         tensor = tensors.get(planned.name)
         for dim, number in enumerate(planned.axes):
