@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.kernels import cpu, spmm
-from automl.executors.packed import FiniteLinear, aligned_zeros
+from automl.executors.packed import FiniteLinear, scratch
 from automl.executors.rows import Float32, Rows, as_bias, as_weight
 
 
@@ -74,18 +74,21 @@ class SpmmLinear(FiniteLinear):
         return y
 
     def _panel(self, x: Float32, first: int, width: int, y: Float32) -> None:
-        lanes = aligned_zeros(self.in_features * width, np.float32)
-        sums = aligned_zeros(self.out_features * width, np.float32)
-        spmm.to_panel(x, first, width, lanes)
+        # Kept memory: fresh pages would take longer to fill than the panel.
+        size = self.in_features * width
+        memory = scratch(size + self.out_features * width)
+        lanes, sums = memory[:size], memory[size:]
+        vectors = cpu.supports(cpu.FLOATS)
+        spmm.to_panel(x, first, width, lanes, vectors)
         spmm.fill(self.bias, width, sums)
         matrix = (self.tile, self.tiles, self.rows, self.starts, self.index, self.value)
-        if not cpu.supports(cpu.FLOATS):
+        if not vectors:
             spmm.multiply_plain(lanes, *matrix, width, sums)
         elif width == 64:
             spmm.multiply_64(lanes, *matrix, sums)
         else:
             spmm.multiply_16(lanes, *matrix, sums)
-        spmm.from_panel(sums, first, width, y)
+        spmm.from_panel(sums, first, width, y, vectors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,50 @@ def store_block(typing_context: Any, array: Any, offset: Any, block: Any) -> Any
     return types.void(array, types.intp, block), generate
 
 
+@intrinsic_of
+def transpose(
+    typing_context: Any, array: Any, offset: Any, pitch: Any, goal: Any, place: Any, step: Any
+) -> Any:
+    """Writes 16 rows of 16 floats as columns.
+
+    Rows start at element ``offset`` of ``array``, ``pitch`` apart; in ``goal`` the transposed rows
+    start at ``place``, ``step`` apart.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        def row(number: int, array_type: Any, at: Any, first: Any, apart: Any) -> Any:
+            start = builder.add(first, builder.mul(apart, ir.Constant(apart.type, number)))
+            return _pointer(context, builder, array_type, [at, start], 0)
+
+        rows = []
+        for number in range(16):
+            rows.append(builder.load(row(number, signature.args[0], *values[:3])))
+            rows[-1].align = 4
+        for half in (8, 4, 2, 1):
+            rows = _swapped(builder, rows, half)
+        for number, vector in enumerate(rows):
+            builder.store(vector, row(number, signature.args[3], *values[3:])).align = 4
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(array, integer, integer, goal, integer, integer), generate
+
+
+def _swapped(builder: Any, rows: list[Any], half: int) -> list[Any]:
+    """Rows after blocks of ``half`` x ``half`` above and below the diagonal have changed places."""
+    lanes = range(16)
+    upper = [lane if not lane & half else 16 + lane - half for lane in lanes]
+    lower = [lane + half if not lane & half else 16 + lane for lane in lanes]
+    made = list(rows)
+    for number in lanes:
+        if not number & half:
+            pair = rows[number], rows[number + half]
+            for place, order in ((number, upper), (number + half, lower)):
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), 16), order)
+                made[place] = builder.shuffle_vector(*pair, mask)
+    return made
+
+
 def _mask_of(builder: Any, bits: Any) -> Any:
     return builder.bitcast(bits, ir.VectorType(ir.IntType(1), 16))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from numba import njit
 
+from automl.executors.kernels.blocks import transpose
 from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import (
     fma,
@@ -18,27 +19,42 @@ from automl.executors.kernels.vectors import (
 
 
 @njit(**OPTIONS)
-def to_panel(x: Any, first: int, width: int, panel: Any) -> None:
-    """Turns examples into lanes: panel[column, i] = x[first + i, column], zero beyond the batch."""
-    for start in range(0, x.shape[1], 16):
-        stop = min(start + 16, x.shape[1])
-        for example in range(width):
-            if first + example < x.shape[0]:
-                for column in range(start, stop):
-                    panel[column * width + example] = x[first + example, column]
-            else:
-                for column in range(start, stop):
-                    panel[column * width + example] = 0
+def to_panel(x: Any, first: int, width: int, panel: Any, fast: bool) -> None:
+    """Turns examples into lanes: panel[column, i] = x[first + i, column], zero beyond the batch.
+
+    ``width`` is a multiple of 16; ``fast``: whether to use vector instructions.
+    """
+    flat, columns = x.reshape(-1), x.shape[1]
+    for start in range(0, columns, 16):
+        stop = min(start + 16, columns)
+        for group in range(0, width, 16):
+            if fast and stop - start == 16 and first + group + 16 <= x.shape[0]:
+                source = (first + group) * columns + start
+                transpose(flat, source, columns, panel, start * width + group, width)
+                continue
+            for example in range(group, group + 16):
+                if first + example < x.shape[0]:
+                    for column in range(start, stop):
+                        panel[column * width + example] = x[first + example, column]
+                else:
+                    for column in range(start, stop):
+                        panel[column * width + example] = 0
 
 
 @njit(**OPTIONS)
-def from_panel(panel: Any, first: int, width: int, y: Any) -> None:
+def from_panel(panel: Any, first: int, width: int, y: Any, fast: bool) -> None:
     """Turns lanes back into examples."""
-    for start in range(0, y.shape[1], 16):
-        stop = min(start + 16, y.shape[1])
-        for example in range(min(width, y.shape[0] - first)):
-            for row in range(start, stop):
-                y[first + example, row] = panel[row * width + example]
+    flat, columns = y.reshape(-1), y.shape[1]
+    for start in range(0, columns, 16):
+        stop = min(start + 16, columns)
+        for group in range(0, min(width, y.shape[0] - first), 16):
+            if fast and stop - start == 16 and first + group + 16 <= y.shape[0]:
+                goal = (first + group) * columns + start
+                transpose(panel, start * width + group, width, flat, goal, columns)
+                continue
+            for example in range(group, min(group + 16, y.shape[0] - first)):
+                for row in range(start, stop):
+                    y[first + example, row] = panel[row * width + example]
 
 
 @njit(**OPTIONS)
