@@ -4,7 +4,8 @@
 
 Every search runs once undisturbed. Then it is started again and again in fresh folders, and killed
 with SIGKILL, SIGINT or SIGTERM at moments drawn at random, up to ``--per-folder`` times a folder,
-until it is let run to its end. What is checked, with real processes, real signals and real files:
+until it is let run to its end. With ``engine=process``, every second kill is that of a worker,
+which the search has to survive. Checked with real processes, real signals and real files:
 
 - every line that was in a journal before a kill is in it after it, and after the run has gone on;
 - no trial is scored twice;
@@ -18,6 +19,7 @@ Prints a Markdown table; exits with 1 if anything was lost.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -52,7 +54,12 @@ CASES = {
     "tpe": ("strategy=tpe",),
     "sensitivity": ("strategy=sensitivity",),
     "finetuned": ("strategy=random", "finetune=short", "finetune.epochs=2"),
+    "workers": ("strategy=random", "engine=process", "engine.n=2"),
 }
+#: Cases whose workers are killed, too: those that have some.
+WITH_WORKERS = frozenset({"workers"})
+#: What a tally calls the kill of a worker.
+WORKER = "worker"
 
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 #: What a process that was told to stop may end with: its own code, the signal, or 0 if it was done.
@@ -72,7 +79,7 @@ class Tally:
     """What happened to one case.
 
     Attributes:
-        kills: By signal.
+        kills: By signal; ``worker`` where a worker was killed and not the search itself.
         moments: Kills by where the run was: before its folder, in its trials, behind them.
         runs: Folders that ran to their end.
         lines: Journal lines that were there at a kill and had to survive.
@@ -197,8 +204,6 @@ def reference(name: str, root: Path) -> Reference:
 
 def _in_this_process(arguments: Sequence[str], log: Path) -> int:
     """Runs the command here, so that what it imports and compiles is there for all forks."""
-    import contextlib
-
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         return command(list(arguments))
 
@@ -219,8 +224,10 @@ def one_folder(
     for _ in range(kills):
         if (folder / "result.json").is_file():
             break
-        number = rng.choice(SIGNALS)
-        if not _killed(name, folder, log, rng.uniform(0, known.seconds), number, tally):
+        number, after = rng.choice(SIGNALS), rng.uniform(0, known.seconds)
+        if name in WITH_WORKERS and rng.random() < 0.5:
+            _worker_killed(name, folder, log, after, tally)
+        elif not _killed(name, folder, log, after, number, tally):
             break
     code = wait(start(_how_to_go_on(name, folder, rng), log))
     if code != 0:
@@ -254,6 +261,37 @@ def _killed(
     if "Traceback" in log.read_text():
         raise Lost(f"{number.name} led to a traceback: {_last_line(log)}")
     return True
+
+
+def _worker_killed(name: str, folder: Path, log: Path, after: float, tally: Tally) -> None:
+    """Runs on, kills one worker once there is one, and sees to it that the search ends well."""
+    before = journals(folder)
+    pid = start(_how_to_go_on(name, folder, random.Random(after)), log)
+    code = wait(pid, after)
+    while code is None and not (workers := _workers(pid)):
+        code = wait(pid, 0.05)
+    if code is None:
+        seen = journals(folder)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended since
+            os.kill(random.Random(after).choice(workers), signal.SIGKILL)
+            tally.kills[WORKER] += 1
+            tally.moments[moment(folder)] += 1
+            tally.lines += sum(map(len, seen.values()))
+        code = wait(pid)
+        require_kept(seen, folder)
+    require_kept(before, folder)
+    if code != 0:
+        raise Lost(f"a killed worker ended the search with {code}: {_last_line(log)}")
+
+
+def _workers(pid: int) -> list[int]:
+    """The worker processes of a search."""
+    found = []
+    with contextlib.suppress(OSError):  # of processes that end meanwhile
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def _how_to_go_on(name: str, folder: Path, rng: random.Random) -> list[str]:
@@ -293,12 +331,13 @@ def suite(
 def table(tallies: dict[str, Tally]) -> str:
     """The outcome as Markdown."""
     lines = [
-        "| search | SIGKILL | SIGINT | SIGTERM | before, in, after trials | journal lines at kills "
-        "| runs ended | wrong |",
-        "|---|---|---|---|---|---|---|---|",
+        "| search | SIGKILL | SIGINT | SIGTERM | worker | before, in, after trials "
+        "| journal lines at kills | runs ended | wrong |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, tally in tallies.items():
         kills = [str(tally.kills[number.name]) for number in SIGNALS]
+        kills.append(str(tally.kills[WORKER]))
         when = [str(tally.moments[at]) for at in ("before trials", "in trials", "after trials")]
         cells = [name, *kills, ", ".join(when), tally.lines, tally.runs, len(tally.faults)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
