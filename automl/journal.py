@@ -215,7 +215,7 @@ def _parse(line: bytes) -> Any:
     try:
         row = json.loads(line)
         return _numbers(row, float) if isinstance(row, dict) else row
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

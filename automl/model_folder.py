@@ -18,6 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from automl.engines.errors import one_line
 from automl.graph.materialise import Materialiser
 from automl.models import LoadedModel, load_model
 from automl.paths import atomic_write
@@ -164,10 +165,19 @@ def load_structure(folder: Path, trust: Sequence[str] = ()) -> tuple[nn.Module, 
     check_factory(rebuild.factory, rebuild.kwargs, trust, str(folder / REBUILD))
     plan = IndexPlan.from_json(_read(folder / PLAN).decode("utf-8", "replace"))
     policy = Policy.load(folder / POLICY)
-    dense = load_model(
-        rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
-    ).model
-    network = Materialiser(dense, plan)(kept_units(policy, plan))
+    units = kept_units(policy, plan)
+    try:
+        dense = load_model(
+            rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
+        ).model
+        network = Materialiser(dense, plan)(units)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged plan can make torch stumble over nearly anything
+        raise InputError(
+            f"{folder}: plan.json, policy.json and rebuild.json do not make a network "
+            f"({one_line(error)[:120]}); export the run again"
+        ) from error
     return network, plan, policy
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from automl.executors import formats
 from automl.executors.packed import PackedLinear
+from automl.executors.packed_check import check_layer
 from automl.paths import atomic_write
 from automl.types import InputError
 
@@ -63,7 +64,9 @@ def load(folder: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pa
 
     Args:
         folder: Where ``save`` wrote them.
-        verify: Whether to compare the checksum, which reads the file once.
+        verify: Whether to compare the checksum, which reads the file once, and to see to it that
+            kernels can trust the layers, which takes as long as packing them. Without, only for
+            files of your own.
 
     Returns:
         Name -> layer, in the order in which they were saved.
@@ -79,7 +82,7 @@ def load(folder: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pa
     arrays = dict(_parse(memory, folder / _ARRAYS))
     kinds: dict[str, Any] = {kind.kind: kind for kind in _packed_classes()}
     try:
-        return {
+        layers: dict[str, PackedLinear] = {
             name: kinds[layer["kind"]](
                 **layer["settings"],
                 **{field: arrays[f"{name}/{field}"] for field in layer["arrays"]},
@@ -90,6 +93,9 @@ def load(folder: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pa
         raise InputError(
             f"{folder / _DESCRIPTION} does not describe the arrays beside it ({error}); save again"
         ) from error
+    for name, layer in layers.items() if verify else ():
+        check_layer(layer, name)
+    return layers
 
 
 def _describe(layer: PackedLinear) -> dict[str, Any]:
@@ -120,11 +126,13 @@ def _safetensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        version = int(description["version"])
+        version = description["version"]
+        if type(version) is not int:
+            raise TypeError("version")
         _ = description["sha256"], description["layers"].items()
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give the folder of a packed model") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} does not describe a packed model; save it again") from error
     if version > VERSION:
         raise InputError(f"{path} has version {version}, newer than {VERSION}: upgrade prunepilot")
@@ -150,7 +158,7 @@ def _parse(memory: NDArray[np.uint8], path: Path) -> Iterator[tuple[str, NDArray
             first, last = (8 + length + offset for offset in entry["data_offsets"])
             array = memory[first:last].view(types[entry["dtype"]])
             yield name, array.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
         raise InputError(f"{path} is not a safetensors file of packed layers") from error
 
 

@@ -26,6 +26,7 @@ from automl.executors.baselines import inputs_of_layers, with_replaced
 from automl.executors.compiler import EXACT
 from automl.executors.conv import SparseConv2d
 from automl.executors.packed import PackedLinear
+from automl.executors.packed_check import check_geometry
 from automl.executors.spmm import SpmmLinear
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.model_folder import Rebuild, fill, load_structure, read_tensors, unique_tensors
@@ -109,6 +110,7 @@ def _layer(one: PackedLinear, geometry: Mapping[str, Any] | None) -> PackedLinea
         return one
     if not isinstance(one, SpmmLinear):
         raise TypeError(f"a convolution as {one.name}")
+    check_geometry(one, geometry, "of the file")
     settings: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in geometry.items()
     }
@@ -117,8 +119,11 @@ def _layer(one: PackedLinear, geometry: Mapping[str, Any] | None) -> PackedLinea
 
 def _geometry(path: Path) -> dict[str, Mapping[str, Any]]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        geometry = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(one, dict) for one in geometry.values()):
+            raise TypeError("a convolution is described by an object")
+        return dict(geometry)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read; export the run again") from error
 
 

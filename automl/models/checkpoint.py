@@ -123,7 +123,7 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except RuntimeError as error:
         raise _needs_code(path, str(error)) or _corrupt(path, error) from error
-    except (EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
         # What the unpickler raises on damaged bytes depends on where they are damaged.
         raise _corrupt(path, error) from error
 

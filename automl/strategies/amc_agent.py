@@ -253,11 +253,15 @@ def load_agent(agent: EpisodeLearner, algorithm: str, path: str | os.PathLike[st
         with safe_open(str(file), framework="pt") as stored:
             about = json.loads((stored.metadata() or {}).get("agent", "{}"))
             state = {name: stored.get_tensor(name) for name in stored.keys()}
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"cannot read agent {str(file)!r}: {reason}") from None
     _check(about, agent, algorithm, str(file))
-    agent.policy.load_state_dict(state)
+    try:
+        agent.policy.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"agent {str(file)!r} is damaged: {reason}") from None
 
 
 def _check(about: Any, agent: EpisodeLearner, algorithm: str, file: str) -> None:

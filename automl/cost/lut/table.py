@@ -200,7 +200,7 @@ def _document(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise InputError(f"latency table {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: it is no JSON; {_REMEDY}") from error
     found = document if isinstance(document, dict) else {}
     if found.get("schema") != TABLE_SCHEMA or found.get("version") != TABLE_VERSION:
@@ -228,7 +228,10 @@ def _sealed_rows(path: Path, seal: _Seal) -> str:
         )
     if hashlib.sha256(content).hexdigest() != seal.sha256:
         raise InputError(f"{path} is damaged: its rows are not those that were sealed; {_REMEDY}")
-    return content.decode("utf-8")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: it is no text; {_REMEDY}") from error
 
 
 # ---- rows
@@ -273,7 +276,7 @@ def read_rows(text: str, where: str, batch: int = 1) -> Iterator[tuple[Signature
     for row in reader:
         try:
             yield _from_row(row, batch)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{where}, line {reader.line_num} cannot be read: {error}") from error
 
 
