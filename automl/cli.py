@@ -23,7 +23,7 @@ from automl.signals import as_exceptions, exit_code, word
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
 VERBS = (
     "search", "resume", "sensitivity", "compare", "report", "policy", "apply", "export", "prune",
-    "trace", "lut", "storage", "bench", "doctor",
+    "trace", "lut", "storage", "bench", "bench-search", "doctor",
 )  # fmt: skip
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -127,7 +127,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_verb(verbs: argparse._SubParsersAction[_Parser], name: str) -> None:
-    command = importlib.import_module(f"automl.commands.{name}")
+    command = importlib.import_module(f"automl.commands.{name.replace('-', '_')}")
     parser = verbs.add_parser(
         name,
         help=command.SUMMARY,

@@ -214,6 +214,8 @@ def _parse(line: bytes) -> Any:
         return None
     try:
         row = json.loads(line)
+        if b"\\ud" in line.lower():  # halves of characters, which no table can hold
+            json.dumps(row, ensure_ascii=False).encode()
         return _numbers(row, float) if isinstance(row, dict) else row
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

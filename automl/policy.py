@@ -27,7 +27,7 @@ SCHEMA = "prunepilot/policy"
 VERSION = 1
 
 #: Kept counts live in int64 arrays.
-_MOST_UNITS = 2**63 - 1
+MOST_UNITS = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class Decision:
 
     def __post_init__(self) -> None:
         """Checks the fields and turns NumPy's numbers into Python's."""
-        object.__setattr__(self, "units", _integer("units", self.units, 1, _MOST_UNITS))
+        object.__setattr__(self, "units", _integer("units", self.units, 1, MOST_UNITS))
         object.__setattr__(self, "kept", _integer("kept", self.kept, 1, self.units))
         object.__setattr__(self, "ratio", _ratio(self.ratio))
         if self.indices is not None:

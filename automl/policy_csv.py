@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.paths import atomic_write
-from automl.policy import Decision, Policy
+from automl.policy import MOST_UNITS, Decision, Policy
 from automl.types import InputError
 
 COLUMNS = ("target", "granularity", "units", "ratio")
@@ -86,8 +86,8 @@ def _decision(row: dict[str, Any], where: str) -> Decision:
         units, ratio = int(row["units"]), float(row["ratio"])
     except (TypeError, ValueError):
         raise InputError(f"{where}: units must be a whole number and ratio a number") from None
-    if units < 1:
-        raise InputError(f"{where}: units must be >= 1, got {units}")
+    if not 1 <= units <= MOST_UNITS:
+        raise InputError(f"{where}: units must be in [1, {MOST_UNITS}], got {row['units'][:30]}")
     if not 0 <= ratio < 1:
         raise InputError(f"{where}: ratio must be in [0, 1), the fraction to remove, got {ratio:g}")
     return Decision(row["target"], row["granularity"], ratio, _kept(ratio, units), units)

@@ -65,7 +65,7 @@ def network() -> nn.Module:
 
 def _make_folder(folder: Path) -> None:
     dense = load_model("automl.models.digits.digits_cnn", input_shape=(1, 8, 8), seed=1)
-    traced = trace(dense.model, dense.example_inputs)
+    traced = trace(dense.model, dense.example_inputs, deadline_s=1e4)
     pruner = Pruner(traced, reconstruct=None)
     policy = pruner.policy(np.maximum(traced.plan.dense // 4, 1))
     save_pruned(folder, pruner.prune(policy), dense=dense, plan=traced.plan, policy=policy)
@@ -93,7 +93,9 @@ def _make_policy(folder: Path) -> None:
 
 def _read_policy(folder: Path) -> None:
     policy = Policy.load(folder / "policy.json")
-    plan = _PLANS.setdefault("plan", None) or IndexPlan.from_json((folder / "plan.json").read_text())
+    plan = _PLANS.setdefault("plan", None) or IndexPlan.from_json(
+        (folder / "plan.json").read_text()
+    )
     _PLANS["plan"] = plan
     kept_units(policy, plan)
 

@@ -71,7 +71,7 @@ def test_the_page_of_verbs_is_their_own_help(capsys):
     finally:
         sys.path.pop(0)
     page = verbs_markdown()
-    assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == list(VERBS)
+    assert re.findall(r"^## ([\w-]+)$", page, flags=re.MULTILINE) == list(VERBS)
     assert page.count("usage: prunepilot ") == len(VERBS)
     assert page.count("\nexample:\n") == len(VERBS)
     assert "\x1b" not in page and str(Path.home()) not in page

@@ -56,4 +56,4 @@ def test_the_commands_of_the_readme_are_understood(command):
 
 def test_every_verb_has_its_line():
     table = README.partition("## Verbs")[2].partition("\n##")[0]
-    assert re.findall(r"^\| `(\w+)", table, flags=re.MULTILINE) == list(VERBS)
+    assert re.findall(r"^\| `([\w-]+)", table, flags=re.MULTILINE) == list(VERBS)

@@ -285,6 +285,7 @@ _REQUIRED = frozenset(COLUMNS[:8]) | {"median_us"}
 
 
 def _from_row(row: Mapping[str, str], batch: int) -> tuple[Signature, Entry]:
+    "".join(filter(None, row.values())).encode()  # halves of characters cannot be written again
     signature = Signature(
         kind=_word(row["kind"]),
         batch=_count(row.get("batch") or str(batch)),
