@@ -53,6 +53,9 @@ REBUILD_VERSION = 1
 #: Settings that say where and how loudly a run goes, not what it computes.
 _NOT_IDENTITY = frozenset({"run_dir", "launcher", "engine", "logger", "choices", "overrides"})
 
+#: Values of a config.yaml at most, all of its levels together.
+_MOST_SETTINGS = 100_000
+
 _LOCK = ".lock"
 #: What ``atomic_write`` leaves behind where it is killed.
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
@@ -243,11 +246,25 @@ def from_yaml(text: str) -> dict[str, Any]:
 
     try:
         config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError("not YAML") from error
     if not isinstance(config, dict):
         raise ValueError("not a mapping of settings")
+    _require_small(config)
     return config
+
+
+def _require_small(config: Any) -> None:
+    """Refuses documents that are larger than they look: references may double, or be circular."""
+    waiting, looked = [config], 0
+    while waiting and looked + len(waiting) <= _MOST_SETTINGS:
+        node, looked = waiting.pop(), looked + 1
+        if isinstance(node, Mapping):
+            waiting += [*node, *node.values()]
+        elif isinstance(node, list | tuple | set):
+            waiting += node
+    if waiting:
+        raise ValueError(f"more than {_MOST_SETTINGS} settings")
 
 
 def _is_leftover(name: str) -> bool:

@@ -3,8 +3,8 @@
     python scripts/fuzz.py --inputs 20000 --seed 0
     python scripts/fuzz.py --kinds "policy, JSON" --only 137      # one input again, with its error
 
-Every input is a whole sample with something changed (``fuzz_inputs``). What reads it must take it or
-refuse it with ``InputError``, and nothing else. Each of these is a fault: any other exception, a
+Every input is a whole sample with something changed (``fuzz_inputs``). What reads it must take it
+or refuse it with ``InputError``, and nothing else. Each of these is a fault: any other exception, a
 crash, more than 5 CPU seconds, more than 2 GiB of address space, an import of the canary module, a
 process started, a connection opened, a file written, moved or removed outside of the work folder.
 

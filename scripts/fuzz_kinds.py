@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,21 +94,19 @@ def _make_policy(folder: Path) -> None:
 
 def _read_policy(folder: Path) -> None:
     policy = Policy.load(folder / "policy.json")
-    plan = _PLANS.setdefault("plan", None) or IndexPlan.from_json(
-        (folder / "plan.json").read_text()
-    )
-    _PLANS["plan"] = plan
-    kept_units(policy, plan)
+    kept_units(policy, _plan((folder / "plan.json").read_text()))
 
 
-#: The whole plan, read once.
-_PLANS: dict[str, Any] = {}
+@cache
+def _plan(text: str) -> IndexPlan:
+    """The whole plan, read once."""
+    return IndexPlan.from_json(text)
 
 
 def _make_table(folder: Path) -> None:
     stamp = Fingerprint(
-        device="cpu", processor="one", capability="", cores=1, threads=1, torch="2", date="2026-01-01",
-        dtype="float32", layout="contiguous", source="made up",
+        device="cpu", processor="one", capability="", cores=1, threads=1, torch="2",
+        date="2026-01-01", dtype="float32", layout="contiguous", source="made up",
     )  # fmt: skip
     table = Table(folder / "table.json", stamp)
     shapes = [(3, 8), (8, 16), (16, 16)]
@@ -259,7 +258,9 @@ _FOLDER = {"plan.json": "json", "policy.json": "json", "rebuild.json": "json",
 
 KINDS: dict[str, Kind] = {
     "policy, JSON": Kind(_make_policy, {"policy.json": "json"}, _read_policy),
-    "policy, CSV": Kind(_make_policy, {"policy.csv": "csv"}, lambda at: load_csv(at / "policy.csv")),
+    "policy, CSV": Kind(
+        _make_policy, {"policy.csv": "csv"}, lambda at: load_csv(at / "policy.csv")
+    ),
     "latency table": Kind(
         _make_table, {"table.json": "json", "table.csv": "csv"},
         lambda at: Table.load(at / "table.json"), _seal_table,
