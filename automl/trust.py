@@ -92,6 +92,31 @@ def check_config(config: Mapping[str, Any], trust: Sequence[str], source: str) -
         check_factory(model.get("factory"), model.get("kwargs") or {}, trust, source)
 
 
+def check_typed(config: Mapping[str, Any], trust: Sequence[str]) -> None:
+    """Refuses a ``_target_`` on a command line that conf/ does not name and nobody vouched for.
+
+    A line that was copied from somewhere is no better than a file; who means it says so once more.
+
+    Args:
+        config: The composed settings.
+        trust: As in :func:`check_factory`.
+
+    Raises:
+        InputError: A ``_target_`` is neither known nor trusted.
+    """
+    for node in _nodes(config):
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            continue
+        target = node["_target_"]
+        if isinstance(target, str) and (target in _known_targets() or is_trusted(target, trust)):
+            continue
+        shown = str(target)[:80]
+        raise InputError(
+            f"_target_={shown} is no class of PrunePilot; if it is yours, add "
+            f"trust=[{shown.rpartition('.')[0] or shown}]"
+        )
+
+
 def is_trusted(name: str, trust: Sequence[str]) -> bool:
     """Whether ``name`` is one of ``trust`` or below one of them."""
     return any(

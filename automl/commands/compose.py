@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from automl.commands.options import ROOT, default_choices, groups
 from automl.hints import did_you_mean
 from automl.paths import conf_dir
+from automl.trust import check_typed
 from automl.types import InputError
 
 #: What a person names in place of ``model=OPTION``: torchvision:NAME, timm:NAME, my.pkg.factory.
@@ -37,8 +38,9 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         Nested dicts, lists and scalars, all interpolations resolved.
 
     Raises:
-        InputError: An override cannot be read, or names a group, option or key that is not
-            there (with the nearest one that is).
+        InputError: An override cannot be read, names a group, option or key that is not
+            there (with the nearest one that is), or a ``_target_`` that is neither PrunePilot's
+            nor of a package in ``trust``.
     """
     texts = [rewritten for text in overrides for rewritten in _rewrite(text)]
     parsed = [_parse(text) for text in texts]
@@ -51,8 +53,15 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
             _check_key(override, known)
         data = _data_of_model(choices, known)
         config = _plain(_hydra([*texts, *data]))
+        check_typed(config, _trusted(config.pop("trust")))
         made = {"choices": _choices([*parsed, *map(_parse, data)]), "overrides": list(overrides)}
         return {**config, **made}
+
+
+def _trusted(names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"trust must be a list of packages, as trust=[my.package], got {names}")
+    return names
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from automl.cli import main
+from automl.commands.compose import compose
 from automl.executors.latency_replay import find_function
 from automl.graph.program import find_setting, find_target
 from automl.graph.trace import trace
@@ -206,6 +207,23 @@ def test_settings_of_a_folder_call_no_class_of_their_own_choice(
         told = capsys.readouterr().err
         assert "asks to" in told or "settings of runs are resolved" in told
         assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("trust", ["", "trust=[o]", "trust=[osmosis]"])
+def test_a_typed_class_that_nobody_vouched_for_is_not_called(sentinel, capsys, trust):
+    call = ["strategy._target_=os.system", f"+strategy._args_=['touch {sentinel}']"]
+    assert main(["search", *call, *filter(None, [trust])]) == 2
+    assert "_target_=os.system is no class of PrunePilot" in capsys.readouterr().err
+    assert not sentinel.exists()
+
+
+def test_a_typed_class_of_a_trusted_package_is_composed():
+    typed = ["strategy._target_=mine.strategies.Best", "trust=[mine]"]
+    config = compose(typed)
+    assert config["strategy"]["_target_"] == "mine.strategies.Best"
+    assert "trust" not in config  # what a folder says of it is ignored
+    with pytest.raises(InputError, match="trust must be a list"):
+        compose(["trust=mine"])
 
 
 def test_trust_covers_what_is_below_it():
