@@ -17,7 +17,7 @@ import sys
 import time
 import types
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection as mp_connection
 from multiprocessing.connection import Connection
@@ -25,10 +25,11 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
-from automl.engines import Done, Function
-from automl.engines.errors import cannot_send, lost, require_handle, require_open, too_slow
+from automl.engines import Done
+from automl.engines.base import Isolated, Job, check_count
+from automl.engines.errors import too_slow
 from automl.engines.memory import Block, Message
-from automl.engines.packing import pack
+from automl.engines.packing import Packed
 from automl.engines.worker import RAISED, READY, UNUSABLE, main, torch_settings
 from automl.types import InputError
 
@@ -41,19 +42,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 @dataclass(eq=False)
-class _Job:
-    index: int
-    payload: bytes
-    attempts: int = 0
-
-
-@dataclass(eq=False)
 class _Worker:
     process: SpawnProcess
     connection: Connection
     since: float  # when it was started or got its job
     ready: bool = False
-    job: _Job | None = None
+    job: Job | None = None
     holds: set[int] = field(default_factory=set)
 
     def kill(self) -> None:
@@ -63,15 +57,13 @@ class _Worker:
         self.process.close()
 
 
-class Processes:
+class Processes(Isolated[Block]):
     """Runs items in ``n`` processes of this machine.
 
     They are started when the first items come, no more than there are items, and stay until
     ``close``. Each computes with ``threads`` threads, so that results are those of this process
     with as many, bit for bit.
     """
-
-    isolated = True
 
     def __init__(
         self,
@@ -93,34 +85,12 @@ class Processes:
         Raises:
             ValueError: An argument breaks its rule.
         """
+        super().__init__(timeout_s, retries, threads)
         self.workers = check_count("Processes.n", n, 1) or _cpus()
-        self._timeout_s = check_seconds("Processes.timeout_s", timeout_s)
-        self._retries = check_count("Processes.retries", retries, 0) or 0
-        self._threads = check_count("Processes.threads", threads, 1)
         self._pool: list[_Worker] = []
-        self._blocks: dict[int, Block] = {}
-        self._data: dict[Hashable, int] = {}
         self._failed_starts = 0
-        self._busy = self._closed = False
         # Also when the interpreter ends, and before it waits for child processes.
         self._stop = Finalize(self, _stop, args=(self._pool, self._blocks), exitpriority=10)
-
-    def put(self, data: Hashable) -> int:
-        """See ``Engine``."""
-        require_open(self, self._closed)
-        if data not in self._data:
-            block = Block(pack(data, "what the trials share"))
-            handle = self._data[data] = len(self._data)
-            self._blocks[handle] = block
-        return self._data[data]
-
-    def submit(self, function: Function, items: Sequence[Any], handle: int) -> Iterator[Done]:
-        """See ``Engine``."""
-        require_open(self, self._closed)
-        require_handle(self, handle, self._blocks)
-        payload = pickled(function, "the function")
-        jobs = deque(_Job(i, pickled(item, f"item {i}")) for i, item in enumerate(items))
-        return self._run(payload, jobs, handle)
 
     def close(self) -> None:
         """See ``Engine``."""
@@ -130,10 +100,11 @@ class Processes:
 
     # ---- one submission
 
-    def _run(self, function: bytes, waiting: deque[_Job], handle: int) -> Iterator[Done]:
-        if self._busy:
-            raise RuntimeError("Processes.submit: another submission is still running")
-        self._busy, left = True, len(waiting)
+    def _keep(self, packed: Packed) -> Block:
+        return Block(packed)
+
+    def _run(self, function: bytes, waiting: deque[Job], handle: int) -> Iterator[Done]:
+        left = len(waiting)
         try:
             while left:
                 self._assign(function, waiting, handle)
@@ -142,11 +113,10 @@ class Processes:
                 left -= len(finished)
                 yield from finished
         finally:
-            self._busy = False
             for worker in [one for one in self._pool if one.job is not None]:
                 self._remove(worker)
 
-    def _assign(self, function: bytes, waiting: deque[_Job], handle: int) -> None:
+    def _assign(self, function: bytes, waiting: deque[Job], handle: int) -> None:
         """Gives waiting jobs to idle workers and starts as many workers as can be used."""
         idle = [worker for worker in self._pool if worker.job is None]
         for worker in [worker for worker in idle if worker.ready]:
@@ -159,7 +129,7 @@ class Processes:
         for _ in range(min(self.workers - len(self._pool), len(waiting) - starting)):
             self._pool.append(_start(torch_settings(self._threads)))
 
-    def _give(self, worker: _Worker, job: _Job, function: bytes, handle: int) -> bool:
+    def _give(self, worker: _Worker, job: Job, function: bytes, handle: int) -> bool:
         """Sends a job; whether the worker was there to take it."""
         message: Message | None = None
         if handle not in worker.holds:
@@ -174,7 +144,7 @@ class Processes:
         job.attempts += 1
         return True
 
-    def _wait(self, waiting: deque[_Job]) -> list[Done]:
+    def _wait(self, waiting: deque[Job]) -> list[Done]:
         """Waits until something happens; returns the jobs that it ended."""
         sources: list[Any] = [worker.connection for worker in self._pool]
         sources += [worker.process.sentinel for worker in self._pool]
@@ -192,7 +162,7 @@ class Processes:
                 finished.append(done)
         return finished
 
-    def _hear(self, worker: _Worker, waiting: deque[_Job]) -> Done | None:
+    def _hear(self, worker: _Worker, waiting: deque[Job]) -> Done | None:
         try:
             kind, value, detail = worker.connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):  # it died, maybe while it spoke
@@ -222,7 +192,7 @@ class Processes:
         next_one = min((self._deadline(worker) for worker in self._pool), default=float("inf"))
         return None if next_one == float("inf") else max(next_one - time.monotonic(), 0.0)
 
-    def _lose(self, worker: _Worker, waiting: deque[_Job], dead: bool) -> Done | None:
+    def _lose(self, worker: _Worker, waiting: deque[Job], dead: bool) -> Done | None:
         """Removes a worker that died or hangs; its job waits again, or is given up."""
         started, job = worker.ready, worker.job
         code = self._remove(worker, wait=dead)
@@ -231,12 +201,7 @@ class Processes:
             self._failed_starts += 1
             if self._failed_starts >= _STARTS:
                 raise InputError(f"workers do not start: {reason}; choose engine=serial")
-        if job is None:
-            return None
-        if job.attempts > self._retries:
-            return Done(job.index, None, lost(reason, job.attempts), attempts=job.attempts)
-        waiting.appendleft(job)
-        return None
+        return None if job is None else self._lost(job, waiting, reason)
 
     def _remove(self, worker: _Worker, wait: bool = False) -> int | None:
         """Takes a worker out of the pool, dead; returns its exit code where it died by itself."""
@@ -246,44 +211,6 @@ class Processes:
         code = worker.process.exitcode
         worker.kill()
         return code
-
-
-def pickled(value: object, what: str) -> bytes:
-    """A value as bytes; functions of ``__main__`` travel with it.
-
-    Raises:
-        InputError: It cannot be pickled.
-    """
-    import cloudpickle
-
-    try:
-        return bytes(cloudpickle.dumps(value))
-    except Exception as error:  # pickling runs the objects' own code, which may raise anything
-        raise cannot_send(what, error) from error
-
-
-def check_count(name: str, value: int | None, least: int) -> int | None:
-    """A whole number or None.
-
-    Raises:
-        ValueError: It is below ``least`` or no whole number.
-    """
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
-        return value
-    raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-
-
-def check_seconds(name: str, value: float | None) -> float | None:
-    """A positive number of seconds, or None.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise ValueError(f"{name} must be null or > 0, got {value!r}")
-    return float(value)
 
 
 def _cpus() -> int:

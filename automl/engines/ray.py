@@ -13,14 +13,13 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from automl.engines import Done, Function
-from automl.engines.errors import lost, one_line, require_handle, require_open, too_slow
-from automl.engines.packing import pack, unpack
-from automl.engines.process import check_count, check_seconds, pickled
+from automl.engines import Done
+from automl.engines.base import Isolated, Job, check_count
+from automl.engines.errors import one_line, too_slow
+from automl.engines.packing import Packed, unpack
 from automl.engines.worker import RAISED, UNUSABLE, apply_torch_settings, call, torch_settings
 from automl.types import InputError
 
@@ -28,15 +27,7 @@ from automl.types import InputError
 _LOOK_S = 10.0
 
 
-@dataclass(eq=False)
-class _Job:
-    index: int
-    payload: bytes
-    attempts: int = 0
-    since: float = 0.0
-
-
-class Ray:
+class Ray(Isolated[tuple[Any, int]]):
     """Runs items as tasks of a Ray cluster, one CPU each.
 
     The same release of this package, of torch and of Python must be installed on all its machines,
@@ -44,8 +35,6 @@ class Ray:
     those of this process if the machines' processors are alike; where they are not, kernels may
     differ in the last bits.
     """
-
-    isolated = True
 
     def __init__(
         self,
@@ -71,19 +60,14 @@ class Ray:
             InputError: Ray is not installed, or there is no such cluster.
             ValueError: An argument breaks its rule.
         """
+        super().__init__(timeout_s, retries, threads)
         self._n = check_count("Ray.n", n, 1)
-        self._timeout_s = check_seconds("Ray.timeout_s", timeout_s)
-        self._retries = check_count("Ray.retries", retries, 0) or 0
-        self._threads = check_count("Ray.threads", threads, 1)
         self._ray = _import()
         self._joined = _join(self._ray, address or "auto", n)
         options = {"num_cpus": 1, "max_retries": 0, "max_calls": 0}
         self._task = self._ray.remote(**options)(_run)
         self._name = uuid.uuid4().hex
-        self._data: dict[Hashable, int] = {}
-        self._blocks: dict[int, tuple[Any, int]] = {}  # reference to the block, bytes of its head
         self._looked, self._cpus = 0.0, 1
-        self._busy = self._closed = False
 
     @property
     def workers(self) -> int:
@@ -95,27 +79,6 @@ class Ray:
             self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         return self._cpus
 
-    def put(self, data: Hashable) -> int:
-        """See ``Engine``."""
-        require_open(self, self._closed)
-        if data not in self._data:
-            import numpy as np
-
-            packed = pack(data, "what the trials share")
-            block = np.empty(packed.size, np.uint8)
-            packed.write(block)
-            handle = self._data[data] = len(self._data)
-            self._blocks[handle] = (self._ray.put(block), len(packed.head))
-        return self._data[data]
-
-    def submit(self, function: Function, items: Sequence[Any], handle: int) -> Iterator[Done]:
-        """See ``Engine``."""
-        require_open(self, self._closed)
-        require_handle(self, handle, self._blocks)
-        payload = pickled(function, "the function")
-        jobs = deque(_Job(i, pickled(item, f"item {i}")) for i, item in enumerate(items))
-        return self._results(payload, jobs, handle)
-
     def close(self) -> None:
         """See ``Engine``; a cluster that was there before stays."""
         if not self._closed and self._joined:
@@ -126,11 +89,16 @@ class Ray:
 
     # ---- one submission
 
-    def _results(self, function: bytes, waiting: deque[_Job], handle: int) -> Iterator[Done]:
-        if self._busy:
-            raise RuntimeError("Ray.submit: another submission is still running")
-        self._busy = True
-        running: dict[Any, _Job] = {}
+    def _keep(self, packed: Packed) -> tuple[Any, int]:
+        """A reference to the block, and the bytes of its head."""
+        import numpy as np
+
+        block = np.empty(packed.size, np.uint8)
+        packed.write(block)
+        return self._ray.put(block), len(packed.head)
+
+    def _run(self, function: bytes, waiting: deque[Job], handle: int) -> Iterator[Done]:
+        running: dict[Any, Job] = {}
         settings = {**torch_settings(self._threads), "path": list(sys.path)}
         try:
             while waiting or running:
@@ -139,17 +107,16 @@ class Ray:
                     running[self._start(function, job, handle, settings)] = job
                 yield from self._wait(running, waiting)
         finally:
-            self._busy = False
             for task in running:
                 self._cancel(task)
 
-    def _start(self, function: bytes, job: _Job, handle: int, settings: Mapping[str, Any]) -> Any:
+    def _start(self, function: bytes, job: Job, handle: int, settings: Mapping[str, Any]) -> Any:
         block, head = self._blocks[handle]
         job.attempts, job.since = job.attempts + 1, time.monotonic()
         key = f"{self._name}-{handle}"
         return self._task.remote(key, block, head, settings, function, job.payload)
 
-    def _wait(self, running: dict[Any, _Job], waiting: deque[_Job]) -> list[Done]:
+    def _wait(self, running: dict[Any, Job], waiting: deque[Job]) -> list[Done]:
         """Waits until something happens; returns the jobs that it ended."""
         patience = _LOOK_S
         if self._timeout_s is not None:
@@ -162,29 +129,22 @@ class Ray:
             for task in [task for task, job in running.items() if job.since <= late]:
                 self._cancel(task)
                 reason = too_slow(self._timeout_s)
-                finished.append(self._lose(running.pop(task), waiting, reason))
+                finished.append(self._lost(running.pop(task), waiting, reason))
         return [done for done in finished if done is not None]
 
-    def _hear(self, task: Any, job: _Job, waiting: deque[_Job]) -> Done | None:
+    def _hear(self, task: Any, job: Job, waiting: deque[Job]) -> Done | None:
         try:
             kind, value, detail = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:  # the result could not be pickled
             text = f"the result cannot be sent: {one_line(error.cause)}"
             return Done(job.index, None, text, str(error), job.attempts)
         except self._ray.exceptions.RayError as error:
-            return self._lose(job, waiting, f"Ray lost the task ({type(error).__name__})")
+            return self._lost(job, waiting, f"Ray lost the task ({type(error).__name__})")
         if kind == UNUSABLE:
             raise InputError(f"a worker cannot load what the trials share: {value}")
         if kind == RAISED:
             return Done(job.index, None, value, detail, job.attempts)
         return Done(job.index, value, attempts=job.attempts)
-
-    def _lose(self, job: _Job, waiting: deque[_Job], reason: str) -> Done | None:
-        """What becomes of a job whose process was lost: it waits again, or is given up."""
-        if job.attempts > self._retries:
-            return Done(job.index, None, lost(reason, job.attempts), attempts=job.attempts)
-        waiting.appendleft(job)
-        return None
 
     def _cancel(self, task: Any) -> None:
         with contextlib.suppress(Exception):  # it may be over by now, or the cluster gone
