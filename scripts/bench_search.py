@@ -1,71 +1,143 @@
-"""Where the time of a trial goes, in CPU seconds of one thread.
+"""A trial beside the textbook's, in CPU seconds of one thread, taking turns in one process.
 
-    python scripts/bench_search.py model=mobilenet_v1_32 repair.calibration_images=3000
-    python scripts/bench_search.py --trials 6 model=resnet56 budget.macs=0.5 scoring.images=500
+    python scripts/bench_search.py
+    python scripts/bench_search.py --trials 2 model=resnet20 repair=lookup
 
-Random policies within the budget, each made, repaired, folded and scored as in a search. The last
-line tells forward passes and solves apart by the names of torch's operators, profiled on a trial of
-its own; sums of the solves that go by the name of a layer's operator count as forward.
+The textbook procedure is written out below as plainly as it is published (He et al., arXiv
+1707.06168, section 3.1; AMC, arXiv 1802.03494, does the same): inputs and outputs of every layer are
+collected from the dense network once; a policy is a copy of the dense network whose layers are fitted
+by least squares on the inputs that stay, with zeros for those that go; it is scored as it is, at full
+size. The default job is that of AMC's official MobileNetV1: 60 batches of 50 images, 10 points of
+each, 5,000 validation images, half of the MACs. Both get the same policies, images and points.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, nn
 
+from automl.commands.bench_search import random_policies, timed, trial
 from automl.commands.build import Bench
 from automl.commands.compose import compose
-from automl.policy import Policy
-from automl.problem import Problem
-from automl.strategies.random import Random
+from automl.graph.interpret import ProgramRun
+from automl.graph.materialise import KeptUnits
+from automl.plan import IndexPlan, Instruction
+from automl.pruning.reconstruct import find_sites, patches, sample
 from automl.types import InputError
 
-#: What layers run on, and what least squares is made of; everything else is moving data about.
-FORWARD = ("convolution", "addmm", "relu", "clamp_min", "batch_norm", "mean", "add", "softmax")
-SOLVE = ("bmm", "::mm", "cholesky", "matmul")
+JOB = (
+    "model=mobilenet_v1_32", "budget.macs=0.5", "repair.calibration_images=3000",
+    "repair.reconstruction.points=10", "scoring.images=5000",
+)  # fmt: skip
 
 
-def timed(step: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a step returns, and the CPU seconds of this process that it took."""
-    begin = time.process_time()
-    result = step(*arguments)
-    return result, time.process_time() - begin
+class Textbook:
+    """Masks a dense network and refits it on features that were collected once."""
+
+    def __init__(self, model: nn.Module, plan: IndexPlan, images: Tensor, points: int) -> None:
+        """Collects inputs and outputs of every layer without groups at random points."""
+        self._model, self._plan = model, plan
+        sites = {site.call.name: site for site in find_sites(model, plan)}
+        self._sites = {
+            name: site
+            for name, site in sites.items()
+            if getattr(model.get_submodule(site.call.target), "groups", 1) == 1
+        }
+        self._features: dict[str, tuple[Any, Any]] = {}
+        generator = torch.Generator().manual_seed(0)
+
+        def before(run: ProgramRun, call: Instruction) -> None:
+            if call.name not in self._sites:
+                return
+            layer: Any = model.get_submodule(call.target)
+            data = run.value(call.args[0]["ref"])
+            one = layer(data[:1])
+            places = sample(one.expand(len(data), *one.shape[1:]), points, generator)
+            inputs = patches(data, layer, places)[0]
+            outputs = inputs @ layer.weight.reshape(len(layer.weight), -1).T
+            if layer.bias is not None:
+                outputs = outputs + layer.bias
+            self._features[call.name] = inputs.numpy(), outputs.numpy()
+
+        with torch.inference_mode():
+            ProgramRun(model, plan, plan.dense, [images], before).run()
+
+    def __call__(self, units: KeptUnits) -> nn.Module:
+        """The masked network of a policy, as large as the dense one."""
+        masked = copy.deepcopy(self._model)
+        stays = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
+        for name, site in self._sites.items():
+            axis = site.layer.in_axis
+            if axis is None or stays[axis].all():
+                continue
+            layer: Any = masked.get_submodule(site.call.target)
+            norm = None if site.norm is None else masked.get_submodule(site.norm)
+            self._fit(layer, norm, *self._features[name], stays[axis])
+        return masked
+
+    @staticmethod
+    def _fit(layer: Any, norm: Any, inputs: Any, outputs: Any, stays: Any) -> None:
+        columns = np.repeat(stays, inputs.shape[1] // len(stays))
+        x, y = inputs[:, columns], outputs
+        x_mean, y_mean = x.mean(0), y.mean(0)
+        found = scipy.linalg.lstsq(x - x_mean, y - y_mean)[0]
+        weight = np.zeros((inputs.shape[1], outputs.shape[1]), np.float32)
+        weight[columns] = found
+        intercept = torch.from_numpy(y_mean - x_mean @ found)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight.T).reshape(layer.weight.shape))
+            if layer.bias is not None:
+                layer.bias.copy_(intercept)
+            elif norm is not None:
+                norm.running_mean.sub_(intercept)
 
 
-def trial(bench: Bench, policy: Policy) -> dict[str, float]:
-    """CPU seconds of the steps of one trial."""
-    pruner, kept = bench.pruner, policy.kept(bench.plan.targets)
-    units = pruner.units_of(policy)
-    slim, cut = timed(pruner.materialise.module_form, units)
-    _, repair = timed(pruner.repair, slim, kept, units)
-    network, finish = timed(pruner.materialise.finish, slim, kept)
-    folded, fold = timed(pruner.for_inference, network)
-    _, score = timed(bench.scorer, folded)
-    return {"materialise": cut + finish, "repair": repair, "fold": fold, "score": score}
+def compare(settings: Sequence[str], repairs: Sequence[str], trials: int) -> str:
+    """Times trials of the textbook and of every repair in turn; a Markdown table."""
+    benches = {name: Bench(compose([f"repair={name}", *settings])) for name in repairs}
+    first = next(iter(benches.values()))
+    policies = random_policies(first, trials, seed=0)
+    for bench in benches.values():
+        random_policies(bench, 1, seed=0)  # prepares it
+        bench.pruner.prepare()
+    repair = first.config["repair"]
+    images = first.pruner._calibration
+    if images is None:
+        raise InputError("the comparison needs calibration images: choose a repair that has some")
+    plain = Textbook(
+        first.loaded.model, first.trace.plan, images, repair["reconstruction"]["points"]
+    )
+    rows: dict[str, list[dict[str, float]]] = {"textbook": [], **{name: [] for name in repairs}}
+    for policy in policies:
+        units = first.pruner.units_of(policy)
+        masked, fit = timed(plain, units)
+        _, score = timed(first.scorer, masked)
+        rows["textbook"].append({"repair": fit, "score": score})
+        for name, bench in benches.items():
+            rows[name].append(trial(bench, policy))
+    title = f"{first.loaded.name}, {len(first.scorer)} validation images, {trials} policies"
+    return f"{title}\n{_table(rows)}"
 
 
-def shares(bench: Bench, policy: Policy) -> dict[str, float]:
-    """Shares of a trial's time in the forward passes, in solves, and elsewhere."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
-        trial(bench, policy)
-    found = {"forward": 0.0, "solve": 0.0, "rest": 0.0}
-    for event in record.key_averages():
-        kind = "rest"
-        if any(name in event.key for name in SOLVE):
-            kind = "solve"
-        elif any(name in event.key for name in FORWARD):
-            kind = "forward"
-        found[kind] += event.self_cpu_time_total
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()}
+def _table(rows: dict[str, list[dict[str, float]]]) -> str:
+    whole = {name: [sum(row.values()) for row in found] for name, found in rows.items()}
+    lines = ["| | repair, s | score, s | trial, s | textbook / this |", "|---|---|---|---|---|"]
+    for name, found in rows.items():
+        parts = [median(row[part] for row in found) for part in ("repair", "score")]
+        pairs = zip(whole["textbook"], whole[name], strict=True)
+        ratio = median(theirs / ours for theirs, ours in pairs)
+        cells = [name, *(f"{s:.2f}" for s in (*parts, median(whole[name]))), f"{ratio:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=4, help="timed trials (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of the policies (default 0)")
+    parser.add_argument("--trials", type=int, default=3, help="policies (default: 3)")
+    parser.add_argument("--repairs", nargs="+", default=["least_squares", "lookup"])
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="as for prunepilot search"
     )
@@ -83,34 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.trials < 1:
             raise InputError(f"--trials must be at least 1, got {args.trials}")
-        report(compose(args.overrides), args.trials, args.seed)
+        print(compare([*JOB, *args.overrides], args.repairs, args.trials))
     except InputError as error:
         print(f"bench_search: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def report(config: Any, trials: int, seed: int) -> None:
-    """Prints the table."""
-    bench = Bench(config)
-    if bench.plan is not bench.trace.plan:
-        raise InputError("the steps are those of granularity=channel")
-    costs = bench.costs_for(config["budget"])
-    problem = Problem(bench.plan, bench.pruner, bench.scorer, config["budget"], costs)
-    bench.scorer.prepare()
-    rng, draw = np.random.default_rng(seed), Random().draw
-    policies = [problem.policy(draw(problem, rng)) for _ in range(trials + 1)]
-    first = sum(trial(bench, policies[0]).values())  # with what is done once for all
-    rows = [trial(bench, policy) for policy in policies[1:]]
-    whole = median(sum(row.values()) for row in rows)
-    print(f"{bench.loaded.name}, {len(bench.scorer)} validation images, first trial {first:.2f} s")
-    print("| step | CPU s | % |\n|---|---|---|")
-    for name in rows[0]:
-        seconds = median(row[name] for row in rows)
-        print(f"| {name} | {seconds:.4f} | {100 * seconds / whole:.1f} |")
-    print(f"| trial | {whole:.3f} | {1 / whole:.2f} trials/s |")
-    parts = shares(bench, policies[1])
-    print(", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items()))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from automl.hashing import digest, weights_hash
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.laid_back import computes_the_same, laid_back
+from automl.pruning.lookup import LookupRepairer
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
 from automl.types import InputError, Kept
@@ -210,12 +211,13 @@ class Pruner:
         return [named[target.name] or chosen[target.index] for target in self.plan.targets]
 
     @cached_property
-    def _repairer(self) -> Repairer:
+    def _repairer(self) -> Repairer | LookupRepairer:
         return self._repairer_towards(self.trace.model)
 
-    def _repairer_towards(self, model: nn.Module) -> Repairer:
+    def _repairer_towards(self, model: nn.Module) -> Repairer | LookupRepairer:
         assert self._reconstruct is not None and self._calibration is not None
-        return Repairer(model, self.plan, self._calibration, self._reconstruct)
+        kind = LookupRepairer if self._reconstruct.inputs == "dense" else Repairer
+        return kind(model, self.plan, self._calibration, self._reconstruct)
 
     def aim(self, network: nn.Module, units: KeptUnits) -> nn.Module | None:
         """What a trained network is to compute again after it was pruned further.

@@ -65,6 +65,9 @@ class Reconstruction:
         masks: Who chooses what stays inside layers: the criterion before the repair, or ``obs``
             layer by layer within it, where the granularity is N:M or single weights (see
             ``automl.pruning.obs_masks``).
+        inputs: ``pruned``: layers are fitted on the inputs they get in the pruned network, which
+            is run for it; ``dense``: on those of the dense network, from Gram matrices that are
+            collected once (see ``automl.pruning.lookup``).
     """
 
     points: int = 10
@@ -73,6 +76,7 @@ class Reconstruction:
     shortcut: bool = True
     seed: int = 0
     masks: Literal["criterion", "obs"] = "criterion"
+    inputs: Literal["pruned", "dense"] = "pruned"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -88,14 +92,21 @@ class Reconstruction:
             raise ValueError(
                 f"Reconstruction.masks must be 'criterion' or 'obs', got {self.masks!r}"
             )
+        if self.inputs not in ("pruned", "dense"):
+            raise ValueError(
+                f"Reconstruction.inputs must be 'pruned' or 'dense', got {self.inputs!r}"
+            )
 
     def settings(self) -> dict[str, Any]:
         """What the journal's key needs."""
-        return {**asdict(self), "samples_per_feature": [_SAMPLES_PER_FEATURE, _LEAST_SAMPLES]}
+        chosen = asdict(self)
+        if self.inputs == "pruned":  # as in journals from before there was a choice
+            del chosen["inputs"]
+        return {**chosen, "samples_per_feature": [_SAMPLES_PER_FEATURE, _LEAST_SAMPLES]}
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
+class Site:
     """A layer that can be refitted, and what its output runs into.
 
     Attributes:
@@ -138,7 +149,7 @@ class Repairer:
     ) -> None:
         """Runs the dense network once and remembers its outputs at the sampled positions."""
         # Channels last: convolutions then need no reordering, and a sampled position is one row.
-        rows = calibration.contiguous(memory_format=_layout(calibration))
+        rows = calibration.contiguous(memory_format=layout(calibration))
         self._plan, self._settings, self._inputs = plan, settings, rows
         self._sites = {site.call.name: site for site in find_sites(model, plan)}
         self._targets: dict[str, _Targets] = {}
@@ -196,10 +207,10 @@ class Repairer:
         for name, value in run.values():
             for site in self._sites.values():
                 if site.call.name == name:
-                    positions = _sample(value, self._settings.points, generator)
+                    positions = sample(value, self._settings.points, generator)
                     weight = model.get_submodule(site.call.target).weight
                     assert isinstance(weight, Tensor)
-                    positions = _thinned(positions, weight[0].numel())
+                    positions = thinned(positions, weight[0].numel())
                     self._positions[name] = positions
                     self._targets[name] = _Targets(_gather(value, positions), None)
                 elif site.sum_name == name and self._settings.shortcut:
@@ -211,15 +222,15 @@ class Repairer:
     # ---- one layer
 
     def _refit(
-        self, run: ProgramRun, slim: nn.Module, site: _Site, masks: list[np.ndarray[Any, Any]]
+        self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
     ) -> None:
         layer = slim.get_submodule(site.call.target)
         positions = self._positions[site.call.name]
         data = run.value(site.call.args[0]["ref"])
-        inputs = _patches(data, layer, positions)
+        inputs = patches(data, layer, positions)
         wanted = self._wanted(run, slim, site, masks)
         groups = getattr(layer, "groups", 1)
-        weight = _as_matrices(layer, groups)
+        weight = as_matrices(layer, groups)
         norm = None if site.norm is None else slim.get_submodule(site.norm)
         centred = getattr(layer, "bias", None) is not None or norm is not None
         goal, ridge = _by_group(wanted, groups), self._settings.ridge
@@ -231,14 +242,14 @@ class Repairer:
         pattern = None if zeros is None else _by_columns(zeros, groups)
         if pattern is not None:
             weight = weight * pattern
-        _write(layer, norm, solve(inputs, goal, weight, ridge, centred, pattern))
+        write(layer, norm, solve(inputs, goal, weight, ridge, centred, pattern))
 
-    def _choice(self, site: _Site) -> MaskChoice | None:
+    def _choice(self, site: Site) -> MaskChoice | None:
         """What chooses the mask of a site's weight, if it is still to be chosen."""
         return self._choose.get(f"{site.call.target}.weight")
 
     def _wanted(
-        self, run: ProgramRun, slim: nn.Module, site: _Site, masks: list[np.ndarray[Any, Any]]
+        self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
     ) -> Tensor:
         """Target of the layer's own output, shape (samples, kept output channels)."""
         targets = self._targets[site.call.name]
@@ -252,7 +263,7 @@ class Repairer:
                 return _through_norm_backwards(drifted, slim, site)
         return targets.output[:, keep]
 
-    def _early(self, run: ProgramRun, site: _Site) -> Tensor | None:
+    def _early(self, run: ProgramRun, site: Site) -> Tensor | None:
         """The pruned network's shortcut, computed ahead where it does not need this layer."""
         assert site.shortcut is not None
         # Of two refitted branches the first asks for the second, which cannot wait for the first.
@@ -284,7 +295,7 @@ class _Collector:
 # ---- what can be refitted
 
 
-def find_sites(model: nn.Module, plan: IndexPlan) -> list[_Site]:
+def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
     """The convolutions and linear layers of a program that are called as modules, once each."""
     calls: dict[str, list[Instruction]] = {}
     for instruction in plan.program:
@@ -311,7 +322,7 @@ def _site(
     call: Instruction,
     users: dict[str, list[Instruction]],
     steps: dict[str, Instruction],
-) -> _Site:
+) -> Site:
     last, norm = call, None
     while len(users[last.name]) == 1:
         user = users[last.name][0]
@@ -323,11 +334,11 @@ def _site(
             other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
             if len(other) == 1:
                 needs = frozenset(_ancestors(steps, other[0]))
-                return _Site(layer, call, norm, user.name, other[0], needs)
+                return Site(layer, call, norm, user.name, other[0], needs)
             break
         else:
             break
-    return _Site(layer, call, norm)
+    return Site(layer, call, norm)
 
 
 def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
@@ -353,7 +364,7 @@ def _ancestors(steps: dict[str, Instruction], name: str) -> set[str]:
 # ---- sampling
 
 
-def _sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
+def sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
     """Random positions (samples, 1 + spatial dims): image first; channels are left out."""
     spatial = value.shape[2:] if value.dim() > 3 else value.shape[1:-1]
     count = min(points, int(np.prod(spatial, dtype=np.int64)))
@@ -363,7 +374,7 @@ def _sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
     return torch.stack(columns, dim=1).to(value.device)
 
 
-def _thinned(positions: Tensor, features: int) -> Tensor:
+def thinned(positions: Tensor, features: int) -> Tensor:
     """Evenly spaced positions, as many as a fit of so many features can use.
 
     The error that a least-squares fit adds for want of samples is features / samples of the
@@ -382,7 +393,7 @@ def _gather(value: Tensor, positions: Tensor) -> Tensor:
     return value[index]
 
 
-def _patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
+def patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
     """Inputs of the sampled outputs, shape (groups, samples, features of a group)."""
     if isinstance(layer, nn.Linear):
         return _gather(data, positions)[None]
@@ -404,7 +415,8 @@ def _patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
     return grouped.permute(2, 0, 3, 1).reshape(layer.groups, samples, -1)
 
 
-def _layout(images: Tensor) -> torch.memory_format:
+def layout(images: Tensor) -> torch.memory_format:
+    """Channels last for images: convolutions then need no reordering."""
     return torch.channels_last if images.dim() == 4 else torch.contiguous_format
 
 
@@ -412,7 +424,7 @@ def _offsets(size: int, dilation: int, like: Tensor) -> Tensor:
     return torch.arange(0, size * dilation, dilation, device=like.device)
 
 
-def _as_matrices(layer: nn.Module, groups: int) -> Tensor:
+def as_matrices(layer: nn.Module, groups: int) -> Tensor:
     """Weights as (groups, features of a group, outputs of a group), in the order of patches."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
@@ -429,7 +441,7 @@ def _from_columns(columns: Tensor, layer: nn.Module) -> Tensor:
     return columns.transpose(1, 2).reshape(weight.shape)
 
 
-def _weight_mask(slim: nn.Module, site: _Site) -> Tensor | None:
+def _weight_mask(slim: nn.Module, site: Site) -> Tensor | None:
     """Which weights of a masked layer may be other than zero."""
     return masks_of(slim.get_submodule(site.call.target)).get("weight")
 
@@ -442,7 +454,7 @@ def _by_group(wanted: Tensor, groups: int) -> Tensor:
 # ---- through batch norm, and writing back
 
 
-def _through_norm_backwards(total: Tensor, slim: nn.Module, site: _Site) -> Tensor:
+def _through_norm_backwards(total: Tensor, slim: nn.Module, site: Site) -> Tensor:
     """What the layer must put out for its batch norm to put out ``total``."""
     if site.norm is None:
         return total
@@ -457,7 +469,8 @@ def _through_norm_backwards(total: Tensor, slim: nn.Module, site: _Site) -> Tens
     return wanted
 
 
-def _write(layer: nn.Module, norm: Any, fit: Fit) -> None:
+def write(layer: nn.Module, norm: Any, fit: Fit) -> None:
+    """Puts a fit into a layer, and its intercept into the layer's bias or its norm's mean."""
     weight: Any = layer.weight
     weight.copy_(fit.weight.transpose(1, 2).reshape(weight.shape))
     intercept = fit.intercept.reshape(-1).to(weight.dtype)

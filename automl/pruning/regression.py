@@ -55,12 +55,26 @@ def solve(
     noise = inputs.shape[1] * _NOISE * input_mean.square().mean((1, 2))
     residual = cross - gram @ old
     if mask is None:
-        change = _regularised(gram, residual, ridge, noise)
+        change = regularised(gram, residual, ridge, noise)
     else:
         change = _masked(gram, residual, ridge, noise, mask)
     new = old + change
     intercept = (wanted_mean - input_mean @ new)[:, 0]
     return Fit(new.to(weight.dtype), intercept.to(weight.dtype))
+
+
+def moments(inputs: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """Gram matrix of the centred inputs and their mean, both in float64.
+
+    Args:
+        inputs: Shape (groups, samples, features).
+        centred: Whether to centre; else the mean is 0.
+
+    Returns:
+        Shapes (groups, features, features) and (groups, 1, features).
+    """
+    mean = _mean(inputs, centred)
+    return _products(inputs, inputs[:, :, :0], mean, mean[:, :, :0])[0], mean
 
 
 def _mean(values: Tensor, centred: bool) -> Tensor:
@@ -97,8 +111,15 @@ def _products(
     return both[..., :features], both[..., features:]
 
 
-def _regularised(gram: Tensor, residual: Tensor, ridge: float, noise: Tensor) -> Tensor:
-    """Solves ``(gram + ridge * mean power) x = residual``, with more ridge until it succeeds."""
+def regularised(gram: Tensor, residual: Tensor, ridge: float, noise: Tensor) -> Tensor:
+    """Solves ``(gram + ridge * mean power) x = residual``, with more ridge until it succeeds.
+
+    Args:
+        gram: Shape (groups, features, features).
+        residual: Shape (groups, features, outputs).
+        ridge: Relative to the mean of the diagonal.
+        noise: Power below which inputs count as constant, shape (groups,).
+    """
     power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
     residual = torch.where((power > noise)[:, None, None], residual, 0.0)
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)

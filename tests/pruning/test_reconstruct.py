@@ -10,7 +10,7 @@ from torch import nn
 
 import automl
 from automl.pruning.pruner import Pruner, policy_from_ratios
-from automl.pruning.reconstruct import Reconstruction, _thinned
+from automl.pruning.reconstruct import Reconstruction, thinned
 from automl.pruning.regression import solve
 
 
@@ -192,12 +192,12 @@ def test_bad_settings_are_refused_by_name(field, value):
         Reconstruction(**{field: value})
 
 
-def test_positions_are_thinned_evenly_where_a_filter_has_few_weights():
+def test_positions_arethinned_evenly_where_a_filter_has_few_weights():
     positions = torch.arange(30_000)[:, None].expand(-1, 3)
-    few = _thinned(positions, features=9)
+    few = thinned(positions, features=9)
     assert 9 * 256 <= len(few) < 2 * 9 * 256
     assert set(few[:, 0].diff().tolist()) == {len(positions) // (9 * 256)}
-    assert torch.equal(_thinned(positions, features=512), positions)
+    assert torch.equal(thinned(positions, features=512), positions)
 
 
 @pytest.mark.parametrize(("groups", "samples"), [(1, 5000), (6, 5000), (6, 50)])

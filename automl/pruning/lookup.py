@@ -1,0 +1,188 @@
+"""Repair by look-up: layers refitted from one set of Gram matrices of the dense network.
+
+The textbook procedure (He et al., arXiv 1707.06168, section 3.1, as AMC's official code has it)
+fits a layer on the inputs that it has in the DENSE network. Then nothing has to be run for a
+policy: with G the Gram matrix of a layer's inputs, S those that stay and R those that go,
+
+    W_S + (G_SS + ridge * mean(diag(G_SS)))^-1 G_SR W_R
+
+is the refitted weight, so that G is collected once and a policy costs one solve per layer. Units
+that stay are the first ones of one order and their counts are rounded, so few sets S occur: what
+was solved is kept and looked up.
+
+What that gives up against :mod:`automl.pruning.reconstruct`: error of earlier layers is not repaid
+in later ones, and neither is drift along shortcuts. Layers with groups stay as they are: in a
+depthwise layer channels go with their own filter, and nothing is left to refit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl.graph.interpret import ProgramRun
+from automl.graph.materialise import KeptUnits
+from automl.plan import IndexPlan, Instruction
+from automl.pruning.masks import masks_of
+from automl.pruning.reconstruct import (
+    MaskChoice,
+    Reconstruction,
+    Site,
+    as_matrices,
+    find_sites,
+    layout,
+    patches,
+    sample,
+    thinned,
+    write,
+)
+from automl.pruning.regression import Fit, moments, regularised
+from automl.types import InputError, Kept
+
+#: Which units of an axis stay.
+_Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+#: Bytes of solutions that are kept.
+_MOST_KEPT = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What the dense network says of one layer's inputs.
+
+    Attributes:
+        gram: Of the centred inputs, float64, shape (features, features).
+        mean: Of the inputs, float64, shape (features,).
+        weight: Dense weight, float64, shape (features, outputs).
+        bias: Dense bias, float64, shape (outputs,); zeros where there is none.
+        samples: How many there were.
+    """
+
+    gram: Tensor
+    mean: Tensor
+    weight: Tensor
+    bias: Tensor
+    samples: int
+
+
+class LookupRepairer:
+    """Refits slim networks of one dense network without running them.
+
+    Args:
+        model: The dense network.
+        plan: Its plan.
+        calibration: Inputs, shape (images, ...).
+        settings: How to refit; ``scope`` and ``shortcut`` say nothing here.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: IndexPlan, calibration: Tensor, settings: Reconstruction
+    ) -> None:
+        """Runs the dense network once and collects the Gram matrices."""
+        self._plan, self._settings = plan, settings
+        sites = find_sites(model, plan)
+        self._sites = {site.call.name: site for site in sites if _can_change(model, site)}
+        self._layers: dict[str, _Layer] = {}
+        self._solved: dict[tuple[str, bytes], tuple[Tensor, Tensor]] = {}
+        self._room = _MOST_KEPT
+        rows = calibration.contiguous(memory_format=layout(calibration))
+        generator = torch.Generator().manual_seed(settings.seed)
+
+        def before(run: ProgramRun, call: Instruction) -> None:
+            site = self._sites.get(call.name)
+            if site is not None:
+                data = run.value(call.args[0]["ref"])
+                self._layers[call.name] = self._collect(model, site, data, generator)
+
+        with torch.inference_mode():
+            ProgramRun(model, plan, plan.dense, [rows], before).run()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what was solved: other processes solve for themselves."""
+        return {**self.__dict__, "_solved": {}, "_room": _MOST_KEPT}
+
+    def __call__(
+        self,
+        slim: nn.Module,
+        kept: Kept,
+        units: KeptUnits,
+        choose: Mapping[str, MaskChoice] | None = None,
+    ) -> None:
+        """Refits ``slim`` in place.
+
+        Args:
+            slim: Slim network in module form, eval mode.
+            kept: Its kept counts, shape (targets,).
+            units: The kept units of every target.
+            choose: Must be empty.
+
+        Raises:
+            InputError: Weights are masked.
+        """
+        if choose or masks_of(slim):
+            raise InputError("repair.reconstruction.inputs=dense is for granularity=channel")
+        stays = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
+        with torch.no_grad():
+            for name, site in self._sites.items():
+                inputs, outputs = site.layer.in_axis, site.layer.out_axis
+                if inputs is None or bool(stays[inputs].all()):
+                    continue
+                weight, intercept = self._solution(name, stays[inputs])
+                if outputs is not None:
+                    keep = torch.from_numpy(np.flatnonzero(stays[outputs])).to(weight.device)
+                    weight, intercept = weight[:, keep], intercept[keep]
+                norm = None if site.norm is None else slim.get_submodule(site.norm)
+                layer = slim.get_submodule(site.call.target)
+                write(layer, norm, Fit(weight[None], intercept[None]))
+
+    def _collect(
+        self, model: nn.Module, site: Site, data: Tensor, generator: torch.Generator
+    ) -> _Layer:
+        module: Any = model.get_submodule(site.call.target)
+        one: Tensor = module(data[:1])
+        places = sample(one.expand(len(data), *one.shape[1:]), self._settings.points, generator)
+        places = thinned(places, module.weight[0].numel())
+        inputs = patches(data, module, places)
+        gram, mean = moments(inputs, _centred(module, site))
+        weight = as_matrices(module, 1)[0].double()
+        bias = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        if getattr(module, "bias", None) is not None:
+            bias = module.bias.detach().double()
+        return _Layer(gram[0], mean[0, 0], weight, bias, inputs.shape[1])
+
+    def _solution(self, name: str, stays: _Mask) -> tuple[Tensor, Tensor]:
+        """Weight (kept features, all outputs) and intercept (all outputs) of a layer."""
+        key = (name, np.packbits(stays).tobytes())
+        found = self._solved.get(key)
+        if found is None:
+            found = self._solve(self._layers[name], stays)
+            size = found[0].numel() * found[0].element_size()
+            if size <= self._room:
+                self._solved[key], self._room = found, self._room - size
+        return found
+
+    def _solve(self, layer: _Layer, stays: _Mask) -> tuple[Tensor, Tensor]:
+        places = len(layer.mean) // len(stays)  # of a kernel: features go by channel, then place
+        alive = torch.from_numpy(np.repeat(stays, places)).to(layer.gram.device)
+        keep, gone = alive.nonzero()[:, 0], (~alive).nonzero()[:, 0]
+        rows = layer.gram[keep]
+        residual = rows[:, gone] @ layer.weight[gone]
+        noise = layer.samples * 1e-12 * layer.mean[keep].square().mean()[None]
+        change = regularised(rows[:, keep][None], residual[None], self._settings.ridge, noise)[0]
+        new = layer.weight[keep] + change
+        intercept = layer.bias + layer.mean @ layer.weight - layer.mean[keep] @ new
+        return new.float(), intercept.float()
+
+
+def _can_change(model: nn.Module, site: Site) -> bool:
+    return getattr(model.get_submodule(site.call.target), "groups", 1) == 1
+
+
+def _centred(layer: nn.Module, site: Site) -> bool:
+    """Whether an intercept can be written anywhere."""
+    return getattr(layer, "bias", None) is not None or site.norm is not None
