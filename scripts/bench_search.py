@@ -4,11 +4,11 @@
     python scripts/bench_search.py --trials 2 model=resnet20 repair=lookup
 
 The textbook procedure is written out below as plainly as it is published (He et al., arXiv
-1707.06168, section 3.1; AMC, arXiv 1802.03494, does the same): inputs and outputs of every layer are
-collected from the dense network once; a policy is a copy of the dense network whose layers are fitted
-by least squares on the inputs that stay, with zeros for those that go; it is scored as it is, at full
-size. The default job is that of AMC's official MobileNetV1: 60 batches of 50 images, 10 points of
-each, 5,000 validation images, half of the MACs. Both get the same policies, images and points.
+1707.06168, section 3.1; AMC, arXiv 1802.03494, does the same): inputs and outputs of every layer
+are collected from the dense network once; a policy is a copy of the dense network whose layers are
+fitted by least squares on the inputs that stay, with zeros for those that go; it is scored as it
+is, at full size. The default job is that of AMC's official MobileNetV1: 60 batches of 50 images, 10
+points of each, 5,000 validation images, half of the MACs. Both get the same policies and images.
 """
 
 from __future__ import annotations
