@@ -6,9 +6,11 @@ smallest network through it (``Problem.fit``), so all trials are within the budg
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from automl.fitting import Floats
+from automl.policy import Policy
 from automl.problem import Problem, Trial, best
 from automl.types import SearchResult
 
@@ -17,13 +19,20 @@ _ASKED = 5
 
 
 class Optimiser(Protocol):
-    """Maximises over the unit cube."""
+    """Maximises over the unit cube.
+
+    Attributes:
+        batch: Points that are asked for before the first of them is told, >= 1: those may be scored
+            at the same time.
+    """
+
+    batch: int
 
     def ask(self) -> Floats:
         """The next point, shape (targets,), in [0, 1]."""
 
     def tell(self, score: float) -> None:
-        """The score of the point asked for last."""
+        """The score of the point asked for first of those that were not told yet."""
 
 
 def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchResult:
@@ -40,12 +49,24 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
         raise ValueError(f"trials must be >= 1, got {trials}")
     found: dict[str, Trial] = {}
     worst = 0.0
-    for _ in range(_ASKED * trials):
-        trial = problem.evaluate(problem.policy(problem.fit(optimiser.ask())))
-        found.setdefault(trial.policy.key, trial)
-        scores = [one.score for one in found.values() if one.status == "ok"]
-        worst = min(scores, default=worst)
-        optimiser.tell(trial.score if trial.status == "ok" else worst)
+    for _ in range(-(-_ASKED * trials // optimiser.batch)):
+        asked = [problem.policy(problem.fit(optimiser.ask())) for _ in range(optimiser.batch)]
+        for trial in problem.evaluate_many(_leading(asked, found, trials)):
+            found.setdefault(trial.policy.key, trial)
+            scores = [one.score for one in found.values() if one.status == "ok"]
+            worst = min(scores, default=worst)
+            optimiser.tell(trial.score if trial.status == "ok" else worst)
         if len(found) == trials:
             break
     return SearchResult(best(list(found.values())).policy, tuple(found.values()))
+
+
+def _leading(asked: Sequence[Policy], found: Mapping[str, Trial], trials: int) -> list[Policy]:
+    """The first of them, as many as there are trials for."""
+    keys, leading = set(found), []
+    for policy in asked:
+        if len(keys) == trials:
+            break
+        keys.add(policy.key)
+        leading.append(policy)
+    return leading

@@ -6,6 +6,7 @@ the package ``cmaes`` (Nomura and Shibata, arXiv 2402.01373).
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,14 +72,17 @@ class _Generations:
 
     def __init__(self, cma: CMA, targets: int) -> None:
         self._cma, self._targets = cma, targets
+        self.batch = int(cma.population_size)
+        self._asked: deque[Floats] = deque()
         self._told: list[tuple[Floats, float]] = []
 
     def ask(self) -> Floats:
-        self._point = self._cma.ask()
-        return np.asarray(np.clip(self._point[: self._targets], 0.0, 1.0))
+        point = self._cma.ask()
+        self._asked.append(point)
+        return np.asarray(np.clip(point[: self._targets], 0.0, 1.0))
 
     def tell(self, score: float) -> None:
-        self._told.append((self._point, -score))
+        self._told.append((self._asked.popleft(), -score))
         if len(self._told) == self._cma.population_size:
             self._cma.tell(self._told)
             self._told = []

@@ -5,6 +5,7 @@ Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (NeurIPS 2011), b
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,24 +16,29 @@ from automl.strategies.asking import ask_and_tell
 from automl.types import InputError, SearchResult
 
 if TYPE_CHECKING:
-    from optuna import Study
+    from optuna import Study, Trial
 
 
 class Tpe:
     """Compares how densely good and bad trials lie."""
 
-    def __init__(self, startup: int = 10, multivariate: bool = True) -> None:
+    def __init__(self, startup: int = 10, multivariate: bool = True, batch: int = 1) -> None:
         """Sets the sampler.
 
         Args:
             startup: Random trials at first, >= 1.
             multivariate: Whether targets are modelled together.
+            batch: Trials proposed at a time, >= 1: with an engine they are scored side by side, and
+                none of them knows the scores of the others.
 
         Raises:
-            ValueError: ``startup`` is below 1.
+            ValueError: ``startup`` or ``batch`` is below 1.
         """
         if startup < 1:
             raise ValueError(f"Tpe.startup must be >= 1, got {startup}")
+        if batch < 1:
+            raise ValueError(f"Tpe.batch must be >= 1, got {batch}")
+        self.batch = batch
         self.startup = startup
         self.multivariate = multivariate
 
@@ -53,17 +59,19 @@ class Tpe:
             n_startup_trials=self.startup, multivariate=self.multivariate, seed=seed
         )
         study = optuna.create_study(sampler=sampler, direction="maximize")
-        return ask_and_tell(problem, _Study(study, len(problem.targets)), trials)
+        return ask_and_tell(problem, _Study(study, len(problem.targets), self.batch), trials)
 
 
 class _Study:
-    def __init__(self, study: Study, targets: int) -> None:
-        self._study, self._targets = study, targets
+    def __init__(self, study: Study, targets: int, batch: int) -> None:
+        self._study, self._targets, self.batch = study, targets, batch
+        self._asked: deque[Trial] = deque()
 
     def ask(self) -> Floats:
-        self._trial = self._study.ask()
+        trial = self._study.ask()
+        self._asked.append(trial)
         names = (f"keep{i}" for i in range(self._targets))
-        return np.array([self._trial.suggest_float(name, 0.0, 1.0) for name in names])
+        return np.array([trial.suggest_float(name, 0.0, 1.0) for name in names])
 
     def tell(self, score: float) -> None:
-        self._study.tell(self._trial, score)
+        self._study.tell(self._asked.popleft(), score)

@@ -40,3 +40,34 @@ def test_bad_settings_are_refused(settings, message):
         CmaEs(**settings)
     with pytest.raises(ValueError, match="trials must be >= 1, got 0"):
         CmaEs().search(toy.problem(), 0, 0)
+
+
+class Batches:
+    """How many policies were asked to be scored at a time."""
+
+    def __init__(self, problem):
+        self.sizes, self.evaluate_many = [], problem.evaluate_many
+        problem.evaluate_many = self
+
+    def __call__(self, policies, **settings):
+        self.sizes.append(len(policies))
+        return self.evaluate_many(policies, **settings)
+
+
+def test_generations_are_scored_together_and_change_nothing(monkeypatch):
+    from automl.strategies import cmaes
+
+    together, alone = toy.problem(UNITS), toy.problem(UNITS)
+    batches = Batches(together)
+    first = CmaEs(population=8).search(together, 30, 0)
+    assert batches.sizes[0] == 8 and len(batches.sizes) < 10
+
+    class OneByOne(cmaes._Generations):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.batch = 1
+
+    monkeypatch.setattr(cmaes, "_Generations", OneByOne)
+    second = CmaEs(population=8).search(alone, 30, 0)
+    assert [t.policy for t in first.trials] == [t.policy for t in second.trials]
+    assert len(first.trials) == 30

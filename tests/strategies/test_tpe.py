@@ -31,3 +31,12 @@ def test_all_trials_are_distinct_and_seeds_differ():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"Tpe.startup must be >= 1, got 0"):
         Tpe(startup=0)
+
+
+def test_batches_are_proposed_together():
+    problem = toy.problem(UNITS)
+    found = Tpe(batch=4).search(problem, 21, 0)
+    assert len({t.policy for t in found.trials}) == len(found.trials) == 21
+    assert best(Tpe(batch=4), 40) > best(Random(), 40)
+    with pytest.raises(ValueError, match=r"Tpe.batch must be >= 1, got 0"):
+        Tpe(batch=0)
