@@ -83,6 +83,9 @@ class AMC:
         interactions: Whether candidates are judged by more than the additive model.
         acting: The part of the candidates that the actor plays, in [0, 1]; the others are
             neighbours of the best episodes.
+        episodes_per_round: Episodes that are planned before the first of them is scored, >= 1; an
+            engine scores them side by side, and none of them knows how the others end. Acting at
+            once (``candidates`` 0) plans nothing: there it changes nothing.
         agent: Run folder or file of a trained agent to start from.
         tensorboard: Folder for TensorBoard's scalars.
     """
@@ -108,6 +111,7 @@ class AMC:
     candidates: int = 32
     interactions: bool = True
     acting: float = 0.5
+    episodes_per_round: int = 1
     agent: str | None = None
     tensorboard: str | None = None
     _session: Session | None = field(default=None, init=False, repr=False)
@@ -129,7 +133,7 @@ class AMC:
                 raise InputError(f"no {kind} is called {name!r}; {did_you_mean(name, known)}")
         for name in ("warmup", "gamma", "baseline_decay", "acting", "sigma_decay", "analysis"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("hidden", "batch_size", "buffer_size", "updates"):
+        for name in ("hidden", "batch_size", "buffer_size", "updates", "episodes_per_round"):
             self._require(name, getattr(self, name) >= 1, ">= 1")
         for name in ("tau", "critic_rate", "actor_rate"):
             self._require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")

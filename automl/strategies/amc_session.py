@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,9 @@ class Session:
         self._ahead: list[Trial] = []
         self._informed: Informed | None = None
         self._seen: set[bytes] = set()
+        # Episodes that are planned, with who planned them, and the trials of those scored already.
+        self._round: deque[tuple[Kept, str]] = deque()
+        self._scored: dict[bytes, Trial] = {}
         # Episodes that did not fail, in order.
         self._kept: list[Kept] = []
         self._rewards: list[float] = []
@@ -162,15 +166,42 @@ class Session:
         Raises:
             NoMorePolicies: Nothing new can be found.
         """
-        kept = next(self._planned, None)
-        self._source = "planned" if kept is not None else "agent"
-        if kept is None:
-            learned = self._played - self._warmup
-            self.agent.sigma = self.settings.sigma * self.settings.sigma_decay ** max(learned, 0)
-            if not self.settings.candidates:
-                return None
-            kept = self._most_promising()
+        if not self._round:
+            self._plan_round()
+        if not self._round:
+            self._source = "agent"
+            return None
+        kept, self._source = self._round.popleft()
         return np.asarray(to_actions(kept, self.problem.space))
+
+    def _plan_round(self) -> None:
+        """Plans the next episodes, and scores them together if they are several."""
+        left = self.trials - len(self.found)
+        for _ in range(min(self.settings.episodes_per_round, max(left, 1))):
+            kept, source = next(self._planned, None), "planned"
+            if kept is None:
+                self._cool()
+                if not self.settings.candidates:
+                    break
+                source = "agent"
+                try:
+                    kept = self._most_promising()
+                except NoMorePolicies:
+                    if not self._round:
+                        raise
+                    break
+            self._seen.add(kept.tobytes())
+            self._round.append((kept, source))
+        if len(self._round) > 1:
+            policies = [self.problem.policy(kept) for kept, _ in self._round]
+            trials = self.problem.evaluate_many(policies)
+            planned = [kept.tobytes() for kept, _ in self._round]
+            self._scored = dict(zip(planned, trials, strict=True))
+
+    def _cool(self) -> None:
+        """Narrows the exploration with every episode that the agent had a part in."""
+        learned = self._played + len(self._round) - self._warmup
+        self.agent.sigma = self.settings.sigma * self.settings.sigma_decay ** max(learned, 0)
 
     def _first_plans(self) -> Iterator[Kept]:
         """A loaded agent's own policy, what the analysis suggests, guides, then random episodes."""
@@ -184,11 +215,11 @@ class Session:
         for kept in guides:
             if kept.tobytes() not in self._seen:
                 yield kept
-        while self._played < self._warmup:
+        while self._played + len(self._round) < self._warmup:
             yield self._new_random()
 
     def _first_plans_without_wall(self) -> Iterator[Kept]:
-        while len(self.found) < self._warmup:
+        while len(self.found) + len(self._round) < self._warmup:
             yield self.env.episodes.play(lambda rows: self._rng.random(len(rows)), 1)[0]
 
     def _guides(self) -> list[Kept]:
@@ -264,7 +295,8 @@ class Session:
     # ---- what is learned
 
     def _teach(self, info: Mapping[str, Any]) -> tuple[Transitions, Floats | None] | None:
-        trial, kept = info["trial"], info["kept"]
+        kept = info["kept"]
+        trial = self._scored.pop(kept.tobytes(), info["trial"])  # the first time it was scored
         self.found.append(trial)
         self._seen.add(kept.tobytes())
         if trial.status != "ok":

@@ -234,3 +234,22 @@ def test_tensorboard_gets_the_scalars(tmp_path):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"rollout/ep_rew_mean", "train/critic_loss", "train/actor_loss"} <= tags
+
+
+def test_rounds_of_several_episodes_are_scored_together():
+    made, sizes = problem(), []
+    evaluate_many = made.evaluate_many
+
+    def counted(policies, **settings):
+        sizes.append(len(policies))
+        return evaluate_many(policies, **settings)
+
+    made.evaluate_many = counted
+    result = AMC(episodes_per_round=4, **SMALL).search(made, 24, 0)
+    assert len(result.trials) == 24 == len({trial.policy for trial in result.trials})
+    assert not any(trial.cached for trial in result.trials)
+    assert sizes.count(4) >= 4
+    again = AMC(episodes_per_round=4, **SMALL).search(problem(), 24, 0)
+    assert [t.policy for t in again.trials] == [t.policy for t in result.trials]
+    with pytest.raises(ValueError, match="episodes_per_round must be >= 1"):
+        AMC(episodes_per_round=0)
