@@ -271,6 +271,8 @@ class Bench:
             "batchnorm_recalibration": flag(repair, "repair.batchnorm_recalibration"),
         }
         if isinstance(plan, MaskedPlan):
+            if getattr(arguments["reconstruct"], "inputs", "pruned") == "dense":
+                raise InputError("repair=lookup is for granularity=channel")
             return SparsePruner(self.trace, plan, **arguments)
         return Pruner(self.trace, **arguments)
 
