@@ -490,6 +490,12 @@ def read_grains(section: Config) -> Grains | None:
     return None if grains.names == ["channel"] else grains
 
 
+#: What classes raise on arguments that are no good, or of another type than they expect.
+_REFUSALS = (
+    ValueError, TypeError, ImportError, AttributeError, LookupError, ArithmeticError,
+)  # fmt: skip
+
+
 def instantiate(section: Config, name: str) -> Any:
     """Makes what a section's ``_target_`` names, with its other keys as arguments.
 
@@ -505,7 +511,7 @@ def instantiate(section: Config, name: str) -> Any:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if isinstance(cause, ValueError | TypeError | ImportError) or cause is None:
+        if isinstance(cause, _REFUSALS) or cause is None:
             text = str(cause or error).strip().split("\n", 1)[0]
             raise InputError(f"{name}: {text}") from error
         raise
