@@ -16,6 +16,7 @@ from torch import nn
 
 from automl.budget import Budget
 from automl.commands.build import Bench, instantiate
+from automl.commands.stored import stored_settings
 from automl.cost.lut.entry import Entry
 from automl.cost.lut.fingerprint import Fingerprint
 from automl.cost.lut.importing import import_table
@@ -36,7 +37,6 @@ from automl.pruning.pruner import Pruner
 from automl.runs import RunFolder, to_yaml
 from automl.strategies.amc_agent import load_agent, save_agent
 from automl.training import checkpoint as finetuning
-from automl.trust import check_config
 
 Reader = Callable[[Path], Any]
 
@@ -200,8 +200,7 @@ def _make_config(folder: Path) -> None:
 def _read_config(folder: Path) -> None:
     from automl.commands.running import SearchRun
 
-    config = RunFolder(folder).config()
-    check_config(config, (), "config.yaml")
+    config = stored_settings(RunFolder(folder), ())
     SearchRun.of({**config, "run_dir": str(folder / "none")})
     Budget.parse(config["budget"])
     for name in ("strategy", "criterion", "energy", "engine"):

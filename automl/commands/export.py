@@ -43,13 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes, checks and describes."""
-    from automl.runs import CONFIG, RunFolder
-    from automl.trust import check_config
+    from automl.commands.stored import stored_settings
+    from automl.runs import RunFolder
     from automl.types import InputError
 
     folder = RunFolder(args.run_dir)
-    config = folder.config()
-    check_config(config, args.trust, str(folder.file(CONFIG)))
+    config = stored_settings(folder, args.trust)
     if not folder.is_done:
         raise InputError(f"{args.run_dir} is not finished; prunepilot resume {args.run_dir}")
     folder.result()  # refused before anything is written

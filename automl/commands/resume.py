@@ -20,12 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs what the folder's config.yaml says again; its journal answers what is done."""
     from automl.commands import search, sensitivity
-    from automl.runs import CONFIG, RunFolder
-    from automl.trust import check_config
+    from automl.commands.stored import stored_settings
+    from automl.runs import RunFolder
 
-    folder = RunFolder(args.run_dir)
-    config = folder.config()
-    check_config(config, args.trust, str(folder.file(CONFIG)))
+    config = stored_settings(RunFolder(args.run_dir), args.trust)
     if config.pop(sensitivity.VERB, None) is not None:
         return sensitivity.execute(config)
     return search.execute(config)
