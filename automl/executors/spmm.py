@@ -65,6 +65,7 @@ class SpmmLinear(FiniteLinear):
 
     def multiply_batch(self, x: Float32) -> Float32:
         """See ``PackedLinear``."""
+        x = np.ascontiguousarray(x)
         y = np.empty((len(x), self.out_features), np.float32)
         done = 0
         while done < len(x):
