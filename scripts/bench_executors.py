@@ -15,11 +15,13 @@ convolutions of MobileNetV1 and ResNet-50 for one image with 80, 90 and 95 % of 
 against the fastest of torch's: channels first, channels last, and oneDNN with packed weights.
 ``network`` has whole networks (``bench_networks.py``).
 
-One thread. Weights are cold: in every round the baseline and all formats run once, and each has as
-many copies of its weights as it takes for three times the last-level cache to be read before one
-is used again. A speed-up is the median over rounds of the baseline's time to the format's in the
-same round; compilation and packing are not timed. Every output is compared with a float64 product
-first.
+One thread, timed by its own processor time: other work that takes turns on the core does not count
+(``--clock wall``: it does). Weights are cold: in every round the baseline and all formats run once,
+and each has as many copies of its weights as it takes for three times the last-level cache to be
+read before one is used again. A speed-up is the median over rounds of the baseline's time to the
+format's in the same round; compilation and packing are not timed. Every output is compared with a
+float64 product first. ``read`` takes turns with them too: a loop that does nothing but read as many
+bytes as the first format has, as cold; shares of the bandwidth refer to it.
 """
 
 from __future__ import annotations
@@ -36,20 +38,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_timing import CLOCKS, Array, Calls, Clock, about, error, interleaved
 from numpy.typing import NDArray
 
 from automl.environment import cpu_name
 from automl.executors import formats
 from automl.executors.cache import last_level_cache
-from automl.executors.conv import pack_conv2d
 from automl.executors.kernels import cpu
 from automl.executors.packed import PackedLinear, aligned_zeros
 
-Array = NDArray[np.float32]
-Calls = Sequence[Callable[[], object]]
-
 #: Largest error of an output to the largest output, by format: what its rounding explains.
-TOLERANCE = {"pell_bf16": 1e-2, "pell_int8": 3e-2, "nm24_bf16": 1e-2}
+TOLERANCE = {"pell_bf16": 1e-2, "pell_int8": 3e-2, "nm24_bf16": 1e-2, "nm24_int8": 3e-2}
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,14 @@ LAYERS = {
     "NT-LSTM": Layer(1201, 2400, 0.10, 1.0),
 }
 
-#: Convolutions: (channels read, channels written, kernel, height and width).
-CONVOLUTIONS = {
-    "MobileNetV1 256, 1x1, 28": (256, 256, 1, 28),
-    "MobileNetV1 512, 1x1, 14": (512, 512, 1, 14),
-    "MobileNetV1 1024, 1x1, 7": (1024, 1024, 1, 7),
-    "ResNet-50 128, 3x3, 28": (128, 128, 3, 28),
-    "ResNet-50 256, 3x3, 14": (256, 256, 3, 14),
-    "ResNet-50 512, 3x3, 7": (512, 512, 3, 7),
-}
-#: Density -> least geometric mean over the convolutions.
-CONVOLUTION_REACH = {0.2: 2.0, 0.1: 3.3, 0.05: 5.0}
-
 #: Dense matrices whose rows then keep two of every four: (inputs, outputs).
 TWO_OF_FOUR = {"2:4 4096 x 4096": (4096, 4096), "2:4 11008 x 4096": (11008, 4096)}
+
+
+#: A format, the layers on which it is to use the memory's bandwidth, and the least share.
+BANDWIDTH_REACH = ("pell", ("Alex-7", "VGG-7"), 0.85)
+
+READ = "read"
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ SUITES = {
     ),
     "batch": Suite(("spmm",), "oneDNN, prepacked", {"batch 64": (("spmm",), 5.0)}),
     "nm24": Suite(
-        ("nm24", "nm24_bf16"),
+        ("nm24", "nm24_bf16", "nm24_int8"),
         "F.linear",
         {"2:4 fp32": (("nm24",), 1.6), "2:4 bf16 (of bf16: half)": (("nm24_bf16",), 3.2)},
     ),
@@ -147,6 +140,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="*", help="only these")
     parser.add_argument("--formats", nargs="*", choices=formats.names(), help="only these")
     parser.add_argument("--seconds", type=float, default=3.0, help="per layer (default 3)")
+    parser.add_argument("--clock", choices=CLOCKS, default="processor", help="(default processor)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
@@ -154,28 +148,29 @@ def main() -> None:
     if options.suite == "network":
         from bench_networks import networks
 
-        networks(0.9, options.seconds, options.seed)
+        networks(0.9, options.seconds, options.seed, CLOCKS[options.clock])
         return
     if options.suite == "conv":
-        convolutions(options.layers or list(CONVOLUTIONS), options.seconds, options.seed)
+        from bench_convolutions import convolutions
+
+        convolutions(options.layers, options.seconds, options.seed, CLOCKS[options.clock])
         return
     suite = SUITES[options.suite]
     chosen = options.formats or suite.formats
-    bandwidth = memory_bandwidth()
-    print(f"{cpu_name()}, torch {torch.__version__}, one thread; {time.strftime('%Y-%m-%d')}")
-    print(f"memory is read at {bandwidth:.1f} GB/s\n")
+    print(about())
+    print(f"{options.clock} time; memory is read at {memory_bandwidth():.1f} GB/s\n")
     print("| layer | format | median us | IQR | best | speed-up | MB | of bandwidth | error |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows: list[Row] = []
     for name in options.layers or names(options.suite):
         weight, x = inputs(options.suite, name, options.seed)
-        for row in measure(name, suite, chosen, weight, x, options.seconds, bandwidth):
+        for row in measure(name, suite, chosen, weight, x, options.seconds, CLOCKS[options.clock]):
             rows.append(row)
             print(_line(row), flush=True)
     for line in summary(rows, suite):
         print(line)
     if options.json:
-        content = {"cpu": cpu_name(), "bandwidth": bandwidth, "rows": [asdict(r) for r in rows]}
+        content = {"cpu": cpu_name(), "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -218,7 +213,7 @@ def measure(
     weight: Array,
     x: Array,
     seconds: float,
-    bandwidth: float,
+    clock: Clock,
 ) -> list[Row]:
     """Rows of one layer, the baseline first."""
     # In float64, row by row: the largest matrix would take a gigabyte more.
@@ -229,11 +224,13 @@ def measure(
         if not value < TOLERANCE.get(form, 1e-5):
             raise SystemExit(f"{form} on {name} is wrong: error {value:.1e}")
     sizes = {suite.baseline: weight.nbytes} | {form: p.nbytes for form, p in packed.items()}
+    sizes[READ] = next(iter(packed.values())).nbytes // _READ_AT_ONCE * _READ_AT_ONCE
     copies = math.ceil(3 * last_level_cache() / sum(sizes.values())) + 1
     calls: dict[str, Calls] = {suite.baseline: list(baseline(suite.baseline, weight, x, copies))}
     calls |= {form: packed_calls(layer, x, copies) for form, layer in packed.items()}
-    times = interleaved(calls, seconds)
-    base = times[suite.baseline]
+    calls[READ] = read_calls(sizes[READ], copies)
+    times = interleaved(calls, seconds, clock)
+    base, reading = times[suite.baseline], times[READ]
     return [
         Row(
             layer=name,
@@ -243,65 +240,13 @@ def measure(
             best_us=min(own) * 1e6,
             speedup=statistics.median(t / s for t, s in zip(base, own, strict=True)),
             megabytes=sizes[form] / 1e6,
-            bandwidth_share=sizes[form] / statistics.median(own) / 1e9 / bandwidth,
+            bandwidth_share=statistics.median(
+                sizes[form] / sizes[READ] * r / s for r, s in zip(reading, own, strict=True)
+            ),
             error=errors.get(form, 0.0),
         )
         for form, own in times.items()
     ]
-
-
-def convolutions(layers: Iterable[str], seconds: float, seed: int) -> None:
-    """Measures convolutions and prints the table."""
-    print(f"{cpu_name()}, torch {torch.__version__}, one thread; {time.strftime('%Y-%m-%d')}\n")
-    print("| convolution | density | channels first us | last | packed | sparse us | speed-up |")
-    print("|---|---|---|---|---|---|---|")
-    speedups: dict[float, list[float]] = {density: [] for density in CONVOLUTION_REACH}
-    for name in layers:
-        for density, own in speedups.items():
-            calls = convolution_calls(*CONVOLUTIONS[name], density, seed)
-            times = interleaved({form: [call] for form, call in calls.items()}, seconds / 3)
-            dense = [times[form] for form in ("first", "last", "packed")]
-            best = [min(turn) for turn in zip(*dense, strict=True)]
-            own.append(statistics.median(t / s for t, s in zip(best, times["sparse"], strict=True)))
-            medians = " | ".join(f"{statistics.median(t) * 1e6:.0f}" for t in times.values())
-            print(f"| {name} | {density:.0%} | {medians} | {own[-1]:.2f} |", flush=True)
-    print()
-    for density, own in speedups.items():
-        least = CONVOLUTION_REACH[density]
-        mean = statistics.geometric_mean(own)
-        print(f"density {density:.0%}: geometric mean {mean:.2f} (reach {least})")
-
-
-def convolution_calls(
-    inputs: int, outputs: int, kernel: int, size: int, density: float, seed: int
-) -> dict[str, Callable[[], object]]:
-    """One image through one convolution, dense in three ways and sparse, weights warm."""
-    rng = np.random.default_rng(seed)
-    shape = (outputs, inputs, kernel, kernel)
-    weight = rng.standard_normal(shape, dtype=np.float32) * (rng.random(shape) < density)
-    weight = weight.astype(np.float32)
-    x = rng.standard_normal((1, inputs, size, size), dtype=np.float32)
-    pad, one = (kernel // 2,) * 2, (1, 1)
-    sparse = pack_conv2d(weight, padding=pad)
-    w, image = torch.from_numpy(weight), torch.from_numpy(x)
-    last = {"memory_format": torch.channels_last}
-    w_last, image_last = w.to(**last), image.to(**last)
-    ready = torch.ops.mkldnn._reorder_convolution_weight(w, pad, one, one, 1, list(x.shape))
-    packed = torch.ops.mkldnn._convolution_pointwise
-    exact = torch.conv2d(image.double(), w.double(), None, 1, pad).numpy()
-    if not error(sparse(x), exact) < 1e-5:
-        raise SystemExit("the sparse convolution is wrong")
-    return {
-        "first": lambda: torch.conv2d(image, w, None, 1, pad),
-        "last": lambda: torch.conv2d(image_last, w_last, None, 1, pad),
-        "packed": lambda: packed(image, ready, None, pad, one, one, 1, "none", [], ""),
-        "sparse": lambda: sparse(x),
-    }
-
-
-def error(y: NDArray[Any], exact: NDArray[np.float64]) -> float:
-    """Largest error to the largest output."""
-    return float(np.abs(y - exact).max() / np.abs(exact).max())
 
 
 def baseline(name: str, weight: Array, x: Array, copies: int) -> Iterator[Callable[[], object]]:
@@ -327,31 +272,23 @@ def packed_calls(layer: PackedLinear, x: Array, copies: int) -> Calls:
     return [lambda p=p: p(x) for p in layers]  # type: ignore[misc]
 
 
+#: Bytes that ``read_all`` takes at once.
+_READ_AT_ONCE = 256
+
+
+def read_calls(size: int, copies: int) -> Calls:
+    """A function per buffer of so many bytes, which reads it."""
+    buffers = [torch.from_numpy(aligned_zeros(size // 4, np.float32)) for _ in range(copies)]
+    for buffer in buffers:
+        buffer.fill_(1)  # Fresh pages are one and the same page of zeros.
+    return [lambda b=b: read_all(b) for b in buffers]  # type: ignore[misc]
+
+
 def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     """A copy that starts at a cache line, as a packed layer's own arrays do."""
     copy = aligned_zeros(array.size, array.dtype.type)
     copy[:] = array.ravel()
     return copy.reshape(array.shape)
-
-
-def interleaved(
-    calls: Mapping[str, Calls], seconds: float, least: int = 15
-) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds that run each once; two rounds to warm up."""
-    times: dict[str, list[float]] = {}
-    with torch.inference_mode():
-        end, index = 0.0, -2
-        while index < least or time.perf_counter() < end:
-            if index <= 0:
-                times = {name: [] for name in calls}
-                end = time.perf_counter() + seconds
-            for name, copies in calls.items():
-                call = copies[index % len(copies)]
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
-            index += 1
-    return times
 
 
 def memory_bandwidth() -> float:
@@ -379,7 +316,7 @@ def summary(rows: Sequence[Row], suite: Suite) -> Iterator[str]:
     layers = list(dict.fromkeys(row.layer for row in rows))
     speedups = {(row.format, row.layer): row.speedup for row in rows}
     yield ""
-    for form in dict.fromkeys(row.format for row in rows):
+    for form in dict.fromkeys(row.format for row in rows if row.format != READ):
         mean = statistics.geometric_mean(speedups[form, layer] for layer in layers)
         yield f"{form:18s} geometric mean {mean:6.2f}"
     for kind, (choices, least) in suite.reach.items():
@@ -388,6 +325,11 @@ def summary(rows: Sequence[Row], suite: Suite) -> Iterator[str]:
             best = [max(speedups[form, layer] for form in measured) for layer in layers]
             mean = statistics.geometric_mean(best)
             yield f"{kind}: geometric mean {mean:.2f} over {len(best)} layers (reach {least})"
+    form, wanted, least = BANDWIDTH_REACH
+    for row in rows:
+        if row.format == form and row.layer in wanted:
+            share = f"{row.bandwidth_share:.0%} of the bandwidth"
+            yield f"{form} on {row.layer}: {share} (reach {least:.0%})"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 MobileNetV1 at 224 with 90 % of its pointwise convolutions zero, and ResNet-50 at 224 with 90 % of
 all convolutions but the first and of the fully connected layer, one image. Weights are random and
 the smallest are zeroed, layer by layer: places of zeros are those of magnitude pruning, values do
-not matter. ``automl.compile`` chooses; then dense (each way that there is) and sparse take turns.
+not matter. ``automl.compile`` chooses; then dense (each way that there is) and sparse take turns,
+timed by the thread's own processor time unless told otherwise.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def prune(name: str, network: nn.Module, sparsity: float) -> nn.Module:
     return network.eval()
 
 
-def networks(sparsity: float, seconds: float, seed: int) -> list[dict[str, object]]:
+def networks(
+    sparsity: float, seconds: float, seed: int, clock: Callable[[], float] = time.thread_time
+) -> list[dict[str, object]]:
     """Measures and prints the table.
 
     Returns:
@@ -89,7 +92,7 @@ def networks(sparsity: float, seconds: float, seed: int) -> list[dict[str, objec
         timed = {best: forms.pop(best), **forms}
         if run.sparse is not None:
             timed["sparse"] = run.sparse
-        for form, found in measure_latency(timed, x, budget_s=seconds).items():
+        for form, found in measure_latency(timed, x, budget_s=seconds, clock=clock).items():
             print(
                 f"| {name} | {form} | {found.median_ms:.1f} | {found.iqr_ms:.1f} "
                 f"| {found.undisturbed_ms:.1f} | {1 / found.ratio:.2f} |",

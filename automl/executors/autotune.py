@@ -21,6 +21,7 @@ from automl.executors.conv import SparseConv2d, pack_conv2d
 from automl.executors.kernels_version import kernels_version
 from automl.executors.memory import Memory
 from automl.executors.packed import Format, PackedLinear
+from automl.executors.threads import torch_threads
 
 Layer = nn.Linear | nn.Conv2d
 Packed = PackedLinear | SparseConv2d
@@ -300,18 +301,13 @@ def measure_us(
 ) -> dict[str, list[float]]:
     """Microseconds of calls that take turns, on one thread; one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            for call in calls.values():
+    with torch.inference_mode(), torch_threads(1):
+        for call in calls.values():
+            call()
+        for _ in range(_ROUNDS):
+            for name, call in calls.items():
+                prepare()
+                start = time.perf_counter()
                 call()
-            for _ in range(_ROUNDS):
-                for name, call in calls.items():
-                    prepare()
-                    start = time.perf_counter()
-                    call()
-                    times[name].append(1e6 * (time.perf_counter() - start))
-    finally:
-        torch.set_num_threads(threads)
+                times[name].append(1e6 * (time.perf_counter() - start))
     return times

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automl.executors.threads import torch_threads
+
 _WARM_UP = 5
 _MIN_ROUNDS = 15
 _MAX_ROUNDS = 300
@@ -47,6 +49,7 @@ def measure_latency(
     *,
     budget_s: float = 3.0,
     threads: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Latency]:
     """Times networks round robin: every round runs each of them twice and times the second pass.
 
@@ -59,6 +62,8 @@ def measure_latency(
         example: One input, shape (batch, ...), or the arguments of ``forward``.
         budget_s: Stop after about this time (at least 15 rounds, at most 300 are run).
         threads: CPU threads while measuring.
+        clock: Counts seconds; ``time.thread_time`` leaves out what other processes take of a busy
+            processor, where everything runs on one thread.
 
     Returns:
         Name -> its latency.
@@ -69,8 +74,8 @@ def measure_latency(
     if not networks:
         raise ValueError("measure_latency.networks must hold a network, got none")
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    with torch.inference_mode(), _threads(threads), _no_garbage_collector():
-        calls = {name: _call(network, inputs) for name, network in networks.items()}
+    with torch.inference_mode(), torch_threads(threads), _no_garbage_collector():
+        calls = {name: _call(network, inputs, clock) for name, network in networks.items()}
         for call in calls.values():
             for _ in range(_WARM_UP):
                 call()
@@ -105,28 +110,20 @@ def _rounds(calls: Mapping[str, Callable[[], float]], budget_s: float) -> dict[s
     return times
 
 
-def _call(network: nn.Module, inputs: Sequence[Any]) -> Callable[[], float]:
+def _call(
+    network: nn.Module, inputs: Sequence[Any], clock: Callable[[], float]
+) -> Callable[[], float]:
     """A function that runs the network once and returns the seconds it took."""
     device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_cuda), None)
 
     def timed() -> float:
-        start = time.perf_counter()
+        start = clock()
         network(*inputs)
         if device is not None:
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return clock() - start
 
     return timed
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import torch
 from automl.cost.lut.entry import Entry
 from automl.cost.lut.signature import Signature
 from automl.executors.latency_replay import Replay, replay
+from automl.executors.threads import torch_threads
 
 #: Operators ahead in the network that run, untimed, before one that is timed.
 _AHEAD = 2
@@ -228,13 +229,11 @@ def _turns(
 @contextmanager
 def _prepared(threads: int) -> Iterator[None]:
     """Threads set, no gradients, no garbage collector."""
-    before, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(threads)
+    collecting = gc.isenabled()
     gc.disable()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(threads):
             yield
     finally:
-        torch.set_num_threads(before)
         if collecting:
             gc.enable()

@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from automl.executors.kernels import cpu, pell_call
 from automl.executors.kernels.pell_schedule import schedule
 from automl.executors.packed import PackedLinear, aligned_zeros
+from automl.executors.rounding import check_int8_row, quantise_rows, round_to_bfloat16
 from automl.executors.rows import Float32, Rows, as_bias, as_finite, as_weight
 from automl.executors.shared_weights import share
 
@@ -332,8 +333,7 @@ def _pack_codebook(weight: Float32, bias: Float32, tile: int) -> PellLinear:
 def _pack_int8(weight: Float32, bias: Float32, tile: int) -> PellLinear:
     scale, quantised = quantise_rows(as_finite(weight, "int8"))
     rows = Rows.of(quantised)
-    if rows.counts.max() > 2**31 // (255 * 128):
-        raise ValueError("Format.weight must have at most 65,793 non-zeros in a row for int8")
+    check_int8_row(int(rows.counts.max()))
     layout = _lay_out(rows, PellInt8.steps, tile)
     value = aligned_zeros(layout.slots, np.int8)
     value[layout.value_at] = rows.values
@@ -352,28 +352,6 @@ _PACKERS = {
     "codebook": _pack_codebook,
     "int8": _pack_int8,
 }
-
-
-def quantise_rows(weight: Float32) -> tuple[Float32, Float32]:
-    """Rounds each row to -127..127 times a scale of its own.
-
-    Returns:
-        The scales, shape (rows), 1 for rows of zeros, and whole numbers of the weight's shape.
-    """
-    scale = np.abs(weight).max(1) / np.float32(127)
-    # Below the smallest normal number a quotient would overflow.
-    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-    return scale, np.rint(weight / scale[:, None])
-
-
-def round_to_bfloat16(weight: Float32) -> Float32:
-    """Weights rounded to bfloat16, to nearest, ties to even; NaN and infinities stay."""
-    bits = weight.view(np.uint32).astype(np.uint64)
-    near = (bits + 0x7FFF + (bits >> np.uint64(16) & np.uint64(1))) & np.uint64(0xFFFF0000)
-    rounded: Float32 = near.astype(np.uint32).view(np.float32)
-    # Half of a NaN could be an infinity.
-    kept = np.where(np.isnan(weight), np.float32(np.nan), weight)
-    return np.where(np.isfinite(weight), rounded, kept)
 
 
 def _lay_out(rows: Rows, steps: Steps, tile: int) -> _Layout:

@@ -15,7 +15,7 @@ from automl.types import InputError
 #: Error to the sum of |weight| |activation| of the row, by format: what its rounding explains.
 ROUNDING = {"pell_bf16": 2**-8, "nm24_bf16": 2**-8}
 #: Error of an activation to the range of all, where activations are rounded too.
-LEVELS = {"pell_int8": 1 / 255}
+LEVELS = {"pell_int8": 1 / 255, "nm24_int8": 1 / 255}
 LOSSLESS = ("dense", "csc", "pell", "bitmap", "spmm", "nm24")
 
 
@@ -166,6 +166,14 @@ def test_sums_too_large_for_float32_are_infinite(form):
         weight[:, 2:4] = weight[:, 6:] = 0
     x = np.full(8, 3e38, np.float32)
     assert (form.pack(weight)(x) == np.inf).all()
+
+
+def test_a_large_weight_times_nothing_is_nothing(form):
+    weight = np.zeros((2, 8), np.float32)
+    weight[:, 0] = [3e38, -3e38]
+    x = np.full(8, 3e38, np.float32)
+    x[0] = 0
+    assert form.pack(weight, np.ones(2, np.float32))(x).tolist() == [1, 1]
 
 
 def test_any_memory_order_and_leading_dimensions(form):

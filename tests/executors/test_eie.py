@@ -47,6 +47,19 @@ def test_elements_step_by_step(by_hand):
     assert run.load_balance == 5 / (5 * 2)
 
 
+def test_energy_adds_up_by_hand(by_hand):
+    run = eie_model.run(by_hand, X)
+    # pJ. Five entries: a 16-bit multiplication (1.1) and addition (0.4), and the running sum read
+    # and written, two quarters of a 64-bit access to 8 KB (10). Three words of entries from 128 KB,
+    # which the table holds in 1 MB (100). Six pairs of pointers from 32 KB (20).
+    assert run.energy_pj() == pytest.approx(5 * (1.1 + 0.4 + 2 * 10 / 4) + 3 * 100 + 6 * 20)
+    # Dense: sixteen weights of 32 bits, each half of a 64-bit access to DRAM (1300), multiplied
+    # (3.7) and added (0.9) in float32.
+    dense = eie_model.dense_energy_pj(4, 4)
+    assert dense == pytest.approx(16 * (1300 / 2 + 3.7 + 0.9))
+    assert dense / run.energy_pj() == pytest.approx(10473.6 / 452.5)
+
+
 def test_without_relu_sums_stay_negative(by_hand):
     assert eie_model.run(by_hand, X, relu=False).output.tolist() == [5, 9, -4, 18]
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from automl.executors.kernels import cpu
 from automl.executors.nm24 import Nm24
 
 
@@ -24,7 +25,45 @@ def test_float32_takes_17_bytes_for_32_of_dense():
     assert Nm24("bfloat16").pack(weight).stream.nbytes * 32 == weight.nbytes * 9
 
 
-@pytest.mark.parametrize("value", ["float32", "bfloat16"])
+def test_places_of_bytes_are_where_the_layout_says():
+    weight = np.zeros((4, 128), np.float32)
+    weight[1, [69, 71]] = [127, 3]  # Four 17: entries 34 and 35, places 1 and 3.
+    packed = Nm24("int8").pack(weight)
+    assert packed.stream.nbytes == 4 * 16 + 4 * 64
+    places = packed.stream[:16].view(np.uint8).reshape(4, 16)
+    # Entry i in byte i % 16, bits 2 (i // 16); where nothing stands, places 0 and 1 are named.
+    assert places[0].tolist() == [0, 0b01010101] * 8
+    assert places[1, 2:4].tolist() == [0b00010000, 0b01110101]
+    values = packed.stream[16:].view(np.int8).reshape(4, 64)
+    assert values[1, 34:36].tolist() == [127, 3] and np.count_nonzero(values) == 2
+    assert np.array_equal(packed.to_dense(), weight) and packed.offset.tolist() == [0, 130, 0, 0]
+
+
+def test_int8_takes_5_bytes_for_32_of_dense():
+    weight = np.ones((64, 512), np.float32)
+    weight.reshape(64, 128, 4)[..., 1:3] = 0
+    assert Nm24("int8").pack(weight).stream.nbytes * 32 == weight.nbytes * 5
+
+
+def test_sums_of_int8_that_could_overflow_are_refused():
+    weight = np.zeros((1, 4 * 32900), np.float32)
+    weight.reshape(-1, 4)[:, :2] = 1
+    with pytest.raises(ValueError, match="at most 65,793 non-zeros in a row for int8, got 65,800"):
+        Nm24("int8").pack(weight)
+
+
+@pytest.mark.skipif(not cpu.supports(cpu.BYTES), reason="needs AVX-512 with VNNI and VBMI")
+def test_vector_and_plain_kernels_of_int8_agree_exactly(monkeypatch):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((37, 1000)).astype(np.float32)
+    weight.reshape(37, -1, 4)[..., [0, 3]] = 0
+    x = rng.standard_normal(1000).astype(np.float32)
+    vector = Nm24("int8").pack(weight)(x)
+    monkeypatch.setattr(cpu, "supports", lambda needed: False)
+    assert np.array_equal(Nm24("int8").pack(weight)(x), vector)
+
+
+@pytest.mark.parametrize("value", ["float32", "bfloat16", "int8"])
 def test_more_than_two_of_four_are_refused(value):
     weight = np.zeros((2, 9), np.float32)
     weight[1, 4:7] = 1
@@ -33,7 +72,8 @@ def test_more_than_two_of_four_are_refused(value):
     with pytest.raises(ValueError, match="at most 2 of 4 non-zeros, but has 3 of 4"):
         form.pack(weight)
     weight[1, 5] = 0
-    assert form.unfit(weight) is None and np.array_equal(form.pack(weight).to_dense(), weight)
+    assert form.unfit(weight) is None
+    assert np.allclose(form.pack(weight).to_dense(), weight, rtol=1e-6)
 
 
 def test_every_pair_of_places():
@@ -49,5 +89,5 @@ def test_every_pair_of_places():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match=r"Nm24.value must be float32 or bfloat16, got 'int4'"):
+    with pytest.raises(ValueError, match=r"Nm24.value must be one of .*, got 'int4'"):
         Nm24("int4")

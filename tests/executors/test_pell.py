@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automl.executors.kernels import cpu
-from automl.executors.pell import Pell, quantise_rows
+from automl.executors.pell import Pell
+from automl.executors.rounding import quantise_rows
 
 FORMS = ["float32", "bfloat16", "int8", "codebook"]
 

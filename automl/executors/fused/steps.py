@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,15 +91,11 @@ class Convolve:
         """See ``Step``."""
         y, rest = buffers[self.writes], (self.bounds, memory, *self._arguments)
         if all(number in buffers for number in self.reads):
-            x, *others = (buffers[number] for number in self.reads)
-            other = others[0].reshape(-1) if others else _NOTHING
-            # One call with nothing to look up: a line of Python costs 10 us on cold caches.
-            arguments = (x, y, other, *rest)
-            return lambda values: conv.convolve(*arguments)
+            x, other = _with_other([buffers[number] for number in self.reads])
+            return _bound(conv.convolve, x, y, other, *rest)
 
         def run(values: Values) -> bool:
-            x, *others = (_array(values[number]) for number in self.reads)
-            other = others[0].reshape(-1) if others else _NOTHING
+            x, other = _with_other([_array(values[number]) for number in self.reads])
             return bool(conv.convolve(x, y, other, *rest))
 
         return run
@@ -125,13 +120,7 @@ class MaxPool:
 
     def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
         """See ``Step``; what it reads must lie in a buffer."""
-        x, y = buffers[self.reads[0]], buffers[self.writes]
-
-        def run(values: Values) -> bool:
-            pool.max_pool(x, y, *self.window)
-            return True
-
-        return run
+        return _bound(pool.max_pool, buffers[self.reads[0]], buffers[self.writes], *self.window)
 
 
 @dataclass(eq=False)
@@ -152,13 +141,7 @@ class MeanPool:
     def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
         """See ``Step``; what it reads must lie in a buffer."""
         y = buffers[self.writes].reshape(-1)
-        x = buffers[self.reads[0]].reshape(len(y), -1)
-
-        def run(values: Values) -> bool:
-            pool.mean_pool(x, y)
-            return True
-
-        return run
+        return _bound(pool.mean_pool, buffers[self.reads[0]].reshape(len(y), -1), y)
 
 
 @dataclass(eq=False)
@@ -183,12 +166,8 @@ class Multiply:
         x = buffers[self.reads[0]].reshape(-1, self.layer.in_features)
         y = buffers[self.writes].reshape(-1, self.layer.out_features)
         if len(x) == 1:
-            return partial(_multiply, self.layer.multiply_into, x[0], y[0])
-        return partial(_multiply, self.layer.multiply_batch_into, x, y)
-
-
-def _multiply(into: Callable[..., bool], x: Float32, y: Float32, values: Values) -> bool:
-    return into(x, y)
+            return _bound(self.layer.multiply_into, x[0], y[0])
+        return _bound(self.layer.multiply_batch_into, x, y)
 
 
 @dataclass(eq=False)
@@ -234,6 +213,16 @@ class Operate:
             return True
 
         return run
+
+
+def _bound(function: Callable[..., Any], *arguments: Any) -> Call:
+    """One call with nothing to look up: a line of Python costs 10 us on cold caches."""
+    return lambda values: function(*arguments) is not False
+
+
+def _with_other(arrays: list[Any]) -> tuple[Any, Any]:
+    """The images, and the numbers added to the output, flat; there may be none."""
+    return arrays[0], arrays[1].reshape(-1) if len(arrays) > 1 else _NOTHING
 
 
 def _array(value: Any) -> Any:

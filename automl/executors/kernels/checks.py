@@ -99,3 +99,9 @@ def levels(x: Any) -> Any:
     if step < _TINY:
         return 1.0, 0
     return step, int(np.rint(-np.float64(low) / step))
+
+
+@njit(**OPTIONS)
+def scaled(exact: Any, scale: Any, step: float, bias: Any) -> Any:
+    """A sum of whole numbers in float32; in between in float64, where no factor overflows."""
+    return np.float32(np.float64(exact) * np.float64(scale) * step + np.float64(bias))

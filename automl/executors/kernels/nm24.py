@@ -11,22 +11,29 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from automl.executors.kernels import checks
 from automl.executors.kernels.options import OPTIONS
 from automl.executors.kernels.vectors import (
+    dot4,
     fma,
     load_float32x16,
+    load_int8x64,
     load_int16x32,
     lower_halves,
     peek,
     peek_uint64,
     pick2_float32x16,
+    pick2_int8x64,
     pick2_int16x32,
     prefetch,
+    spread_places_int8x64,
     spread_places_int16x32,
     spread_places_int32x16,
     total,
+    total_int32x16,
     upper_halves,
     zeros_float32x16,
+    zeros_int32x16,
 )
 
 #: Words fetched ahead, a page: hardware prefetchers stop at its end.
@@ -96,6 +103,31 @@ def bfloat16(x: Any, stream: Any, blocks: int, sums: Any) -> None:
 
 
 @njit(**OPTIONS)
+def int8(x: Any, stream: Any, blocks: int, sums: Any) -> None:
+    """One chunk of 128 columns a block; activations are uint8, sums int32."""
+    at = 0
+    for row in range(0, sums.shape[0], 4):
+        a, b = zeros_int32x16(), zeros_int32x16()
+        c, d = zeros_int32x16(), zeros_int32x16()
+        for block in range(blocks):
+            for line in range(5):
+                prefetch(stream, at + _AHEAD + 16 * line)
+            low = load_int8x64(x, 128 * block)
+            high = load_int8x64(x, 128 * block + 64)
+            i = spread_places_int8x64(stream, at)
+            j = spread_places_int8x64(stream, at + 4)
+            k = spread_places_int8x64(stream, at + 8)
+            m = spread_places_int8x64(stream, at + 12)
+            a = dot4(a, pick2_int8x64(low, i, high), load_int8x64(stream, at + 16))
+            b = dot4(b, pick2_int8x64(low, j, high), load_int8x64(stream, at + 32))
+            c = dot4(c, pick2_int8x64(low, k, high), load_int8x64(stream, at + 48))
+            d = dot4(d, pick2_int8x64(low, m, high), load_int8x64(stream, at + 64))
+            at += 80
+        sums[row], sums[row + 1] = total_int32x16(a), total_int32x16(b)
+        sums[row + 2], sums[row + 3] = total_int32x16(c), total_int32x16(d)
+
+
+@njit(**OPTIONS)
 def float32_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """``float32`` without vector instructions."""
     values = stream.view(np.float32)
@@ -134,3 +166,31 @@ def bfloat16_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
                     bits[1] = np.uint32(x[column]) << np.uint32(16)
                     result += pair[0] * pair[1]
             sums[4 * quad + row] = result
+
+
+@njit(**OPTIONS)
+def int8_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
+    """``int8`` without vector instructions."""
+    places, values = stream.view(np.uint8), stream.view(np.int8)
+    for quad in range(sums.shape[0] // 4):
+        for row in range(4):
+            result = np.int32(0)
+            for block in range(blocks):
+                at = 320 * (quad * blocks + block)
+                for entry in range(64):
+                    byte = places[at + 16 * row + entry % 16]
+                    place = byte >> np.uint8(2 * (entry // 16)) & np.uint8(3)
+                    column = 128 * block + 4 * (entry // 2) + np.int64(place)
+                    weight = values[at + 64 + 64 * row + entry]
+                    result += np.int32(weight) * np.int32(x[column])
+            sums[4 * quad + row] = result
+
+
+@njit(**OPTIONS)
+def finish_int8(
+    sums: Any, step: float, zero: int, scale: Any, offset: Any, bias: Any, y: Any
+) -> None:
+    """Sums of levels as numbers; ``scale`` and ``offset`` of every row as in ``Nm24Int8``."""
+    for row in range(y.shape[0]):
+        exact = sums[row] - np.int32(zero) * offset[row]
+        y[row] = checks.scaled(exact, scale[row], step, bias[row])

@@ -101,5 +101,5 @@ def int8(
         pell_vector.int8(padded, tile, blocks, advance, index, value, sums)
     for row in range(y.shape[0]):
         exact = sums[place[row]] - np.int32(zero) * offset[row]
-        y[row] = np.float32(exact) * (scale[row] * np.float32(step)) + bias[row]
+        y[row] = checks.scaled(exact, scale[row], step, bias[row])
     return True

@@ -353,6 +353,40 @@ spread_places_int16x32 = _spread(
 
 
 @intrinsic_of
+def spread_places_int8x64(typing_context: Any, words: Any, offset: Any) -> Any:
+    """Places in 128 columns: lane i takes bits 2 (i // 16) of byte i % 16 from an offset on."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = address_of(context, builder, signature.args[0], *values)
+        four = ir.VectorType(_I32, 4)
+        loaded = builder.load(builder.bitcast(address, four.as_pointer()))
+        loaded.align = 4
+        undefined = ir.Constant(four, ir.Undefined)
+        copies = ir.Constant(int32x16.llvm, [0, 1, 2, 3] * 4)
+        lanes = builder.shuffle_vector(loaded, undefined, copies)
+        # Bits of a neighbour come into a byte from above, where they are masked.
+        shifts = ir.Constant(int32x16.llvm, [2 * (i // 4) for i in range(16)])
+        moved = builder.bitcast(builder.lshr(lanes, shifts), int8x64.llvm)
+        two = builder.and_(moved, ir.Constant(int8x64.llvm, [3] * 64))
+        return builder.or_(two, ir.Constant(int8x64.llvm, [4 * (i // 2) for i in range(64)]))
+
+    return int8x64(words, types.intp), generate
+
+
+@intrinsic_of
+def total_int32x16(typing_context: Any, vector: Any) -> Any:
+    """The sum of 16 whole numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(_I32, [int32x16.llvm])
+        name = "llvm.vector.reduce.add.v16i32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, values)
+
+    return types.int32(vector), generate
+
+
+@intrinsic_of
 def total(typing_context: Any, vector: Any) -> Any:
     """The sum of 16 floats, added in any order."""
 
