@@ -275,7 +275,8 @@ class _Figures:
         if found is None:
             return figures
         within = all(found.costs.get(name, 0.0) <= most for name, most in self._limits.items())
-        if within and (self._best is None or found.score > self._best):
+        counts = within and trial.status == "ok"
+        if counts and (self._best is None or found.score > self._best):
             self._best = found.score
         figures["score"] = found.score
         if self._best is not None:

@@ -7,14 +7,11 @@ and its cache, failures, repeatable random numbers, progress. Nothing here impor
 from __future__ import annotations
 
 import logging
-import math
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import groupby, takewhile
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,17 +23,27 @@ from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, f
 from automl.hashing import digest
 from automl.journal import Row
 from automl.policy import Policy
-from automl.runner import Job, Runner, now, run_trial
+from automl.racing import Floats as Losses
+from automl.racing import Leader, Leaders, Racing
+from automl.runner import Examiner, Job, Outcome, Runner, now, run_trial
+from automl.trials import (
+    KnownRows,
+    SearchStopped,
+    Status,
+    Trial,
+    TrialLog,
+    best,
+    trial_of,
+    trial_row,
+)
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
 
+__all__ = [
+    "Plan", "Problem", "Pruner", "Ranker", "SearchStopped", "Trial", "TrialLog", "best",
+    "trial_row",
+]  # fmt: skip
+
 _log = logging.getLogger(__name__)
-
-Status = Literal["ok", "failed"]
-
-#: How errors begin, or what they say, whose cause is the machine and not the policy.
-_OUTSIDE = re.compile(
-    r"^(MemoryError|OutOfMemoryError|OSError|PermissionError)\b|can't allocate memory"
-)
 
 
 class Plan(Protocol):
@@ -73,64 +80,6 @@ class Ranker(Protocol):
         """Scores of every target's units, shape (units,); None is the pruner's criterion."""
 
 
-class TrialLog(Protocol):
-    """Where finished trials are written; ``automl.journal.Journal``, or a list to forget them."""
-
-    def __iter__(self) -> Iterator[Row]:
-        """All rows in the order written."""
-
-    def append(self, row: Row, /) -> None:
-        """Writes a row."""
-
-
-class SearchStopped(RuntimeError):
-    """Several trials in a row failed: the fault is not in the policies."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One policy and what became of it.
-
-    Attributes:
-        index: Position among the distinct policies that the problem was asked for, from 0;
-            -1 for the dense network.
-        policy: What was tried.
-        measurement: What was measured; None where the trial failed.
-        status: ``ok`` or ``failed``.
-        error: Why it failed, one line.
-        seconds: How long pruning and scoring took; like ``time``, not part of equality.
-        time: When it was done, UTC, in ISO 8601.
-        cached: Whether it was answered without scoring; not part of equality.
-    """
-
-    index: int
-    policy: Policy
-    measurement: Measurement | None
-    status: Status
-    error: str | None
-    seconds: float = field(compare=False)
-    time: str = field(compare=False, default="")
-    cached: bool = field(compare=False, default=False)
-
-    @property
-    def score(self) -> float:
-        """The score; minus infinity where the trial failed."""
-        return -math.inf if self.measurement is None else self.measurement.score
-
-
-def best(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest score, the earliest of equals.
-
-    Raises:
-        SearchStopped: No trial succeeded.
-    """
-    succeeded = [trial for trial in trials if trial.status == "ok"]
-    if not succeeded:
-        reason = f": {trials[-1].error}" if trials else ""
-        raise SearchStopped(f"no trial succeeded{reason}")
-    return max(succeeded, key=lambda trial: trial.score)
-
-
 class Problem:
     """Evaluates policies of one network under one budget; the only way to a trial.
 
@@ -164,6 +113,7 @@ class Problem:
         max_failures: int = 3,
         prepare: Callable[[Any], Any] | None = None,
         engine: Engine | None = None,
+        racing: Racing | None = None,
     ) -> None:
         """Checks that the budget can be met; scores nothing yet.
 
@@ -185,9 +135,12 @@ class Problem:
                 (folding batch norm); None scores it as it is.
             engine: Where trials run; None runs them here, one after the other. It changes no
                 result and stays open.
+            racing: How trials race, where a strategy lets them; None scores every trial on all
+                examples. Other journals then answer nothing that races.
 
         Raises:
-            InputError: There is nothing to prune, or the budget is malformed or out of reach.
+            InputError: There is nothing to prune, the budget is malformed or out of reach, or
+                the scorer cannot race.
             ValueError: ``max_failures`` is below 1.
         """
         if max_failures < 1:
@@ -200,6 +153,11 @@ class Problem:
         self._pruner, self._scorer = pruner, scorer
         self._runner = Runner(pruner, scorer, prepare)
         self._engine: Engine = Serial() if engine is None else engine
+        if racing is not None and not isinstance(scorer, Examiner):
+            raise InputError("racing needs the loss of every example: use a ClassifierScorer")
+        self._racing = racing
+        self._leaders = Leaders(racing or Racing())
+        self._losses: dict[str, Losses] = {}  # of the trials of a round
         self._cost_models = dict(cost_models)
         self.dense_costs = self.costs(self.space.units)
         self.limits = self.budget.resolve(self.dense_costs)
@@ -210,7 +168,7 @@ class Problem:
         self._max_failures = max_failures
         self._failures_in_a_row = 0
         self._trials: dict[str, Trial] = {}
-        self._rows = _known_rows(journal, max_failures)
+        self._rows = KnownRows(journal, max_failures)
         self._known = {row["key"]: row for row in known if row["status"] == "ok"}
         self._is_prepared = False
 
@@ -280,7 +238,7 @@ class Problem:
             InputError: It cannot be scored, so no pruned network can.
         """
         policy = self.policy(self.space.units.copy())
-        (trial,) = self._measured([Job(self._key(policy), policy)], -1)
+        (trial,) = self._measured([self._job(self._key(policy), policy, -1)])
         if trial.measurement is None:
             raise InputError(f"the dense network cannot be scored: {trial.error}")
         return trial.measurement
@@ -290,12 +248,16 @@ class Problem:
         """All distinct policies that were asked for, in order."""
         return tuple(self._trials.values())
 
-    def evaluate(self, policy: Policy, *, allow_over_budget: bool = False) -> Trial:
+    def evaluate(
+        self, policy: Policy, *, allow_over_budget: bool = False, race: bool = False
+    ) -> Trial:
         """Prunes and scores a policy, unless that was done before.
 
         Args:
             policy: What to try.
             allow_over_budget: Accept a policy that breaks the budget, to learn from it.
+            race: Whether the trial may be discarded where it falls behind the best so far; it
+                never is unless the problem has ``racing`` and the policy is within the budget.
 
         Returns:
             The trial, failed if pruning or scoring raised or the score is not a finite number.
@@ -305,34 +267,37 @@ class Problem:
             ValueError: The policy is over budget.
             SearchStopped: Too many trials in a row failed.
         """
-        return self.evaluate_many([policy], allow_over_budget=allow_over_budget)[0]
+        return self.evaluate_many([policy], allow_over_budget=allow_over_budget, race=race)[0]
 
     def evaluate_many(
-        self, policies: Sequence[Policy], *, allow_over_budget: bool = False
+        self, policies: Sequence[Policy], *, allow_over_budget: bool = False, race: bool = False
     ) -> list[Trial]:
         """Evaluates policies that do not depend on each other's results; see ``evaluate``.
 
         All are checked before the first is scored. The engine may score several at a time, and
         each is written as it finishes; all else goes in the order of ``policies``, so that the
-        results, and where failures stop the search, are the same with every engine.
+        results, and where failures stop the search, are the same with every engine. Where they
+        race, rounds of them do, each against the leaders that there were before it.
         """
         for policy in policies:
             self._check(policy, allow_over_budget)
+        race = race and self._racing is not None
         keys = [self._key(policy) for policy in policies]
         new: dict[str, Policy] = {}
         for key, policy in zip(keys, policies, strict=True):
-            if key not in self._trials:
+            if not self._is_answered(key, race):
                 new.setdefault(key, policy)
-        jobs = [Job(key, policy) for key, policy in new.items()]
-        with closing(self._measured(jobs, len(self._trials))) as trials:
-            for job, trial in zip(jobs, trials, strict=True):
-                self._trials[job.key] = trial
-                self._account(trial)
+        for jobs in self._rounds(new, race):
+            self._run_round(jobs, race)
         found = []
         for key in keys:  # what was known, and a policy's second time, come from the cache
             cached = new.pop(key, None) is None
             found.append(replace(self._trials[key], cached=True) if cached else self._trials[key])
         return found
+
+    def _is_answered(self, key: str, race: bool) -> bool:
+        known = self._trials.get(key)
+        return known is not None and (race or known.status != "discarded")
 
     def _check(self, policy: Policy, allow_over_budget: bool) -> None:
         policy.check(self.targets, self.model_hash)
@@ -347,39 +312,80 @@ class Problem:
         parts = (self.model_hash, self._pruner.fingerprint, self._scorer.fingerprint, policy.key)
         return digest(*parts)
 
-    def _measured(self, jobs: Sequence[Job], first: int) -> Generator[Trial, None, None]:
-        """The trials of policies in order, from the journal or by scoring them.
+    def _job(self, key: str, policy: Policy, index: int) -> Job:
+        return Job(key, policy, index, examined=self._racing is not None)
 
-        Args:
-            jobs: Distinct ones.
-            first: Index of the first.
-        """
+    def _rounds(self, new: Mapping[str, Policy], race: bool) -> Iterator[list[Job]]:
+        """The jobs of policies; all at once, or as many as race against the same leaders."""
+        jobs, fresh = [], len(self._trials)
+        for key, policy in new.items():
+            known = self._trials.get(key)  # discarded before, and now asked for in full
+            jobs.append(self._job(key, policy, fresh if known is None else known.index))
+            fresh += known is None
+        size = self._racing.round if race and self._racing is not None else max(len(jobs), 1)
+        for start in range(0, len(jobs), size):
+            yield jobs[start : start + size]
+
+    def _run_round(self, jobs: Sequence[Job], race: bool) -> None:
+        finished = []
+        with closing(self._measured(jobs, race)) as trials:
+            for job, trial in zip(jobs, trials, strict=True):
+                self._trials[job.key] = trial
+                self._account(trial)
+                if trial.status == "ok" and self._may_lead(job):
+                    finished.append(Leader(job.key, trial, self._losses.get(job.key)))
+        self._losses.clear()
+        self._leaders.add(finished)
+
+    def _may_lead(self, job: Job) -> bool:
+        return job.examined and bool(self.within(job.policy.kept(self.targets)))
+
+    def _measured(self, jobs: Sequence[Job], race: bool = False) -> Generator[Trial, None, None]:
+        """The trials of distinct policies in order, from the journal or by scoring them."""
         ready: dict[int, Trial] = {}
         for at, job in enumerate(jobs):
-            known = self._known_trial(job, first + at)
+            known = self._known_trial(job, race)
             if known is not None:
                 ready[at] = known
         missing = [at for at in range(len(jobs)) if at not in ready]
-        with closing(self._submitted([jobs[at] for at in missing])) as results:
+        with closing(self._submitted([jobs[at] for at in missing], race)) as results:
             for at in range(len(jobs)):
                 while at not in ready:
                     done = next(results)
                     there = missing[done.index]
-                    ready[there] = self._finished(jobs[there], done, first + there)
+                    ready[there] = self._finished(jobs[there], done)
                 yield ready.pop(at)
 
-    def _known_trial(self, job: Job, index: int) -> Trial | None:
+    def _known_trial(self, job: Job, race: bool) -> Trial | None:
         """From the journal, or from another one that was given, and then written to the journal."""
-        trial = self._replayed(self._rows.get(job.key), job.policy, index)
-        if trial is None:
-            trial = self._replayed(self._known.get(job.key), job.policy, index)
-            if trial is not None:
-                self._write(job.key, trial)
+        row = self._rows.get(job.key, race)
+        if row is not None:
+            return trial_of(row, job.index, job.policy, self.cost(job.policy))
+        other = None if race else self._known.get(job.key)
+        if other is None:
+            return None
+        trial = trial_of(other, job.index, job.policy, self.cost(job.policy))
+        self._write(job.key, trial)
         return trial
 
-    def _submitted(self, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+    def _submitted(self, jobs: Sequence[Job], race: bool) -> Generator[Done, None, None]:
         if jobs:
+            jobs = self._against_the_leaders(jobs) if race else jobs
             yield from self._engine.submit(run_trial, jobs, self._shared)
+
+    def _against_the_leaders(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """The jobs with a bar to pass, once there are enough leaders."""
+        last = self._leaders.last
+        if last is None:
+            return jobs
+        if last.losses is None:  # the journal knows only the score
+            job = self._job(last.key, last.trial.policy, last.trial.index)
+            (done,) = self._engine.submit(run_trial, [job], self._shared)
+            last.losses = None if done.value is None else done.value.losses
+        if last.losses is None:
+            raise SearchStopped(f"the best trial so far cannot be scored again: {_error(done)}")
+        bar = self._leaders.bar(last.losses)
+        return [replace(job, bar=bar) if self._may_lead(job) else job for job in jobs]
 
     @property
     def _shared(self) -> int:
@@ -389,43 +395,38 @@ class Problem:
             self._is_prepared = True
         return self._engine.put(self._runner)
 
-    def _finished(self, job: Job, done: Done, index: int) -> Trial:
+    def _finished(self, job: Job, done: Done) -> Trial:
         """The trial of a result that just came in, written to the journal."""
-        found, error, detail = done.value, done.error, done.detail
+        found: Outcome | None = done.value
+        error, detail, index = _error(done), done.detail, job.index
         seconds, time = 0.0, now()
         measurement = None
-        if error is None:
-            error, detail, seconds, time = found.error, found.detail, found.seconds, found.time
+        status: Status = "failed"
+        if found is not None:
+            detail, seconds, time = found.detail or detail, found.seconds, found.time
             if found.score is not None:
                 measurement = Measurement(found.score, found.metrics, self.cost(job.policy))
+                status = "discarded" if found.discarded else "ok"
+            if found.losses is not None:
+                self._losses[job.key] = found.losses
         if error is not None:
             # The journal holds one line; whoever looks for the cause wants to see where.
             _log.info("trial %d failed: %s\n%s", index, error, detail)
-        status: Status = "failed" if measurement is None else "ok"
         trial = Trial(index, job.policy, measurement, status, error, seconds, time)
         # A dense network that cannot be scored ends the search at once; journalled, it would
         # do so even after the cause is gone.
-        if trial.status == "ok" or index >= 0:
+        if trial.status != "failed" or index >= 0:
             self._write(job.key, trial)
         return trial
-
-    def _replayed(self, row: Row | None, policy: Policy, index: int) -> Trial | None:
-        if row is None:
-            return None
-        measurement = None
-        if row["status"] == "ok":
-            measurement = Measurement(row["score"], row["metrics"], self.cost(policy))
-        rest = (row["status"], row["error"], row["seconds"], row["time"])
-        return Trial(index, policy, measurement, *rest, cached=True)
 
     def _write(self, key: str, trial: Trial) -> None:
         row = {"key": key, **trial_row(trial)}
         if self._journal is not None:
             self._journal.append(row)
-        self._rows[key] = row
+        self._rows.add(row)
 
     def _account(self, trial: Trial) -> None:
-        self._failures_in_a_row = 0 if trial.status == "ok" else self._failures_in_a_row + 1
+        self._failures_in_a_row = self._failures_in_a_row + 1 if trial.status == "failed" else 0
         if self._on_trial is not None:
             self._on_trial(trial)
         if self._failures_in_a_row >= self._max_failures:
@@ -435,51 +436,6 @@ class Problem:
             )
 
 
-def trial_row(trial: Trial) -> Row:
-    """A trial as plain data, for journals and tables."""
-    found = trial.measurement
-    return {
-        "index": trial.index,
-        "status": trial.status,
-        "score": None if found is None else found.score,
-        "metrics": None if found is None else dict(found.metrics),
-        "costs": None if found is None else dict(found.costs),
-        "seconds": trial.seconds,
-        "time": trial.time,
-        "kept": [decision.kept for decision in trial.policy.decisions],
-        "policy": trial.policy.key,
-        "error": trial.error,
-    }
-
-
-def _known_rows(journal: TrialLog | None, max_failures: int) -> dict[str, Row]:
-    """What the journal answers, by key.
-
-    The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
-    and answered from the journal they would stop this run at the same place. In the journal they
-    are the last rows, unless other trials ran beside them; by index they are in a row anyway.
-    Failures that were not the policy's fault (no memory, a full disk) are left out too: scored
-    again, the run comes to the result that it would have had without them.
-    """
-    rows = [] if journal is None else [row for row in journal if not _was_outside(row)]
-    by_index = sorted(rows, key=lambda row: int(row["index"]))
-    stopped = {id(row) for row in _in_a_row(by_index, max_failures)}
-    last = [id(row) for row in takewhile(lambda row: row["status"] == "failed", reversed(rows))]
-    if len(last) >= max_failures:
-        stopped.update(last)
-    return {row["key"]: row for row in rows if id(row) not in stopped}
-
-
-def _was_outside(row: Row) -> bool:
-    """Whether a trial failed for what the machine lacked at the time."""
-    return row["status"] != "ok" and bool(_OUTSIDE.search(row["error"] or ""))
-
-
-def _in_a_row(rows: Sequence[Row], least: int) -> list[Row]:
-    """Failures with at least ``least - 1`` others right before or after them."""
-    found: list[Row] = []
-    for failed, some in groupby(rows, key=lambda row: bool(row["status"] == "failed")):
-        group = list(some)
-        if failed and len(group) >= least:
-            found += group
-    return found
+def _error(done: Done) -> str | None:
+    """Why there is no score, one line: of the engine, or of the trial itself."""
+    return done.error if done.value is None else done.value.error

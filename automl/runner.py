@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from automl.engines.errors import one_line
 from automl.policy import Policy
+from automl.racing import Bar, Examined, Floats
 from automl.seeding import own_random_numbers
 
 
@@ -20,6 +21,14 @@ from automl.seeding import own_random_numbers
 class _Preparable(Protocol):
     def prepare(self) -> None:
         """Computes what does not depend on a policy."""
+
+
+@runtime_checkable
+class Examiner(Protocol):
+    """A scorer that knows the loss of every example; ``automl.scoring.ClassifierScorer``."""
+
+    def examine(self, model: Any, key: str, bar: Bar | None = None) -> Examined:
+        """Scores a network, in the order that ``key`` draws, as long as it does not fall behind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +84,16 @@ class Job:
     Attributes:
         key: Seeds its random numbers.
         policy: What to try.
+        index: Of its trial.
+        examined: Whether the losses of the examples are wanted.
+        bar: What the network races against; None scores it on every example.
     """
 
     key: str
     policy: Policy
+    index: int = 0
+    examined: bool = False
+    bar: Bar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,8 @@ class Outcome:
         detail: The traceback.
         seconds: How long it took.
         time: When it was done, UTC, in ISO 8601.
+        losses: Of every example, shape (examples,), where they were wanted.
+        discarded: Whether it fell behind in a race; score and metrics are then estimates.
     """
 
     score: float | None
@@ -100,20 +117,34 @@ class Outcome:
     detail: str
     seconds: float
     time: str
+    losses: Floats | None = None
+    discarded: bool = False
 
 
 def run_trial(runner: Runner, job: Job) -> Outcome:
     """Prunes and scores a policy; what is raised becomes a failed outcome."""
     started = time.perf_counter()
-    score, metrics, error, detail = None, {}, None, ""
+    score, metrics, error, detail, found = None, {}, None, "", None
     try:
         with own_random_numbers(job.key):
-            found, reported = runner.scorer(runner.network(job.policy))
-        score, metrics = _finite(found), {str(name): float(v) for name, v in reported.items()}
+            network = runner.network(job.policy)
+            found = _examined(runner.scorer, network, job)
+        score = _finite(found.score)
+        metrics = {str(name): float(value) for name, value in found.metrics.items()}
     except Exception as raised:
-        score, error, detail = None, one_line(raised), traceback.format_exc()
+        error, detail, found = one_line(raised), traceback.format_exc(), None
     seconds = round(time.perf_counter() - started, 6)
-    return Outcome(score, metrics, error, detail, seconds, now())
+    losses = None if found is None else found.losses
+    discarded = found is not None and job.examined and losses is None
+    return Outcome(score, metrics, error, detail, seconds, now(), losses, discarded)
+
+
+def _examined(scorer: Any, network: Any, job: Job) -> Examined:
+    if job.examined:
+        examined: Examined = scorer.examine(network, job.key, job.bar)
+        return examined
+    score, metrics = scorer(network)
+    return Examined(score, metrics, None)
 
 
 def now() -> str:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,6 +29,7 @@ from automl.policy import Policy
 from automl.problem import Problem, Trial, TrialLog, best, trial_row
 from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.sparse_pruner import pruner_for
+from automl.racing import Racing
 from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
 from automl.scoring import UserScorer
 from automl.seeding import own_random_numbers
@@ -95,6 +96,7 @@ class Searcher:
         on_trial: Callable[[Trial], None] | None = None,
         engine: str | Engine = "serial",
         callbacks: Sequence[Callback] = (),
+        racing: Racing | None = None,
     ) -> None:
         """Traces the network and checks everything that can be checked without scoring.
 
@@ -122,6 +124,8 @@ class Searcher:
             engine: Where trials run: a name from conf/engine, which lives as long as a search,
                 or an engine, such as ``automl.engines.load("process", n=4)``, which stays open.
             callbacks: Watch the search (see ``automl.loggers``); one that fails is left out.
+            racing: How trials are given up that fall behind (``automl.racing``); needs a
+                ``ClassifierScorer``.
 
         Raises:
             InputError: The network cannot be traced, the budget cannot be met, or an argument is
@@ -143,10 +147,10 @@ class Searcher:
         self._exclude = tuple(exclude)
         self._finetune = finetune
         self._on_trial, self._callbacks = on_trial, tuple(callbacks)
-        self._engine = engine
+        self._engine, self._racing = engine, racing
         self._folder = None if run_dir is None else RunFolder(Path(run_dir))
         self._log: list[Row] = []
-        self._make_problem(None)
+        self._make_problem(None, racing=racing)
 
     def search(self, trials: int = 200, seed: int = 0) -> SearchRun:
         """Searches, or goes on with the search that the run folder holds.
@@ -180,7 +184,7 @@ class Searcher:
         path = None if self._folder is None else self._folder.path
         watch = Guarded(self._callbacks, self._on_trial)
         with self._open_engine() as engine, watch.to_the_end():
-            problem = self._make_problem(log, watch.on_trial, engine)
+            problem = self._make_problem(log, watch.on_trial, engine, self._racing)
             dense = problem.dense  # first: where it cannot be scored, nothing can
             settings, limits = self._identity(seed), problem.limits
             watch.on_search_start(SearchInfo(settings, dense.costs, limits, path))
@@ -232,6 +236,7 @@ class Searcher:
         log: TrialLog | None,
         on_trial: Callable[[Trial], None] | None = None,
         engine: Engine | None = None,
+        racing: Racing | None = None,
     ) -> Problem:
         return Problem(
             self.pruner.plan,
@@ -243,6 +248,7 @@ class Searcher:
             on_trial=on_trial,
             max_failures=self._max_failures,
             engine=engine,
+            racing=racing,
             **self._settings,
         )
 
@@ -257,6 +263,7 @@ class Searcher:
             "strategy": _describe(self.strategy),
             "exclude": list(self._exclude),
             **self._settings,
+            **({} if self._racing is None else {"racing": asdict(self._racing)}),
             "seed": seed,
         }
 

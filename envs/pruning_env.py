@@ -53,6 +53,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         wall: bool = True,
         strict: bool = False,
         floor: float = -math.inf,
+        race: bool = False,
     ) -> None:
         """Builds the spaces; scores nothing yet.
 
@@ -64,6 +65,8 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 ``macs``).
             strict: Whether an episode over budget gets ``floor`` instead of its reward.
             floor: The reward outside the limits, for ``strict``; learning needs a finite one.
+            race: Whether episodes may be discarded that fall behind the best (see
+                ``Problem.evaluate``); their rewards are then of what is estimated of them.
 
         Raises:
             InputError: The reward is unknown, or the problem cannot compute it.
@@ -71,7 +74,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.problem = problem
         self.episodes = Episodes(problem, wall=wall)
         self._reward = make_reward(reward, problem)
-        self._strict, self._floor = strict, floor
+        self._strict, self._floor, self._race = strict, floor, race
         self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._step = self.episodes.start(1)
@@ -108,7 +111,8 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def evaluate_many(self, kept: Kept) -> list[Trial]:
         """Scores finished episodes, shape (episodes, targets)."""
         policies = [self.problem.policy(one) for one in kept]
-        return self.problem.evaluate_many(policies, allow_over_budget=not self.episodes.has_wall)
+        over = not self.episodes.has_wall
+        return self.problem.evaluate_many(policies, allow_over_budget=over, race=self._race)
 
     def reward(self, trial: Trial) -> float:
         """The reward of a trial, at the end of its episode."""

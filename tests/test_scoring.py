@@ -212,7 +212,7 @@ def test_inputs_are_those_of_the_data_sets_own_batches(images, labels, dtype, ch
 def test_images_too_many_to_keep_are_normalised_batch_by_batch(images, labels, monkeypatch):
     network = make_network()
     kept = ClassifierScorer(images, labels, mean=MEAN, std=STD, batch_size=20)
-    monkeypatch.setattr("automl.scoring._KEEP_BYTES", 0)
+    monkeypatch.setattr("automl.scoring.classifier._KEEP_BYTES", 0)
     streamed = ClassifierScorer(images, labels, mean=MEAN, std=STD, batch_size=20)
     assert streamed(network) == kept(network)
 

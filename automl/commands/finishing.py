@@ -183,6 +183,7 @@ def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
         "limits": problem.limits,
         "trials": len(finals.tried),
         "failed": sum(trial.status == "failed" for trial in finals.tried),
+        "discarded": sum(trial.status == "discarded" for trial in finals.tried),
         # Those of trials that an earlier process did are in the journal, and count too.
         "search_seconds": round(sum(trial.seconds for trial in finals.tried), 3),
         "wall_seconds": None if finals.wall_seconds is None else round(finals.wall_seconds, 3),

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from automl.budget import Budget
-from automl.commands.build import Bench, engine_of, instantiate, read_grains, set_threads, whole
+from automl.commands.build import (
+    Bench,
+    engine_of,
+    flag,
+    instantiate,
+    read_grains,
+    set_threads,
+    whole,
+)
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
@@ -24,6 +32,7 @@ from automl.loggers import Callback, Guarded, SearchInfo, trial_of
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
 from automl.pruning.granularities import CHANNEL
+from automl.racing import Racing
 from automl.runs import FINALISTS, JOURNAL, TRIALS, RunFolder
 from automl.scoring import ScoreError
 from automl.strategies import load
@@ -173,9 +182,8 @@ class SearchRun:
         self, problem: Problem, result: SearchResult, others: Mapping[str, SearchResult]
     ) -> Finals:
         """Chooses among the best trials of every search, on all validation images."""
-        results, bench = {**others, "found": result}, self.bench
-        as_trials = bench.finalist_pruner is bench.trial_pruner
-        if as_trials and bench.scorer is bench.careful_scorer:  # nothing would be new
+        results = {**others, "found": result}
+        if not self._has_last_round:
             best = {name: chosen(one) for name, one in results.items()}
             return Finals(problem, result.trials, problem.dense, best)
         count = whole(self.config["scoring"], "scoring.finalists", 1)
@@ -215,7 +223,31 @@ class SearchRun:
             max_failures=self.config["max_failures"],
             prepare=bench.pruner.for_inference,
             engine=self.engine,
+            racing=None if careful else self._racing(),
         )
+
+    def _racing(self) -> Racing | None:
+        """How trials race: for as many places as go into the last round.
+
+        Raises:
+            InputError: A setting is off.
+        """
+        settings = {"racing": False, "racing_delta": 0.01, "racing_round": 8}
+        settings |= self.config["scoring"]  # runs from before there were races have none
+        if not flag(settings, "scoring.racing"):
+            return None
+        size, delta = whole(settings, "scoring.racing_round", 1), settings["racing_delta"]
+        places = whole(settings, "scoring.finalists", 1) if self._has_last_round else 1
+        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
+            raise InputError(f"scoring.racing_delta must be a number in (0, 1), got {delta!r}")
+        return Racing(float(delta), size, places)
+
+    @property
+    def _has_last_round(self) -> bool:
+        """Whether the best trials are scored again: otherwise or on more images than trials."""
+        bench = self.bench
+        as_trials = bench.finalist_pruner is bench.trial_pruner
+        return not (as_trials and bench.scorer is bench.careful_scorer)
 
     def _tuning(self) -> FinetuneConfig:
         tuning, grains = tuning_of(self.config), read_grains(self.config["granularity"])
@@ -267,7 +299,8 @@ class _Watch:
             return
         if self._logger is not None:
             self._logger.on_trial(trial)
-        if self._within(trial) and (self._best is None or trial.score > self._best.score):
+        better = self._best is None or trial.score > self._best.score
+        if trial.status == "ok" and self._within(trial) and better:
             self._best = trial
         best = "" if self._best is None else self._text(self._best)
         self._shown.update(trial.index + 1, best)

@@ -80,8 +80,11 @@ def _trial(row: Mapping[str, Any], units: Mapping[str, int]) -> FrozenTrial:
     score = row["score"]
     # Optuna has no trials that are complete without a number.
     scored = row["status"] == "ok" and score is not None and not math.isnan(float(score))
+    state = TrialState.COMPLETE if scored else TrialState.FAIL
+    if row["status"] == "discarded":
+        state = TrialState.PRUNED
     trial = create_trial(
-        state=TrialState.COMPLETE if scored else TrialState.FAIL,
+        state=state,
         value=float(score) if scored else None,
         params={name: int(kept) for name, kept in zip(units, row["kept"], strict=True)},
         distributions={name: IntDistribution(1, most) for name, most in units.items()},

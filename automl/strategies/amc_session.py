@@ -74,7 +74,7 @@ class Session:
             InputError: The agent to start from cannot be used.
         """
         self.problem, self.settings, self.trials = problem, settings, trials
-        self.env = PruningEnv(problem, settings.reward, wall=settings.wall)
+        self.env = PruningEnv(problem, settings.reward, wall=settings.wall, race=True)
         self.found: list[Trial] = []
         self.curve: list[dict[str, Any]] = []
         self._source = ""
@@ -88,7 +88,8 @@ class Session:
         # Episodes that are planned, with who planned them, and the trials of those scored already.
         self._round: deque[tuple[Kept, str]] = deque()
         self._scored: dict[bytes, Trial] = {}
-        # Episodes that did not fail, in order.
+        # Episodes that did not fail, in order; of those that fell behind in a race, rewards are
+        # estimates.
         self._kept: list[Kept] = []
         self._rewards: list[float] = []
         self._baseline: float | None = None
@@ -194,7 +195,7 @@ class Session:
             self._round.append((kept, source))
         if len(self._round) > 1:
             policies = [self.problem.policy(kept) for kept, _ in self._round]
-            trials = self.problem.evaluate_many(policies)
+            trials = self.problem.evaluate_many(policies, race=True)
             planned = [kept.tobytes() for kept, _ in self._round]
             self._scored = dict(zip(planned, trials, strict=True))
 
@@ -299,7 +300,7 @@ class Session:
         trial = self._scored.pop(kept.tobytes(), info["trial"])  # the first time it was scored
         self.found.append(trial)
         self._seen.add(kept.tobytes())
-        if trial.status != "ok":
+        if trial.status == "failed":
             self._note(math.nan)
             return None
         self._kept.append(kept)

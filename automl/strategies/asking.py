@@ -39,7 +39,8 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
     """Scores ``trials`` policies, fewer where the optimiser has no new ones.
 
     Points that round to a policy known already are answered at once and do not count. A failed
-    trial is told as the worst score so far, since these optimisers know no failures.
+    trial is told as the worst score so far, since these optimisers know no failures; one that fell
+    behind in a race is told as its estimate.
 
     Raises:
         SearchStopped: Too many trials in a row failed.
@@ -51,11 +52,11 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
     worst = 0.0
     for _ in range(-(-_ASKED * trials // optimiser.batch)):
         asked = [problem.policy(problem.fit(optimiser.ask())) for _ in range(optimiser.batch)]
-        for trial in problem.evaluate_many(_leading(asked, found, trials)):
+        for trial in problem.evaluate_many(_leading(asked, found, trials), race=True):
             found.setdefault(trial.policy.key, trial)
-            scores = [one.score for one in found.values() if one.status == "ok"]
+            scores = [one.score for one in found.values() if one.status != "failed"]
             worst = min(scores, default=worst)
-            optimiser.tell(trial.score if trial.status == "ok" else worst)
+            optimiser.tell(trial.score if trial.status != "failed" else worst)
         if len(found) == trials:
             break
     return SearchResult(best(list(found.values())).policy, tuple(found.values()))

@@ -52,7 +52,8 @@ class Random:
         drawn: dict[bytes, Kept] = {}
         while len(drawn) < trials and self._add(drawn, problem, rng):
             pass
-        found = problem.evaluate_many([problem.policy(kept) for kept in drawn.values()])
+        policies = [problem.policy(kept) for kept in drawn.values()]
+        found = problem.evaluate_many(policies, race=True)
         return SearchResult(best(found).policy, tuple(found))
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> Kept:

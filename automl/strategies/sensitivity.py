@@ -178,7 +178,7 @@ class Informed:
 
         None where no trial tells anything.
         """
-        tried = [trial for trial in trials if trial.status == "ok"]
+        tried = [trial for trial in trials if trial.status != "failed"]
         damage = damages(self._analysis.dense, tried)
         known = damage > 0
         if not known.any():
@@ -252,7 +252,7 @@ class _Search:
 
     def _next(self, informed: Informed) -> Kept | None:
         """What the model, fitted to all complete policies so far, wants to try; None: no more."""
-        tried = [t for t in self._complete if t.status == "ok"] or self._complete
+        tried = [t for t in self._complete if t.status != "failed"] or self._complete
         tried.sort(key=lambda trial: -trial.score)
         kept = np.array([self._kept(trial) for trial in tried])
         merit = informed.judge(tried) or (lambda some: -informed.alone(some).sum(axis=1))
@@ -293,7 +293,7 @@ class _Search:
         return kept
 
     def _try(self, kept: Kept) -> None:
-        self._add(self._problem.evaluate(self._problem.policy(kept)))
+        self._add(self._problem.evaluate(self._problem.policy(kept), race=True))
 
     def _add(self, trial: Trial) -> None:
         self._found.setdefault(trial.policy.key, trial)

@@ -1,52 +1,34 @@
-"""Scores a network on held-out data: the number that a search maximises, and its metrics.
-
-`ClassifierScorer` measures classifiers on decoded images; `UserScorer` wraps any function of the
-user's. Both satisfy `automl.types.Scorer`.
-"""
+"""Scores classifiers on decoded images, on all of them or in a race."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl.batch_size import CANDIDATES, default_batch_size, fastest_batch_size
+from automl.batch_size import CANDIDATES, fastest_batch_size
 from automl.hashing import digest, weights_hash
+from automl.racing import Bar, Examined, Race, drawn_order
+from automl.scoring.errors import ScoreError
+from automl.scoring.inputs import check_data, initial_batch_size, normalisation
+from automl.scoring.metrics import BROKEN, COLUMNS, SCORES, SIGNS, Score, losses, of_examples
 from automl.training.state import evaluating
 from automl.types import InputError
-
-Score = Literal["top1", "loss", "kl"]
-SCORES: tuple[Score, ...] = get_args(Score)
-
-_HIGHER_IS_BETTER = {"top1": 1.0, "loss": -1.0, "kl": -1.0}
-_TOP5_CLASSES = 6  # with five classes or fewer, top-5 is 1 by definition
 
 # Normalised images beyond this are made anew for every batch instead of being kept.
 _KEEP_BYTES = 4 << 30
 
+#: A race begins with this part of a batch; each next batch may be as large as all before it.
+_FIRST_PART = 4
 
-class ScoreError(RuntimeError):
-    """A network could not be scored: its outputs, or the score, are not finite.
-
-    Attributes:
-        metrics: Every metric that was to be reported, NaN where it could not be computed.
-    """
-
-    def __init__(self, message: str, metrics: Mapping[str, float]) -> None:
-        """Keeps ``metrics`` beside the message."""
-        super().__init__(message, dict(metrics))
-        self.metrics = dict(metrics)
-
-    def __str__(self) -> str:
-        """The message alone, one line."""
-        return str(self.args[0])
+#: Rows of the examples: those in between, or these.
+Rows = slice | Tensor
 
 
 class ClassifierScorer:
@@ -118,17 +100,17 @@ class ClassifierScorer:
                 unknown; there are no examples, or not one label for each.
             ValueError: A size, shape or type is off.
         """
-        _check_data(images, labels)
+        check_data(images, labels)
         _check_score(score, labels, dense)
         self.score = score
         self.device = torch.device(device)
         self.dtype = dtype
-        self.batch_size = _initial_batch_size(batch_size, images, self.device)
+        self.batch_size = initial_batch_size(batch_size, images, self.device)
         self._images = images
         self._labels = labels
         self._dense = dense
         self._channels_last = channels_last
-        self._scale, self._bias = _normalisation(images, mean, std)
+        self._scale, self._bias = normalisation(images, mean, std)
         if channels_last and images.ndim != 4:
             raise ValueError(
                 f"ClassifierScorer.channels_last must be False for {images.ndim}-D images, got True"
@@ -172,7 +154,45 @@ class ClassifierScorer:
         self.prepare(model)
         with evaluating(model), torch.inference_mode(), self._precision():
             totals = self._totals(model)
-        return self._report(*totals.tolist())
+        return self._report(totals.tolist(), len(self))
+
+    def examine(self, model: nn.Module, key: str, bar: Bar | None = None) -> Examined:
+        """Scores ``model`` and keeps the loss of every example, in a race if there is a bar.
+
+        Args:
+            model: As for a call.
+            key: A digest that draws the order of the examples.
+            bar: What the network must not fall behind; None scores it on every example.
+
+        Returns:
+            Score, metrics and losses. Where the network fell behind there are no losses, the
+            metrics are means over the examples seen, and the metric that the score is made of is
+            estimated from those and what the bar says of the others; ``examples`` says how many
+            were seen.
+
+        Raises:
+            ScoreError: Some outputs are NaN or infinite.
+            InputError: The outputs are not logits over the classes of the labels.
+            ValueError: The network lies on another device, or the bar has other examples.
+        """
+        if bar is not None and len(bar.losses) != len(self):
+            raise ValueError(
+                f"ClassifierScorer.examine: bar must have {len(self)} examples, "
+                f"got {len(bar.losses)}"
+            )
+        self.prepare(model)
+        order, race = drawn_order(len(self), key), None if bar is None else Race(bar)
+        found = np.empty((len(self), COLUMNS))
+        with evaluating(model), torch.inference_mode(), self._precision():
+            for rows, values in self._drawn(model, order):
+                found[rows] = values
+                if race is None or values[:, BROKEN].any():
+                    continue
+                lost = losses(torch.from_numpy(values), self.score).numpy()
+                if race.falls_behind(rows, lost) and race.examples < len(self):
+                    return self._estimated(found[order[: race.examples]], race)
+        score, metrics = self._report(found.sum(axis=0).tolist(), len(self))
+        return Examined(score, metrics, losses(torch.from_numpy(found), self.score).numpy())
 
     def prepare(self, model: nn.Module | None = None) -> None:
         """Computes all that does not depend on the network being scored, unless it is there.
@@ -205,13 +225,16 @@ class ClassifierScorer:
     # What a score is made of
 
     def _totals(self, model: nn.Module) -> Tensor:
-        """Sums over all examples, shape (5,) float64 on the device; see `_batch_totals`."""
-        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        """Sums over all examples, shape (5,) float64 on the device; see `metrics.of_examples`."""
+        totals = torch.zeros(COLUMNS, dtype=torch.float64, device=self.device)
         for rows, logits in self._outputs(model):
-            targets = self._targets[rows] if self._targets is not None else None
-            reference = self._reference[rows] if self._reference is not None else None
-            totals += _batch_totals(logits, targets, reference)
+            totals += self._values(rows, logits).sum(dim=0)
         return totals
+
+    def _values(self, rows: Rows, logits: Tensor) -> Tensor:
+        targets = self._targets[rows] if self._targets is not None else None
+        reference = self._reference[rows] if self._reference is not None else None
+        return of_examples(logits, targets, reference)
 
     def _outputs(self, model: nn.Module) -> Iterator[tuple[slice, Tensor]]:
         """The rows and logits (batch, classes) of every batch in order."""
@@ -221,9 +244,32 @@ class ClassifierScorer:
             self._check_logits(logits, rows.stop - rows.start)
             yield rows, logits
 
-    def _report(
-        self, top1: float, top5: float, loss: float, kl: float, broken: float
-    ) -> tuple[float, dict[str, float]]:
+    def _drawn(
+        self, model: nn.Module, order: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Rows and metrics of batches of examples in an order; batches grow."""
+        self._check_device(model)
+        most, seen = self._batch_size, 0
+        while seen < len(order):
+            size = min(most, max(most // _FIRST_PART, seen, 1))
+            rows = order[seen : seen + size]
+            there = torch.from_numpy(rows).to(self.device)
+            logits = model(self._batch(there))
+            self._check_logits(logits, len(rows))
+            seen += len(rows)
+            yield rows, self._values(there, logits).cpu().numpy()
+
+    def _estimated(self, seen: NDArray[np.float64], race: Race) -> Examined:
+        """What is known of a network that fell behind, from the metrics of (seen, 5)."""
+        _, metrics = self._report(seen.sum(axis=0).tolist(), len(seen))
+        loss = race.estimate()
+        metrics[self.score] = 1 - loss if self.score == "top1" else loss
+        metrics["examples"] = float(len(seen))
+        return Examined(SIGNS[self.score] * metrics[self.score], metrics, None)
+
+    def _report(self, totals: Sequence[float], examples: int) -> tuple[float, dict[str, float]]:
+        """The score and metrics of sums over so many examples."""
+        top1, top5, loss, kl, broken = totals
         sums = {}
         if self._labels is not None:
             sums = {"top1": top1, "loss": loss}
@@ -231,14 +277,14 @@ class ClassifierScorer:
                 sums["top5"] = top5
         if self._dense is not None:
             sums["kl"] = kl
-        metrics = {name: value / len(self) for name, value in sums.items()}
+        metrics = {name: value / examples for name, value in sums.items()}
         if broken:
             raise ScoreError(
-                f"the network's outputs are NaN or infinite for {int(broken)} of {len(self)} "
+                f"the network's outputs are NaN or infinite for {int(broken)} of {examples} "
                 f"examples, so {', '.join(metrics)} cannot be computed",
                 dict.fromkeys(metrics, math.nan),
             )
-        return _HIGHER_IS_BETTER[self.score] * metrics[self.score], metrics
+        return SIGNS[self.score] * metrics[self.score], metrics
 
     def _log_probabilities(self, dense: nn.Module) -> Tensor:
         """Log-softmax outputs of the dense network, shape (examples, classes), float64."""
@@ -254,19 +300,29 @@ class ClassifierScorer:
 
     # Batches
 
+    @property
+    def _batch_size(self) -> int:
+        # Before there was a network to measure on, the least.
+        return CANDIDATES[0] if self.batch_size == "auto" else self.batch_size
+
     def _batches(self) -> Iterator[slice]:
-        size = self.batch_size
-        if size == "auto":  # nothing to measure on yet
-            size = CANDIDATES[0]
+        size = self._batch_size
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def _batch(self, rows: slice) -> Tensor:
-        return self._inputs[rows] if self._inputs is not None else self._normalised(rows)
+    def _batch(self, rows: Rows) -> Tensor:
+        if self._inputs is None:
+            return self._normalised(rows)
+        if isinstance(rows, slice) or not self._channels_last:
+            return self._inputs[rows]
+        # So that channels stay last: chosen as a tensor whose channels are the last dimension.
+        chosen = self._inputs.permute(0, 2, 3, 1).index_select(0, rows)
+        return chosen.permute(0, 3, 1, 2)
 
-    def _normalised(self, rows: slice) -> Tensor:
+    def _normalised(self, rows: Rows) -> Tensor:
         """The network's inputs for ``rows``, on the device, in the type and layout to be used."""
-        images = self._images[rows].to(self.device, non_blocking=True)
+        there = rows if isinstance(rows, slice) else rows.to(self._images.device)
+        images = self._images[there].to(self.device, non_blocking=True)
         if images.dtype == torch.int64:
             return images
         # float32 at least, rounded to a half type once at the end; one multiplication and one
@@ -339,133 +395,6 @@ class ClassifierScorer:
         return digest("classifier-scorer-1", self.score, str(self.dtype), dense, *tensors)
 
 
-class UserScorer:
-    """Scores with a function of the user's: ``evaluate(model) -> float | {name: float}``.
-
-    The network is in eval mode during the call and gets its modes back.
-
-    Attributes:
-        fingerprint: Identifies the function in a journal; by default SHA-256 over its name and
-            source. What the source does not show (data, constants elsewhere) it cannot see: pass
-            your own where such things change between runs.
-    """
-
-    fingerprint: str
-
-    def __init__(
-        self,
-        evaluate: Callable[[nn.Module], float | Mapping[str, float]],
-        score_key: str | None = None,
-        fingerprint: str | None = None,
-    ) -> None:
-        """Holds the function.
-
-        Args:
-            evaluate: Higher is better; a mapping holds the score under ``score_key``.
-            score_key: Which entry of a mapping is the score; by default ``"score"``.
-            fingerprint: Replaces the one made from the function's source.
-
-        Raises:
-            TypeError: ``evaluate`` cannot be called.
-        """
-        if not callable(evaluate):
-            raise TypeError(f"UserScorer.evaluate must be callable, got {evaluate!r}")
-        self.evaluate = evaluate
-        self.score_key = score_key
-        self.fingerprint = fingerprint or digest("user-scorer-1", score_key, *_source(evaluate))
-
-    def __call__(self, model: nn.Module) -> tuple[float, dict[str, float]]:
-        """Scores ``model``.
-
-        Returns:
-            (score, metrics): the metrics are the mapping's entries, or empty for a number.
-
-        Raises:
-            ScoreError: The score is NaN or infinite.
-            InputError: ``evaluate`` returned something else, or no score.
-        """
-        with evaluating(model):
-            result = self.evaluate(model)
-        if not isinstance(result, Mapping):
-            return self._finite(_number(result, "evaluate(model)"), "evaluate(model)", {}), {}
-        metrics = {str(k): _number(v, f"evaluate(model)[{k!r}]") for k, v in result.items()}
-        key = self.score_key or "score"
-        if key not in metrics:
-            raise InputError(
-                f"evaluate(model) returned {', '.join(metrics) or 'nothing'}, but no {key!r}: "
-                "return the number to maximise under that name, or name it by score_key"
-            )
-        return self._finite(metrics[key], f"evaluate(model)[{key!r}]", metrics), metrics
-
-    def _finite(self, score: float, what: str, metrics: Mapping[str, float]) -> float:
-        if not math.isfinite(score):
-            raise ScoreError(f"{what} is {score}", metrics)
-        return score
-
-
-def _batch_totals(logits: Tensor, labels: Tensor | None, reference: Tensor | None) -> Tensor:
-    """Sums over one batch.
-
-    Args:
-        logits: Shape (batch, classes).
-        labels: Shape (batch,), or None.
-        reference: Log-probabilities of the dense network, shape (batch, classes), or None.
-
-    Returns:
-        Shape (5,), float64: top-1 hits, top-5 hits (NaN below six classes), cross entropy, KL
-        divergence, examples with outputs that are not finite. 0 where an input is missing.
-    """
-    zero = logits.new_zeros((), dtype=torch.float64)
-    top1 = top5 = loss = kl = zero
-    log_q = torch.log_softmax(logits.double(), dim=1)
-    if labels is not None:
-        rank = _rank(logits, labels)
-        top1 = (rank < 1).sum()
-        top5 = (rank < 5).sum() if logits.shape[1] >= _TOP5_CLASSES else zero + math.nan
-        loss = -log_q.gather(1, labels[:, None]).sum()
-    if reference is not None:
-        # Not below 0 but for rounding; clamp passes NaN on.
-        kl = (reference.exp() * (reference - log_q)).sum(dim=1).clamp_min(0).sum()
-    broken = (~logits.isfinite()).any(dim=1).sum()
-    return torch.stack([top1.double(), top5.double(), loss, kl, broken.double()])
-
-
-def _rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the true one, shape (batch,); ties go to the lower index.
-
-    Counting is exact and deterministic on every device, which argmax and topk are not in ties
-    (frequent in half types).
-    """
-    true = logits.gather(1, labels[:, None])
-    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    return ((logits > true) | ((logits == true) & lower)).sum(dim=1)
-
-
-def _check_data(images: Tensor, labels: Tensor | None) -> None:
-    if images.ndim < 2:
-        raise ValueError(
-            f"ClassifierScorer.images must be (examples, ...), got {tuple(images.shape)}"
-        )
-    if not (images.is_floating_point() or images.dtype in (torch.uint8, torch.int64)):
-        raise ValueError(
-            "ClassifierScorer.images must be uint8, floating point or int64 ids, "
-            f"got {images.dtype}"
-        )
-    if len(images) == 0:
-        raise InputError("there are no examples to score on; check the data's split")
-    if labels is None:
-        return
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise ValueError(
-            "ClassifierScorer.labels must be integers of shape (examples,), "
-            f"got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if len(labels) != len(images):
-        raise InputError(f"there are {len(images)} images but {len(labels)} labels")
-    if int(labels.min()) < 0:
-        raise InputError(f"labels must be classes from 0 on, got {int(labels.min())}")
-
-
 def _check_score(score: str, labels: Tensor | None, dense: nn.Module | None) -> None:
     if score not in SCORES:
         raise InputError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
@@ -473,73 +402,3 @@ def _check_score(score: str, labels: Tensor | None, dense: nn.Module | None) -> 
         raise InputError("score=kl compares with the dense network: pass it as dense")
     if score != "kl" and labels is None:
         raise InputError(f"score={score} needs labels; without any use score=kl")
-
-
-def _initial_batch_size(
-    asked: int | Literal["auto"] | None, images: Tensor, device: torch.device
-) -> int | Literal["auto"]:
-    if asked is None:
-        return default_batch_size(images[0].numel(), device)
-    if asked == "auto":
-        return "auto"
-    if not isinstance(asked, int) or asked < 1:
-        raise ValueError(
-            f"ClassifierScorer.batch_size must be a positive integer or 'auto', got {asked!r}"
-        )
-    return asked
-
-
-def _normalisation(
-    images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """(scale, bias) that turn decoded images into inputs: float64, shape (channels, 1, 1).
-
-    (None, None) where there is nothing to do.
-    """
-    if images.dtype == torch.int64:
-        if mean or std:
-            raise ValueError(f"ClassifierScorer.mean and std must be None for ids, got {mean}")
-        return None, None
-    unit = 255.0 if images.dtype == torch.uint8 else 1.0
-    if mean is None and std is None and unit == 1.0:
-        return None, None
-    shift = _per_channel("mean", mean, images, 0.0)
-    spread = _per_channel("std", std, images, 1.0)
-    if not bool((spread > 0).all()):
-        raise ValueError(f"ClassifierScorer.std must be > 0, got {std}")
-    return 1.0 / (unit * spread), -shift / spread
-
-
-def _per_channel(
-    name: str, values: Sequence[float] | None, images: Tensor, default: float
-) -> Tensor:
-    """Shape (channels, 1, 1), float64; one value for all without ``values``."""
-    if values is None:
-        return torch.tensor(default, dtype=torch.float64)
-    if images.ndim != 4 or len(values) != images.shape[1]:
-        raise ValueError(
-            f"ClassifierScorer.{name} must have one value for each channel of images "
-            f"{tuple(images.shape)}, got {list(values)}"
-        )
-    return torch.tensor(list(values), dtype=torch.float64)[:, None, None]
-
-
-def _number(value: object, what: str) -> float:
-    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
-        raise InputError(
-            f"{what} must be a number (or evaluate(model) a mapping of names to numbers), "
-            f"got {type(value).__name__}"
-        )
-    return float(plain)
-
-
-def _source(function: Callable[..., Any]) -> list[str]:
-    """What can be known of a function: its full name and, where there is one, its source."""
-    while isinstance(function, partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    parts = [str(getattr(named, "__module__", "")), str(named.__qualname__)]
-    with contextlib.suppress(OSError, TypeError):
-        parts.append(inspect.getsource(named))
-    return parts

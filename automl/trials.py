@@ -1,0 +1,175 @@
+"""Trials: a policy and what became of it, in memory and as rows of a journal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+from typing import Literal, Protocol
+
+from automl.journal import Row
+from automl.policy import Policy
+from automl.types import Measurement
+
+Status = Literal["ok", "discarded", "failed"]
+
+#: How errors begin, or what they say, whose cause is the machine and not the policy.
+_OUTSIDE = re.compile(
+    r"^(MemoryError|OutOfMemoryError|OSError|PermissionError)\b|can't allocate memory"
+)
+
+
+class TrialLog(Protocol):
+    """Where finished trials are written; ``automl.journal.Journal``, or a list to forget them."""
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows in the order written."""
+
+    def append(self, row: Row, /) -> None:
+        """Writes a row."""
+
+
+class SearchStopped(RuntimeError):
+    """Several trials in a row failed: the fault is not in the policies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One policy and what became of it.
+
+    Attributes:
+        index: Position among the distinct policies that the problem was asked for, from 0;
+            -1 for the dense network.
+        policy: What was tried.
+        measurement: What was measured, for a discarded trial estimated from the examples it saw
+            (the metric ``examples`` says how many); None where the trial failed.
+        status: ``ok``; ``discarded``, where it fell behind in a race (``automl.racing``), so that
+            strategies may learn from it but never return it; or ``failed``.
+        error: Why it failed, one line.
+        seconds: How long pruning and scoring took; like ``time``, not part of equality.
+        time: When it was done, UTC, in ISO 8601.
+        cached: Whether it was answered without scoring; not part of equality.
+    """
+
+    index: int
+    policy: Policy
+    measurement: Measurement | None
+    status: Status
+    error: str | None
+    seconds: float = field(compare=False)
+    time: str = field(compare=False, default="")
+    cached: bool = field(compare=False, default=False)
+
+    @property
+    def score(self) -> float:
+        """The score, or its estimate; minus infinity where the trial failed."""
+        return -math.inf if self.measurement is None else self.measurement.score
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial with the highest score, the earliest of equals; discarded ones do not count.
+
+    Raises:
+        SearchStopped: No trial succeeded.
+    """
+    succeeded = [trial for trial in trials if trial.status == "ok"]
+    if not succeeded:
+        reason = f": {trials[-1].error}" if trials else ""
+        raise SearchStopped(f"no trial succeeded{reason}")
+    return max(succeeded, key=lambda trial: trial.score)
+
+
+def trial_row(trial: Trial) -> Row:
+    """A trial as plain data, for journals and tables."""
+    found = trial.measurement
+    return {
+        "index": trial.index,
+        "status": trial.status,
+        "score": None if found is None else found.score,
+        "metrics": None if found is None else dict(found.metrics),
+        "costs": None if found is None else dict(found.costs),
+        "seconds": trial.seconds,
+        "time": trial.time,
+        "kept": [decision.kept for decision in trial.policy.decisions],
+        "policy": trial.policy.key,
+        "error": trial.error,
+    }
+
+
+def trial_of(row: Row, index: int, policy: Policy, costs: Mapping[str, float]) -> Trial:
+    """The trial that a journal's row is of.
+
+    Args:
+        row: From the journal.
+        index: The trial's.
+        policy: What the row is of.
+        costs: Of the policy, by resource.
+    """
+    measurement = None
+    if row["status"] in ("ok", "discarded"):
+        measurement = Measurement(row["score"], row["metrics"], costs)
+    rest = (row["status"], row["error"], row["seconds"], row["time"])
+    return Trial(index, policy, measurement, *rest, cached=True)
+
+
+class KnownRows:
+    """What a journal answers.
+
+    A policy may have two rows: one from a race in which it fell behind, and one for which it was
+    scored on everything, because somebody asked for that later.
+    """
+
+    def __init__(self, journal: TrialLog | None, max_failures: int) -> None:
+        """Reads the journal; see ``_answering`` for what is left out."""
+        self._rows: dict[tuple[str, bool], Row] = {}
+        for row in _answering(journal, max_failures):
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Takes another row."""
+        self._rows[row["key"], row["status"] == "discarded"] = row
+
+    def get(self, key: str, race: bool) -> Row | None:
+        """The row of a trial.
+
+        Args:
+            key: Of the trial.
+            race: Whether one will do that fell behind.
+        """
+        discarded = self._rows.get((key, True)) if race else None
+        return self._rows.get((key, False)) if discarded is None else discarded
+
+
+def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
+    """The rows that count.
+
+    The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
+    and answered from the journal they would stop this run at the same place. In the journal they
+    are the last rows, unless other trials ran beside them; by index they are in a row anyway.
+    Failures that were not the policy's fault (no memory, a full disk) are left out too: scored
+    again, the run comes to the result that it would have had without them.
+    """
+    rows = [] if journal is None else [row for row in journal if not _was_outside(row)]
+    by_index = sorted(rows, key=lambda row: int(row["index"]))
+    stopped = {id(row) for row in _in_a_row(by_index, max_failures)}
+    last = [id(row) for row in takewhile(lambda row: row["status"] == "failed", reversed(rows))]
+    if len(last) >= max_failures:
+        stopped.update(last)
+    return [row for row in rows if id(row) not in stopped]
+
+
+def _was_outside(row: Row) -> bool:
+    """Whether a trial failed for what the machine lacked at the time."""
+    return row["status"] == "failed" and bool(_OUTSIDE.search(row["error"] or ""))
+
+
+def _in_a_row(rows: Sequence[Row], least: int) -> list[Row]:
+    """Failures with at least ``least - 1`` others right before or after them."""
+    found: list[Row] = []
+    for failed, some in groupby(rows, key=lambda row: bool(row["status"] == "failed")):
+        group = list(some)
+        if failed and len(group) >= least:
+            found += group
+    return found
