@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="measure all that a search can reach")
     parser.add_argument("--seconds", type=float, default=12, help="of each timing of networks")
     parser.add_argument("--budgets", type=int, default=5, help="networks fitted to a budget")
+    parser.add_argument("--aim", type=int, default=6, help="networks to aim at a budget with")
     parser.add_argument("--set", nargs="*", default=[], help="more settings")
     args = parser.parse_args()
     print("| network | operators | s | figure | MAPE % | worst % | rho | ratio error, points |")
@@ -69,6 +70,9 @@ def bench_network(name: str, table: NetworkTable, args: argparse.Namespace) -> N
     print(where, f"fresh, later (machine at {later.slowdown:.3f}) |", figures(later))
     for row in promises(table, args):
         print(f"  {name}: {row}")
+    if table.aim(0.6, True, args.aim, args.seconds) is not None:
+        for row in promises(table, args):
+            print(f"  {name}, aimed: {row}")
 
 
 def figures(check: Check) -> str:

@@ -35,9 +35,12 @@ def describe(table: Table) -> str:
         f"above 10 % in {100 * np.mean(spreads > 0.1):.0f} % of them"
     )
     for key, calibration in table.calibrations.items():
+        network, _, budget = key.partition("@")
+        near = f" near {budget}" if budget else ""
         lines.append(
-            f"network {key[:12]} ({calibration.date}): latency = {calibration.slope:.4g} x sum + "
-            f"{calibration.offset_ms:.4g} ms; {calibration.held_out}"
+            f"network {network[:12]}{near} ({calibration.date}): latency = "
+            f"{calibration.slope:.4g} x sum + {calibration.offset_ms:.4g} ms; "
+            f"{calibration.held_out}"
         )
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from automl.cost.lut.fingerprint import LAYERS_ONLY
 from automl.cost.lut.importing import LAYER_KINDS, bare
 from automl.cost.lut.signature import Signature
 from automl.cost.lut.table import Table
+from automl.executors import latency_aim
 from automl.executors.latency import measure_latency
 from automl.executors.latency_masked import MaskedDeployed
 from automl.executors.latency_meter import Effort, Meter
@@ -80,6 +81,7 @@ class NetworkTable:
         self._meter, self._batch, self._threads = meter, batch, threads
         self._effort, self._manners, self._report = effort, manners, report
         self._was_quiet = False
+        self._aimed: Calibration | None = None
 
     # ---- operators
 
@@ -183,8 +185,9 @@ class NetworkTable:
         Raises:
             InputError: The network is not calibrated, but could be.
         """
-        if self.calibration is not None:
-            return LatencyCost(self.total, self.calibration.slope, self.calibration.offset_ms)
+        calibration = self._aimed or self.calibration
+        if calibration is not None:
+            return LatencyCost(self.total, calibration.slope, calibration.offset_ms)
         if self._meter is None:
             return LatencyCost(self.total)
         raise InputError(
@@ -213,6 +216,34 @@ class NetworkTable:
         found = calibrate(kept, sums, measured, networks + 1, _today())
         self.table.calibrate(self.operators.key, found)
         return found
+
+    def aim(
+        self, limit: float, relative: bool, networks: int, budget_s: float
+    ) -> Calibration | None:
+        """Corrects :meth:`cost` for networks that fill a budget; see ``latency_aim``.
+
+        What was measured for the same budget before is used again; it is written to the table.
+
+        Args:
+            limit: The budget, in ms or as a fraction of the dense network's latency.
+            relative: Which of the two.
+            networks: Networks that fill the budget, timed beside the dense one in each round.
+            budget_s: How long to time them for in each round, in seconds.
+
+        Returns:
+            The calibration that is in use from now on; None where nothing was corrected.
+
+        Raises:
+            InputError: Even the smallest network breaks the budget.
+        """
+        key = f"{self.operators.key}@{limit:.6g}{'x' if relative else 'ms'}"
+        self._aimed = self.table.calibrations.get(key)
+        if self._aimed is None and self._meter is not None:
+            self._report(f"timing {networks} networks that fill the budget, to aim at it")
+            self._aimed = latency_aim.aim(self, limit, relative, networks, budget_s)
+            if self._aimed is not None:
+                self.table.calibrate(key, self._aimed)
+        return self._aimed
 
     def check(self, networks: int, budget_s: float, seed: int) -> Check:
         """Compares predictions with fresh random slim networks, and writes that to the table.
