@@ -31,7 +31,8 @@ from automl.commands.compose import compose
 from automl.graph.interpret import ProgramRun
 from automl.graph.materialise import KeptUnits
 from automl.plan import IndexPlan, Instruction
-from automl.pruning.reconstruct import find_sites, patches, sample
+from automl.pruning.sampling import patches, sample
+from automl.pruning.sites import find_sites
 from automl.types import InputError
 
 JOB = (

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -17,17 +16,9 @@ from automl.graph.form import OpenSize
 from automl.graph.ops.step import Layer, Length, Rewrite, bound_arguments
 from automl.graph.program import ProgramWriter, owner_of
 from automl.graph.propagate import Propagated
-from automl.plan import (
-    Axis,
-    IndexPlan,
-    LayerPlan,
-    ModulePatch,
-    TensorPlan,
-    count_axis,
-)
+from automl.plan import IndexPlan, LayerPlan, ModulePatch, TensorPlan
+from automl.plan_axes import Axis, IntArray, count_axis
 from automl.types import Frozen, LayerSpec, Target
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(eq=False)

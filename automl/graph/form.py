@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 from automl.graph.export import Deadline, quiet
 from automl.graph.materialise import Materialiser
-from automl.plan import Axis, IndexPlan, ModulePatch
+from automl.plan import IndexPlan, ModulePatch
+from automl.plan_axes import Axis
 from automl.types import Target
 
 #: Multiples of these, modulo 1, are spread evenly: one kept set each, in which targets of one size

@@ -29,19 +29,10 @@ from automl.graph.interpret import ProgramRun
 from automl.graph.materialise import KeptUnits
 from automl.plan import IndexPlan, Instruction
 from automl.pruning.masks import masks_of
-from automl.pruning.reconstruct import (
-    MaskChoice,
-    Reconstruction,
-    Site,
-    as_matrices,
-    find_sites,
-    layout,
-    patches,
-    sample,
-    thinned,
-    write,
-)
+from automl.pruning.reconstruct import MaskChoice, Reconstruction, as_matrices, write
 from automl.pruning.regression import Fit, moments, regularised
+from automl.pruning.sampling import layout, patches, sample, thinned
+from automl.pruning.sites import Site, find_sites
 from automl.types import InputError, Kept
 
 #: Which units of an axis stay.

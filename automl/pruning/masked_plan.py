@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl.plan import IndexPlan, IntArray
+from automl.plan import IndexPlan
+from automl.plan_axes import IntArray
 from automl.policy import Policy
 from automl.pruning.granularities import CHANNEL, Granularity, load
 from automl.pruning.granularities.sizes import Sizes

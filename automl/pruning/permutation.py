@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from automl.plan import Axis, IndexPlan, IntArray
+from automl.plan import IndexPlan
+from automl.plan_axes import Axis, IntArray
 from automl.pruning.granularities.layout import as_rows
 from automl.pruning.granularities.nm import NM
 from automl.pruning.masked_plan import MaskedPlan, MaskedWeight

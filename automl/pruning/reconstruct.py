@@ -33,22 +33,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from automl.graph.interpret import ProgramRun, consumers
+from automl.graph.interpret import ProgramRun
 from automl.graph.materialise import KeptUnits
-from automl.graph.program import references
-from automl.plan import IndexPlan, Instruction, LayerPlan
+from automl.plan import IndexPlan, Instruction
 from automl.pruning.masks import masks_of, register
 from automl.pruning.regression import Fit, solve
+from automl.pruning.sampling import (
+    LEAST_SAMPLES,
+    SAMPLES_PER_FEATURE,
+    gather,
+    layout,
+    patches,
+    sample,
+    thinned,
+)
+from automl.pruning.sites import Site, find_sites
 from automl.types import Kept
 
 #: Chooses which weights stay: (weight, inputs of shape (groups, samples, features), groups) to
 #: booleans of the weight's shape.
 MaskChoice = Callable[[Tensor, Tensor, int], Tensor]
-
-#: More samples than these are not used; part of the journal's key, as they change results.
-_SAMPLES_PER_FEATURE, _LEAST_SAMPLES = 256, 2048
-
-_PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
 
 
 @dataclass(frozen=True)
@@ -102,28 +106,7 @@ class Reconstruction:
         chosen = asdict(self)
         if self.inputs == "pruned":  # as in journals from before there was a choice
             del chosen["inputs"]
-        return {**chosen, "samples_per_feature": [_SAMPLES_PER_FEATURE, _LEAST_SAMPLES]}
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A layer that can be refitted, and what its output runs into.
-
-    Attributes:
-        layer: The layer.
-        call: The instruction that calls it.
-        norm: Batch norm right behind it, by path.
-        sum_name: Instruction that adds a shortcut, None if there is none.
-        shortcut: Name of the other operand.
-        shortcut_needs: All steps the other operand depends on.
-    """
-
-    layer: LayerPlan
-    call: Instruction
-    norm: str | None
-    sum_name: str | None = None
-    shortcut: str | None = None
-    shortcut_needs: frozenset[str] = frozenset()
+        return {**chosen, "samples_per_feature": [SAMPLES_PER_FEATURE, LEAST_SAMPLES]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,11 +195,11 @@ class Repairer:
                     assert isinstance(weight, Tensor)
                     positions = thinned(positions, weight[0].numel())
                     self._positions[name] = positions
-                    self._targets[name] = _Targets(_gather(value, positions), None)
+                    self._targets[name] = _Targets(gather(value, positions), None)
                 elif site.sum_name == name and self._settings.shortcut:
                     positions = self._positions[site.call.name]
                     output = self._targets[site.call.name].output
-                    total = _gather(value, positions)
+                    total = gather(value, positions)
                     self._targets[site.call.name] = _Targets(output, total)
 
     # ---- one layer
@@ -259,7 +242,7 @@ class Repairer:
             shortcut = self._early(run, site)
             if shortcut is not None:
                 positions = self._positions[site.call.name]
-                drifted = targets.total[:, keep] - _gather(shortcut, positions)
+                drifted = targets.total[:, keep] - gather(shortcut, positions)
                 return _through_norm_backwards(drifted, slim, site)
         return targets.output[:, keep]
 
@@ -290,138 +273,6 @@ class _Collector:
             if instruction.name in self._wanted:
                 yield instruction.name, value
                 self._run.forget(instruction.name)
-
-
-# ---- what can be refitted
-
-
-def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
-    """The convolutions and linear layers of a program that are called as modules, once each."""
-    calls: dict[str, list[Instruction]] = {}
-    for instruction in plan.program:
-        if instruction.op == "call_module":
-            calls.setdefault(instruction.target, []).append(instruction)
-    users = consumers(plan)
-    steps = {i.name: i for i in plan.program}
-    sites = []
-    for layer in plan.layers_plan:
-        found = calls.get(layer.spec.name, [])
-        if len(found) != 1 or layer.spec.kind not in ("conv", "linear"):
-            continue
-        module = model.get_submodule(layer.spec.name)
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(
-            getattr(module, "padding", 0), str
-        ):
-            sites.append(_site(model, layer, found[0], users, steps))
-    return sites
-
-
-def _site(
-    model: nn.Module,
-    layer: LayerPlan,
-    call: Instruction,
-    users: dict[str, list[Instruction]],
-    steps: dict[str, Instruction],
-) -> Site:
-    last, norm = call, None
-    while len(users[last.name]) == 1:
-        user = users[last.name][0]
-        if norm is None and _is_batchnorm(model, user):
-            last, norm = user, user.target
-        elif user.target in _PASSING or _is_dropout(model, user):
-            last = user
-        elif user.target in ("aten.add.Tensor", "aten.add_.Tensor") and not user.kwargs:
-            other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
-            if len(other) == 1:
-                needs = frozenset(_ancestors(steps, other[0]))
-                return Site(layer, call, norm, user.name, other[0], needs)
-            break
-        else:
-            break
-    return Site(layer, call, norm)
-
-
-def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
-    return step.op == "call_module" and hasattr(model.get_submodule(step.target), "running_var")
-
-
-def _is_dropout(model: nn.Module, step: Instruction) -> bool:
-    return step.op == "call_module" and "Dropout" in type(model.get_submodule(step.target)).__name__
-
-
-def _ancestors(steps: dict[str, Instruction], name: str) -> set[str]:
-    """Everything a value depends on, itself included."""
-    found: set[str] = set()
-    queue = [name]
-    while queue:
-        current = queue.pop()
-        if current not in found:
-            found.add(current)
-            queue += references([steps[current].args, steps[current].kwargs])
-    return found
-
-
-# ---- sampling
-
-
-def sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
-    """Random positions (samples, 1 + spatial dims): image first; channels are left out."""
-    spatial = value.shape[2:] if value.dim() > 3 else value.shape[1:-1]
-    count = min(points, int(np.prod(spatial, dtype=np.int64)))
-    images = torch.arange(value.shape[0]).repeat_interleave(count)
-    columns = [images]
-    columns += [torch.randint(size, (len(images),), generator=generator) for size in spatial]
-    return torch.stack(columns, dim=1).to(value.device)
-
-
-def thinned(positions: Tensor, features: int) -> Tensor:
-    """Evenly spaced positions, as many as a fit of so many features can use.
-
-    The error that a least-squares fit adds for want of samples is features / samples of the
-    residual, so that beyond ``_SAMPLES_PER_FEATURE`` more of them cost time and change nothing. A
-    filter of a depthwise convolution has 9 features and would get tens of thousands.
-    """
-    step = max(1, len(positions) // max(_LEAST_SAMPLES, features * _SAMPLES_PER_FEATURE))
-    return positions[::step]
-
-
-def _gather(value: Tensor, positions: Tensor) -> Tensor:
-    """Values at positions, shape (samples, channels)."""
-    index = tuple(positions.unbind(1))
-    if value.dim() > 3:
-        return value.movedim(1, -1)[index]
-    return value[index]
-
-
-def patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
-    """Inputs of the sampled outputs, shape (groups, samples, features of a group)."""
-    if isinstance(layer, nn.Linear):
-        return _gather(data, positions)[None]
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
-    rows, columns = layer.kernel_size
-    pad = (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])
-    padded = nn.functional.pad(data, pad) if any(pad) else data
-    image, y, x = positions.unbind(1)
-    ys = (y * layer.stride[0])[:, None, None] + _offsets(rows, layer.dilation[0], y)[None, :, None]
-    xs = (x * layer.stride[1])[:, None, None] + _offsets(columns, layer.dilation[1], x)[None, None]
-    # (samples, rows, columns, channels)
-    taken = padded.movedim(1, -1)[image[:, None, None], ys, xs]
-    samples, channels = len(taken), taken.shape[-1]
-    if layer.groups > 1:  # sums over samples run along memory, however small the groups are
-        features = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
-        together = features.permute(2, 3, 1, 0).reshape(layer.groups, -1, samples)
-        return together.transpose(1, 2)
-    grouped = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
-    return grouped.permute(2, 0, 3, 1).reshape(layer.groups, samples, -1)
-
-
-def layout(images: Tensor) -> torch.memory_format:
-    """Channels last for images: convolutions then need no reordering."""
-    return torch.channels_last if images.dim() == 4 else torch.contiguous_format
-
-
-def _offsets(size: int, dilation: int, like: Tensor) -> Tensor:
-    return torch.arange(0, size * dilation, dilation, device=like.device)
 
 
 def as_matrices(layer: nn.Module, groups: int) -> Tensor:

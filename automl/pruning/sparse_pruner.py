@@ -21,7 +21,8 @@ from automl.pruning.granularities import CHANNEL
 from automl.pruning.masked_plan import Grains, MaskedPlan, MaskedWeight, is_inside
 from automl.pruning.obs_masks import ObsChoice
 from automl.pruning.pruner import Pruner
-from automl.pruning.reconstruct import Reconstruction, find_sites
+from automl.pruning.reconstruct import Reconstruction
+from automl.pruning.sites import find_sites
 from automl.types import InputError, Kept
 
 

@@ -10,7 +10,8 @@ from automl.cost.latency import LatencyCost, LatencySum
 from automl.cost.lut.operators import Operators
 from automl.cost.lut.signature import Signature
 from automl.fitting import Constraints, Space, fit
-from automl.plan import Axis, IndexPlan
+from automl.plan import IndexPlan
+from automl.plan_axes import Axis
 from automl.types import InputError, Target
 
 UNITS = (16, 24, 32)

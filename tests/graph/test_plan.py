@@ -16,7 +16,8 @@ from networks import CASES
 from oracle import counted_macs, randomise
 
 from automl.graph.trace import Trace, trace
-from automl.plan import Axis, IndexPlan, count_axis, decode_runs, encode_runs
+from automl.plan import IndexPlan
+from automl.plan_axes import Axis, count_axis, decode_runs, encode_runs
 from automl.types import InputError
 
 #: Networks whose lengths have every form: plain, many of one unit, heads times places.

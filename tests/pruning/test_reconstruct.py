@@ -10,8 +10,9 @@ from torch import nn
 
 import automl
 from automl.pruning.pruner import Pruner, policy_from_ratios
-from automl.pruning.reconstruct import Reconstruction, thinned
+from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.regression import solve
+from automl.pruning.sampling import thinned
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:

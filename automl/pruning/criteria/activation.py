@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from automl.plan import Axis
+from automl.plan_axes import Axis
 from automl.pruning.criteria import Context, Scores, UnitCriterion, by_target
 from automl.pruning.criteria.activations import LayerUse, layer_uses, observe
 from automl.pruning.criteria.checks import OnInputs

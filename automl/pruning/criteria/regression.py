@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automl.plan import Axis
+from automl.plan_axes import Axis
 from automl.pruning.criteria import Context, Need, Scores, UnitCriterion
 from automl.pruning.criteria.activations import (
     LayerUse,

@@ -1,0 +1,100 @@
+"""Layers that can be refitted, and what their outputs run into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from automl.graph.interpret import consumers
+from automl.graph.program import references
+from automl.plan import IndexPlan, Instruction, LayerPlan
+
+_PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer that can be refitted, and what its output runs into.
+
+    Attributes:
+        layer: The layer.
+        call: The instruction that calls it.
+        norm: Batch norm right behind it, by path.
+        sum_name: Instruction that adds a shortcut, None if there is none.
+        shortcut: Name of the other operand.
+        shortcut_needs: All steps the other operand depends on.
+    """
+
+    layer: LayerPlan
+    call: Instruction
+    norm: str | None
+    sum_name: str | None = None
+    shortcut: str | None = None
+    shortcut_needs: frozenset[str] = frozenset()
+
+
+def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
+    """The convolutions and linear layers of a program that are called as modules, once each."""
+    calls: dict[str, list[Instruction]] = {}
+    for instruction in plan.program:
+        if instruction.op == "call_module":
+            calls.setdefault(instruction.target, []).append(instruction)
+    users = consumers(plan)
+    steps = {i.name: i for i in plan.program}
+    sites = []
+    for layer in plan.layers_plan:
+        found = calls.get(layer.spec.name, [])
+        if len(found) != 1 or layer.spec.kind not in ("conv", "linear"):
+            continue
+        module = model.get_submodule(layer.spec.name)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(
+            getattr(module, "padding", 0), str
+        ):
+            sites.append(_site(model, layer, found[0], users, steps))
+    return sites
+
+
+def _site(
+    model: nn.Module,
+    layer: LayerPlan,
+    call: Instruction,
+    users: dict[str, list[Instruction]],
+    steps: dict[str, Instruction],
+) -> Site:
+    last, norm = call, None
+    while len(users[last.name]) == 1:
+        user = users[last.name][0]
+        if norm is None and _is_batchnorm(model, user):
+            last, norm = user, user.target
+        elif user.target in _PASSING or _is_dropout(model, user):
+            last = user
+        elif user.target in ("aten.add.Tensor", "aten.add_.Tensor") and not user.kwargs:
+            other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
+            if len(other) == 1:
+                needs = frozenset(_ancestors(steps, other[0]))
+                return Site(layer, call, norm, user.name, other[0], needs)
+            break
+        else:
+            break
+    return Site(layer, call, norm)
+
+
+def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
+    return step.op == "call_module" and hasattr(model.get_submodule(step.target), "running_var")
+
+
+def _is_dropout(model: nn.Module, step: Instruction) -> bool:
+    return step.op == "call_module" and "Dropout" in type(model.get_submodule(step.target)).__name__
+
+
+def _ancestors(steps: dict[str, Instruction], name: str) -> set[str]:
+    """Everything a value depends on, itself included."""
+    found: set[str] = set()
+    queue = [name]
+    while queue:
+        current = queue.pop()
+        if current not in found:
+            found.add(current)
+            queue += references([steps[current].args, steps[current].kwargs])
+    return found
