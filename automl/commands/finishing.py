@@ -12,7 +12,13 @@ from torch import nn
 from automl.commands.build import Bench, number
 from automl.commands.latency import kept_promise
 from automl.commands.table import Row
-from automl.commands.training import BenchTraining, grains_of, schedule_of
+from automl.commands.training import (
+    BenchTraining,
+    codebook_of,
+    grains_of,
+    schedule_of,
+    with_shared_weights,
+)
 from automl.executors.latency import Latency, measure_latency
 from automl.executors.latency_masked import MaskedDeployed
 from automl.model_folder import save_pruned
@@ -86,6 +92,9 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     networks = [dense, *pruned]
     if tuning.epochs:
         networks += [_tuned(bench, folder, final, tuning) for final in pruned]
+    codebook = codebook_of(bench.config)
+    if codebook is not None:
+        networks.append(_shared(bench, folder, networks[-1], codebook))
     latencies = _latencies(bench, networks)
     rows = [_row(bench, final, latencies.get(final.name)) for final in networks]
     _save(bench, folder, networks[-1])
@@ -119,6 +128,15 @@ def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfi
     score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, final.measurement.costs)
     return _Final(f"{final.name}, tuned", network, session.policy, measured)
+
+
+def _shared(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfig) -> _Final:
+    """With 16 weights a layer, trained."""
+    checkpoints = folder.path / "finetune-codebook"
+    network = with_shared_weights(bench, final.network, config, final.name, checkpoints)
+    score, metrics = bench.careful_scorer(network)
+    measured = Measurement(score, metrics, final.measurement.costs)
+    return _Final(f"{final.name}, shared weights", network, final.policy, measured)
 
 
 def _latencies(bench: Bench, networks: Sequence[_Final]) -> dict[str, Latency]:

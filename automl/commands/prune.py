@@ -132,21 +132,34 @@ class _Pruning:
 
         Training that was cut goes on where it was, from checkpoints beside ``out``.
         """
-        from automl.commands.training import BenchTraining, grains_of, schedule_of, tuning_of
+        from automl.commands.training import (
+            BenchTraining,
+            codebook_of,
+            grains_of,
+            schedule_of,
+            tuning_of,
+            with_shared_weights,
+        )
         from automl.pruning.schedules.session import open_session
 
-        tuning = tuning_of(self.bench.config)
+        tuning, codebook = tuning_of(self.bench.config), codebook_of(self.bench.config)
         schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
         pruner = self.bench.pruner_of(self.plan)
         policy = self._with_units(pruner)
         networks = {**self._dense(), "pruned": pruner.prune(policy)}
         checkpoints = out.with_name(f"{out.name}.training")
-        if tuning.epochs:
+        if tuning.epochs or (codebook is not None and codebook.epochs):
             out.parent.mkdir(parents=True, exist_ok=True)
+        if tuning.epochs:
             training = BenchTraining(self.bench, tuning, "pruned", checkpoints)
             session = open_session(pruner, policy, training)
             networks[f"trained, {schedule.name}"] = schedule.run(session, tuning.epochs)
             policy = session.policy
+        if codebook is not None:
+            last, own = list(networks.values())[-1], checkpoints.with_name(f"{checkpoints.name}-c")
+            networks["shared weights"] = with_shared_weights(
+                self.bench, last, codebook, "pruned", own
+            )
         _make(out)
         self._save(out, list(networks.values())[-1], policy)
         for checkpoint in out.parent.glob(f"{glob.escape(checkpoints.name)}-*.pt"):

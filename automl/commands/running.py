@@ -23,7 +23,7 @@ from automl.commands.build import (
 from automl.commands.finishing import Finals, finish
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
-from automl.commands.training import schedule_of, tuning_of
+from automl.commands.training import codebook_of, schedule_of, tuning_of
 from automl.engines import Engine
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists
@@ -253,6 +253,7 @@ class SearchRun:
         tuning, grains = tuning_of(self.config), read_grains(self.config["granularity"])
         names = [CHANNEL] if grains is None else grains.names
         schedule_of(self.config, names, tuning.epochs)  # refuses what does not go together
+        codebook_of(self.config)  # likewise
         return tuning
 
     def _show(self) -> None:

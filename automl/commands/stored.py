@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ from automl.trust import check_config
 from automl.types import InputError
 
 #: Settings that runs of earlier versions do not have.
-_LATER = frozenset({"logger", "depth"})
+_LATER = frozenset({"logger", "depth", "codebook"})
 #: Keys of config.yaml that are not settings of a run.
 _NOT_STORED = frozenset({"defaults", "trust", "hydra"})
 
@@ -47,17 +48,23 @@ def check_shape(config: Mapping[str, Any], source: str) -> None:
     Raises:
         InputError: Something is missing, or is a value where a section should be.
     """
+    for name, default in _wanted().items():
+        _check(config, name, default, name, source)
+
+
+@cache
+def _wanted() -> Mapping[str, Any]:
+    """Every key that composed settings have; a section where all options of it have one."""
     root = _read(ROOT)
-    for name, default in root.items():
-        if name not in _NOT_STORED:
-            _check(config, name, default, name, source)
+    wanted = {name: default for name, default in root.items() if name not in _NOT_STORED}
+    known = groups()
     for group in _chosen(root):
-        options = [_read(f"{group}/{option}") for option in groups()[group]]
-        shared = {
+        options = [_read(f"{group}/{option}") for option in known[group]]
+        wanted[group] = {
             key: {} if all(isinstance(option[key], Mapping) for option in options) else None
             for key in sorted(set.intersection(*(set(option) for option in options)))
         }
-        _check(config, group, shared, group, source)
+    return wanted
 
 
 def _check(section: Mapping[str, Any], name: str, default: Any, path: str, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from automl.policy import Policy
 from automl.pruning.granularities import CHANNEL
 from automl.pruning.masked_plan import is_inside
 from automl.pruning.schedules import AfterStep, Schedule
+from automl.training.codebook import SHARED_VALUES, sharing
 from automl.training.config import FinetuneConfig
 from automl.training.finetune import EpochRow, finetune
 from automl.types import InputError
@@ -96,6 +98,50 @@ class BenchTraining:
         ).model
 
 
+def codebook_of(config: Any) -> FinetuneConfig | None:
+    """How shared weights are trained; None where weights are not shared.
+
+    Raises:
+        InputError: A setting is off, or the type cannot be trained in.
+    """
+    # Runs of earlier versions do not have the section.
+    section = config.get("codebook", {"values": None})
+    if section["values"] is None:
+        return None
+    if section["values"] != SHARED_VALUES:
+        raise InputError(
+            f"codebook.values must be null or {SHARED_VALUES}, got {section['values']}"
+        )
+    training: FinetuneConfig = instantiate(section["finetune"], "codebook.finetune")
+    _check_dtype(config, training)
+    return training
+
+
+def with_shared_weights(
+    bench: Bench, network: nn.Module, training: FinetuneConfig, name: str, checkpoints: Path
+) -> nn.Module:
+    """A copy of a network whose layers have 16 values each, trained if there are epochs.
+
+    Args:
+        bench: Data, teacher and scorer.
+        network: Left as it is.
+        training: How.
+        name: What is trained, for the reports.
+        checkpoints: Start of the checkpoint's path.
+    """
+    copied = copy.deepcopy(network)
+    with sharing(copied):
+        if training.epochs:
+            train = BenchTraining(bench, training, f"{name}, shared weights", checkpoints)
+            train(copied, training.epochs, last=True, after_step=None)
+    return copied
+
+
+def _check_dtype(config: Any, training: FinetuneConfig) -> None:
+    if training.epochs and config["dtype"] == "float16":
+        raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
+
+
 def tuning_of(config: Any) -> FinetuneConfig:
     """How to fine-tune.
 
@@ -103,8 +149,7 @@ def tuning_of(config: Any) -> FinetuneConfig:
         InputError: A setting is off, or the type cannot be trained in.
     """
     tuning: FinetuneConfig = instantiate(config["finetune"], "finetune")
-    if tuning.epochs and config["dtype"] == "float16":
-        raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
+    _check_dtype(config, tuning)
     return tuning
 
 

@@ -157,3 +157,35 @@ def test_grains_may_be_named_on_the_command_line():
     assert layers["layers"] == {"linear": "nm:4"}
     with pytest.raises(InputError, match="no granularity named"):
         compose(["granularity=all"])
+
+
+def test_weights_are_shared_trained_and_packed_exactly(cli, tmp_path):
+    out = tmp_path / "out"
+    said = prune(
+        cli, out, "granularity=unstructured", "ratio=.8", "codebook=kmeans",
+        "codebook.finetune.epochs=1",
+    )  # fmt: skip
+    assert "shared weights" in said
+    network = load_pruned(out)
+    masks = masks_of(network)
+    for name, weight in network.named_parameters():
+        if weight.dim() > 1:
+            assert len(weight.unique()) <= 16 and (weight[~masks[name]] == 0).all()
+    assert not list(tmp_path.glob("*.pt"))
+    result = cli("bench", out, "--formats", "pell_codebook", "--seconds", "0.1")
+    assert result.code == 0, result.err
+    document = json.loads((out / "bench.json").read_text())
+    assert document["largest_error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["codebook=kmeans", "codebook.values=8"], "codebook.values must be null or 16, got 8"),
+        (["codebook=kmeans", "codebook.finetune.lr=0"], "FinetuneConfig.lr must be > 0, got 0"),
+        (["codebook=kmean"], "kmeans"),
+    ],
+)
+def test_settings_of_a_codebook_that_are_off_are_refused(cli, tmp_path, settings, says):
+    result = cli("prune", *QUICK, "ratio=.5", *settings, "--out", tmp_path / "out")
+    assert result.code == 2 and says in result.err and len(result.err.splitlines()) == 1

@@ -248,3 +248,15 @@ class Viewing(nn.Module):
     assert main([*settings, *model, f"run_dir={tmp_path / 'run'}"]) == 0
     rows = list(Journal.read(tmp_path / "run" / JOURNAL))
     assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_the_found_network_may_end_with_shared_weights(tmp_path):
+    run = tmp_path / "run"
+    shared = ["codebook=kmeans", "codebook.finetune.epochs=1"]
+    assert main([*SEARCH, *shared, "trials=2", f"run_dir={run}"]) == 0
+    rows = json.loads((run / RESULT).read_text())["rows"]
+    assert [row["name"] for row in rows][-1] == f"{rows[-2]['name']}, shared weights"
+    network = load_pruned(run)
+    sizes = [len(weight.unique()) for weight in network.parameters() if weight.dim() > 1]
+    assert sizes and max(sizes) <= 16
+    assert not list(run.glob("*.pt"))

@@ -36,7 +36,7 @@ def test_composed_settings_are_whole(overrides):
 
 
 def test_a_section_or_key_that_is_missing_is_named(config):
-    later = {"choices", "overrides", "experiment", "logger", "depth"}
+    later = {"choices", "overrides", "experiment", "logger", "depth", "codebook"}
     for name in set(config) - later:
         left = {key: value for key, value in config.items() if key != name}
         with pytest.raises(InputError, match=f"config.yaml has no {name}: it is damaged"):
