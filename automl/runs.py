@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+SCORING = "scoring.json"
 JOURNAL = "trials.jsonl"
 FINALISTS = "finalists.jsonl"
 TRIALS = "trials.parquet"
@@ -104,13 +105,17 @@ class RunFolder:
             )
 
     def start(
-        self, config: Mapping[str, Any], environment: Callable[[], Mapping[str, Any]]
+        self,
+        config: Mapping[str, Any],
+        environment: Callable[[], Mapping[str, Any]],
+        scoring: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes what identifies the run, unless the folder has it already.
 
         Args:
             config: The resolved settings.
             environment: Called for a new run only.
+            scoring: In what type and batch size trials are scored, where that was measured.
 
         Raises:
             InputError: As :meth:`check_free_for`.
@@ -118,6 +123,8 @@ class RunFolder:
         self.check_free_for(config)
         if not self.is_run:
             self.write_json(ENVIRONMENT, environment())
+            if scoring is not None:
+                self.write_json(SCORING, scoring)
             atomic_write(self.file(CONFIG), to_yaml(config))  # last: it makes this folder a run
 
     def config(self) -> dict[str, Any]:
@@ -269,7 +276,7 @@ def _require_small(config: Any) -> None:
 
 def _is_leftover(name: str) -> bool:
     """Whether this may be of a run that was killed before it had a config.yaml."""
-    return name in (_LOCK, ENVIRONMENT) or _PARTIAL.fullmatch(name) is not None
+    return name in (_LOCK, ENVIRONMENT, SCORING) or _PARTIAL.fullmatch(name) is not None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,9 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from automl.budget import Budget
 from automl.commands.depth import shortened
+from automl.commands.scoring_choice import ScoringChoice, asked, chosen
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
@@ -206,7 +208,7 @@ class Bench:
         of = self.config["short_term"]["of"]
         if of not in ("trials", "finalists"):
             raise InputError(f"short_term.of must be trials or finalists, got {of!r}")
-        quick = self._quick_pruner
+        quick = self.quick_pruner
         if of == "finalists":
             return quick
         return self.finalist_pruner if quick is self.pruner else self._training(quick)
@@ -217,7 +219,7 @@ class Bench:
         return self._training(self.pruner)
 
     @cached_property
-    def _quick_pruner(self) -> Pruner | SparsePruner:
+    def quick_pruner(self) -> Pruner | SparsePruner:
         """The pruner, or one that repairs on as many images as ``repair.trial_images`` says."""
         repair = self.config["repair"]
         if repair["trial_images"] is None or not self.prunes_with_data:
@@ -339,12 +341,42 @@ class Bench:
             regularizer=penalty,
         )
 
+    def settle_scoring(self, file: Path) -> ScoringChoice:
+        """Type and batch size of trials, measured where they are ``auto``; before :attr:`scorer`.
+
+        Args:
+            file: Where the run keeps what was chosen.
+        """
+        made = vars(self)
+        if file.is_file() or "scoring_choice" not in made:
+            found = chosen(self, file)
+            if found != made.get("scoring_choice"):
+                made.pop("scorer", None)  # of another run of a sweep
+            made["scoring_choice"] = found
+        return self.scoring_choice
+
+    @cached_property
+    def scoring_choice(self) -> ScoringChoice:
+        """Type and batch size of trials."""
+        return chosen(self, None)
+
     @cached_property
     def scorer(self) -> ClassifierScorer:
         """Scores trials, on as many validation images as ``scoring.images`` says."""
-        if self._search_images is None:
+        return self.trial_scorer(self.scoring_choice)
+
+    def trial_scorer(self, choice: ScoringChoice, most: int | None = None) -> ClassifierScorer:
+        """Scores as trials are, in a type and batch size.
+
+        Args:
+            choice: Which.
+            most: Images, at most.
+        """
+        plain = ScoringChoice(self.config["dtype"], self._careful_batch_size)
+        images = self.search_images if most is None else self._subset(self.search_images, most)
+        if images is self.data.validation and choice == replace(plain, why=choice.why):
             return self.careful_scorer
-        return self._scorer(self._search_images, self.config["scoring"]["score"])
+        return self._scorer(images, self.config["scoring"]["score"], choice)
 
     @cached_property
     def careful_scorer(self) -> ClassifierScorer:
@@ -352,16 +384,21 @@ class Bench:
         return self._scorer(self.data.validation, self.config["scoring"]["score"])
 
     @cached_property
-    def _search_images(self) -> TensorSet | None:
-        """A class-balanced part of the validation images; None for all of them."""
+    def search_images(self) -> TensorSet:
+        """A class-balanced part of the validation images, or all of them."""
         if self.config["scoring"]["images"] is None:
-            return None
-        count = whole(self.config["scoring"], "scoring.images", 1)
-        images = self.data.validation
+            return self.data.validation
+        return self._subset(
+            self.data.validation, whole(self.config["scoring"], "scoring.images", 1)
+        )
+
+    @staticmethod
+    def _subset(images: TensorSet, count: int) -> TensorSet:
+        """As many images, balanced over classes; the set itself where it has no more."""
         if count >= len(images):
-            return None
-        chosen = stratified(images.labels.cpu().numpy(), count, seed=0)
-        return images.subset(torch.from_numpy(chosen))
+            return images
+        rows = stratified(images.labels.cpu().numpy(), count, seed=0)
+        return images.subset(torch.from_numpy(rows))
 
     @cached_property
     def costs(self) -> dict[Resource, CostModel]:
@@ -412,18 +449,24 @@ class Bench:
         """Top-1 on the test images; for final networks alone, once each."""
         return self._scorer(self.data.test, "top1")
 
-    def _scorer(self, images: TensorSet, score: Any) -> ClassifierScorer:
-        size = self.config["scoring"]["batch_size"]
-        if size is not None:
-            size = whole(self.config["scoring"], "scoring.batch_size", 1)
+    @property
+    def _careful_batch_size(self) -> int | None:
+        size = asked(self.config).batch_size
+        return None if size == "auto" else size
+
+    def _scorer(
+        self, images: TensorSet, score: Any, choice: ScoringChoice | None = None
+    ) -> ClassifierScorer:
+        if choice is None:
+            choice = ScoringChoice(self.config["dtype"], self._careful_batch_size)
         return ClassifierScorer(
             images.images,
             images.labels,
             score=score,
             dense=None if images is self.data.test else self.complete.model,
-            batch_size=size,
+            batch_size=choice.batch_size,
             device=self.device,
-            dtype=self.dtype,
+            dtype=resolve_dtype(choice.dtype, self.device),
             channels_last=self.images_channels_last,
             **self.normalisation,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
 from automl.pruning.granularities import CHANNEL
 from automl.racing import Racing
-from automl.runs import FINALISTS, JOURNAL, TRIALS, RunFolder
+from automl.runs import FINALISTS, JOURNAL, SCORING, TRIALS, RunFolder
 from automl.scoring import ScoreError
 from automl.strategies import load
 from automl.training.config import FinetuneConfig
@@ -96,7 +97,7 @@ class SearchRun:
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self.prove()
         with self.folder.lock():
-            self.folder.start(self.config, environment)
+            self.start()
             print(f"run folder: {self.folder.path}", flush=True)
             with Journal(self.folder.file(JOURNAL)) as journal:
                 with self.with_engine() as run:
@@ -112,12 +113,20 @@ class SearchRun:
         with engine_of(self.config) as engine:
             yield replace(self, engine=engine)
 
+    def start(self) -> None:
+        """Writes what identifies the run, once it is proved."""
+        choice = self.bench.scoring_choice
+        self.folder.start(self.config, environment, choice.to_dict() if choice.why else None)
+
     def prove(self) -> None:
         """Lets all bad input show before anything is written.
 
         Raises:
             InputError: The budget is out of reach, or the dense network cannot be scored.
         """
+        choice = self.bench.settle_scoring(self.folder.file(SCORING))
+        if choice.why:
+            print(f"trials are scored in {choice.dtype} ({choice.why})", file=sys.stderr)
         scorer = self.bench.scorer  # made first: what it refuses, it refuses before tracing
         self.problem()
         try:

@@ -96,7 +96,6 @@ def execute(config: Mapping[str, Any], args: argparse.Namespace | None = None) -
 
 def _execute(run: SearchRun, args: argparse.Namespace) -> None:
     from automl.commands.sensitivity_report import Report
-    from automl.environment import environment
     from automl.journal import Journal
     from automl.progress import progress
     from automl.runs import JOURNAL, TRIALS
@@ -104,7 +103,7 @@ def _execute(run: SearchRun, args: argparse.Namespace) -> None:
 
     run.prove()
     with run.folder.lock():
-        run.folder.start(run.config, environment)
+        run.start()
         print(f"run folder: {run.folder.path}", flush=True)
         with Journal(run.folder.file(JOURNAL)) as journal:
             trials = run.config["trials"]

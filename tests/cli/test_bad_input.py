@@ -53,7 +53,10 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "granularity.rounding=0"], "granularity.rounding must be a whole number >= 1"),
         (["search", "granularity.min_keep=2"], "min_keep must be in [0, 1]"),
         (["search", "scoring.score=acc"], "score must be one of top1, loss, kl"),
-        (["search", "scoring.batch_size=0"], "scoring.batch_size must be a whole number >= 1"),
+        (
+            ["search", "scoring.batch_size=0"],
+            "scoring.batch_size must be null, auto or a whole number >= 1",
+        ),
         (["search", "scoring.racing=yes please"], "scoring.racing must be true or false"),
         (["search", "scoring.racing=true", "scoring.racing_delta=1"], "scoring.racing_delta must"),
         (["search", "scoring.racing=true", "scoring.racing_round=0"], "scoring.racing_round must"),
