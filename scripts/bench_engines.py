@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from automl.engines import load
+from automl.engines import Engine, load
 from automl.types import InputError
 
 #: Workers that are simulated.
@@ -47,9 +47,15 @@ def spin(data: Any, item: float) -> float:
     return item
 
 
+def _load(name: str, workers: int) -> Engine:
+    """The engine; Ray on a cluster of its own, on this machine."""
+    own = {"address": "local"} if name == "ray" else {}
+    return load(name, n=workers, **own)
+
+
 def overhead(name: str, items: int) -> tuple[float, float]:
     """CPU seconds per item of this process and of the worker, once both are warm."""
-    engine = load(name, n=1)
+    engine = _load(name, 1)
     try:
         handle = engine.put("shared")
         list(engine.submit(nothing, range(20), handle))
@@ -63,7 +69,7 @@ def overhead(name: str, items: int) -> tuple[float, float]:
 
 def rate(name: str, workers: int, items: int, seconds: float) -> float:
     """Items per second of wall time; each computes for so many seconds."""
-    engine = load(name, n=workers)
+    engine = _load(name, workers)
     try:
         handle = engine.put("shared")
         list(engine.submit(spin, [0.0] * 4 * workers, handle))
