@@ -6,6 +6,7 @@
     python scripts/bench_executors.py nm24
     python scripts/bench_executors.py conv
     python scripts/bench_executors.py network --seconds 20
+    python scripts/bench_executors.py eie
 
 ``fc`` and ``batch`` have the nine layers of the EIE paper (arXiv 1602.01528, table III) with random
 weights of the paper's densities, shared among 15 values so that a codebook is exact, and random
@@ -13,7 +14,8 @@ activations of its densities: one example against ``torch.nn.functional.linear``
 oneDNN with weights packed beforehand. ``nm24`` has 2:4 weights and one example. ``conv`` has
 convolutions of MobileNetV1 and ResNet-50 for one image with 80, 90 and 95 % of the weights zero,
 against the fastest of torch's: channels first, channels last, and oneDNN with packed weights.
-``network`` has whole networks (``bench_networks.py``).
+``network`` has whole networks (``bench_networks.py``). ``eie`` counts what EIE would do with the
+layers of ``fc`` (``bench_eie.py``).
 
 One thread, timed by its own processor time: other work that takes turns on the core does not count
 (``--clock wall``: it does). Weights are cold: in every round the baseline and all formats run once,
@@ -136,7 +138,7 @@ class Row:
 def main() -> None:
     """Measures, prints the table and the geometric means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=[*SUITES, "conv", "network"])
+    parser.add_argument("suite", choices=[*SUITES, "conv", "network", "eie"])
     parser.add_argument("--layers", nargs="*", help="only these")
     parser.add_argument("--formats", nargs="*", choices=formats.names(), help="only these")
     parser.add_argument("--seconds", type=float, default=3.0, help="per layer (default 3)")
@@ -154,6 +156,12 @@ def main() -> None:
         from bench_convolutions import convolutions
 
         convolutions(options.layers, options.seconds, options.seed, CLOCKS[options.clock])
+        return
+    if options.suite == "eie":
+        from bench_eie import eie
+
+        for line in eie((n, *inputs("fc", n, options.seed)) for n in options.layers or LAYERS):
+            print(line, flush=True)
         return
     suite = SUITES[options.suite]
     chosen = options.formats or suite.formats

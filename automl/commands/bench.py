@@ -171,6 +171,7 @@ def _measure(subject: _Subject, args: argparse.Namespace) -> dict[str, Any]:
     from automl.executors.baselines import NAMES
     from automl.executors.compiler import EXACT
     from automl.executors.latency import measure_latency
+    from automl.executors.threads import clock
 
     torch.manual_seed(0)
     inputs = tuple(_example(tensor, args.batch) for tensor in subject.inputs)
@@ -186,7 +187,8 @@ def _measure(subject: _Subject, args: argparse.Namespace) -> dict[str, Any]:
     if compiled.sparse is not None:
         networks["sparse"] = compiled.sparse
     _say("timing whole networks in turn")
-    found = measure_latency(networks, inputs, budget_s=args.seconds, threads=args.threads)
+    how = {"budget_s": args.seconds, "threads": args.threads, "clock": clock(args.threads)}
+    found = measure_latency(networks, inputs, **how)
     return _document(subject, args, compiled, found, error)
 
 
@@ -218,10 +220,12 @@ def _document(
     error: float,
 ) -> dict[str, Any]:
     from dataclasses import asdict
+    from time import thread_time
 
     from automl._version import __version__
     from automl.environment import cpu_name
     from automl.executors.quiet import busy_cores
+    from automl.executors.threads import clock
 
     sparse = found.get("sparse", list(found.values())[-1])
     choices, used = compiled.tried, {c.layer: c.format for c in compiled.choices}
@@ -234,6 +238,7 @@ def _document(
         "pruned": subject.about,
         "device": cpu_name(),
         "threads": args.threads,
+        "clock": "processor" if clock(args.threads) is thread_time else "wall",
         "batch": args.batch,
         "busy_cores": busy_cores(),
         "dense_form": compiled.verdict.dense,

@@ -63,8 +63,8 @@ def _networks(document: Mapping[str, Any]) -> Any:
 def _notes(document: Mapping[str, Any]) -> list[str]:
     dense, sparse = document["dense_bytes"], document["sparse_bytes"]
     lines = [
-        f"{document['device']}, {document['threads']} thread(s); layers: medians of calls on their "
-        "own activations",
+        f"{document['device']}, {document['threads']} thread(s), {document['clock']} time; layers: "
+        "medians of calls on their own activations",
         f"automl.compile uses {document['compiled']} kernels: {document['reason']}",
         f"weights: {dense / 1e6:.2f} MB dense, {sparse / 1e6:.2f} MB packed; largest difference of "
         f"an output: {document['largest_error']:.0e} of the largest",

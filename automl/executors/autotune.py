@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +20,13 @@ from automl.executors.conv import SparseConv2d, pack_conv2d
 from automl.executors.kernels_version import kernels_version
 from automl.executors.memory import Memory
 from automl.executors.packed import Format, PackedLinear
-from automl.executors.threads import torch_threads
+from automl.executors.threads import clock, torch_threads
 
 Layer = nn.Linear | nn.Conv2d
 Packed = PackedLinear | SparseConv2d
 DENSE = "dense"
+#: Layers on point clouds, which have a kernel of their own.
+SPCONV3D = "spconv3d"
 
 #: Convolutions with more of their weights are left dense without trying.
 _DENSEST = 0.5
@@ -46,7 +47,7 @@ class Choice:
             was measured with.
         density: Fraction of the weights that are not zero.
         format: The format chosen: ``dense``, ``onednn`` (dense, with the weight in oneDNN's
-            order), or a sparse one.
+            order), a sparse one, or ``spconv3d`` for convolutions on point clouds, which are left.
         reason: One phrase.
         median_us: Format -> median time of one call, microseconds, ``dense`` included; empty
             where nothing was measured.
@@ -66,8 +67,8 @@ class Choice:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether zeros are left out."""
-        return self.format not in (DENSE, ONEDNN)
+        """Whether it was packed, and zeros left out."""
+        return self.format not in (DENSE, ONEDNN, SPCONV3D)
 
     @property
     def dense_us(self) -> float:
@@ -299,7 +300,11 @@ def _is_two_of_four(module: Layer) -> bool:
 def measure_us(
     calls: Mapping[str, Callable[[], object]], prepare: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Microseconds of calls that take turns, on one thread; one round to warm up."""
+    """Microseconds of calls that take turns, on one thread; one round to warm up.
+
+    Time that other processes take of the core is not counted.
+    """
+    now = clock(1)
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode(), torch_threads(1):
         for call in calls.values():
@@ -307,7 +312,7 @@ def measure_us(
         for _ in range(_ROUNDS):
             for name, call in calls.items():
                 prepare()
-                start = time.perf_counter()
+                start = now()
                 call()
-                times[name].append(1e6 * (time.perf_counter() - start))
+                times[name].append(1e6 * (now() - start))
     return times

@@ -183,6 +183,43 @@ def inputs_of_layers(network: nn.Module, inputs: Sequence[Any]) -> Seen:
     return seen
 
 
+class _Opaque(nn.Module):
+    """A layer that does what it did and shows nothing of itself, as packed ones do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = (layer,)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._layer[0](*inputs)
+
+
+def read_elsewhere(
+    network: nn.Module, inputs: Sequence[Any], names: Sequence[str]
+) -> frozenset[str]:
+    """Layers that the network needs for more than to call them, as ``self.head.weight.new_ones``.
+
+    Args:
+        network: The network; left as it is.
+        inputs: Arguments of its forward.
+        names: Layers that something else is to stand for.
+
+    Returns:
+        Those among them without which the network does not run.
+    """
+
+    def runs(chosen: Sequence[str]) -> bool:
+        opaque = {name: _Opaque(network.get_submodule(name)) for name in chosen}
+        try:
+            with torch.inference_mode():
+                with_replaced(network, opaque)(*inputs)
+        except AttributeError:
+            return False
+        return True
+
+    return frozenset() if runs(names) else frozenset(n for n in names if not runs([n]))
+
+
 class _ChannelsLast(nn.Module):
     """A network whose images and weights lie channels last."""
 
@@ -208,8 +245,10 @@ def _as_channels_last(network: nn.Module, inputs: Sequence[Any]) -> nn.Module | 
 def _as_onednn(network: nn.Module, inputs: Sequence[Any]) -> nn.Module | None:
     copied = copy.deepcopy(network)
     found = 0
-    for name, (module, x) in inputs_of_layers(copied, inputs).items():
-        packed = prepack(module, x)
+    layers = inputs_of_layers(copied, inputs)
+    needed = read_elsewhere(copied, inputs, list(layers))
+    for name, (module, x) in layers.items():
+        packed = None if name in needed else prepack(module, x)
         if packed is not None:
             copied, found = replace(copied, name, packed), found + 1
     return copied if found else None

@@ -30,11 +30,21 @@ from torch import Tensor, nn
 
 from automl.executors import baselines as dense_ways
 from automl.executors import formats
-from automl.executors.autotune import DENSE, Choice, PackedModule, Tuner
+from automl.executors.autotune import (
+    DENSE,
+    GAIN,
+    SPCONV3D,
+    Choice,
+    PackedModule,
+    Tuner,
+    density_of,
+)
 from automl.executors.baselines import EAGER, NAMES, ONEDNN
 from automl.executors.cache import evictor, last_level_cache
 from automl.executors.latency import Latency, measure_latency
 from automl.executors.memory import Memory
+from automl.executors.spconv3d import SparseConv3d, SubmanifoldConv3d
+from automl.executors.threads import torch_threads
 from automl.executors.whole import Verdict, judge
 from automl.hashing import digest
 from automl.paths import cache_dir
@@ -53,6 +63,9 @@ EXACT = ("pell", "csc", "bitmap", "nm24", "spmm")
 #: The network, and the layers in it, that run as fused steps.
 FUSED = "fused"
 
+#: Seconds to find out whether more threads help.
+_THREADS_S = 1.0
+
 #: A layer that gains this much is kept sparse even where others are not.
 _CLEAR_GAIN = 1.5
 
@@ -67,6 +80,7 @@ class CompiledModel(nn.Module):
         choices: What was chosen for every layer.
         verdict: How whole networks compared.
         tried: What would have been chosen for every layer by itself.
+        threads: CPU threads that torch's own operators take in it; packed layers take one.
     """
 
     def __init__(
@@ -78,12 +92,13 @@ class CompiledModel(nn.Module):
         verdict: Verdict,
         tried: Sequence[Choice],
         sparse: nn.Module | None,
+        threads: int = 1,
     ) -> None:
         """Keeps the dense network beside it, to compare with."""
         super().__init__()
         self.network = network
         self.choices, self.tried = tuple(choices), tuple(tried)
-        self.verdict = verdict
+        self.verdict, self.threads = verdict, threads
         # In a tuple: the weights of other networks are not this one's parameters.
         self._others = (dense, sparse)
         self._example_inputs = example_inputs
@@ -100,7 +115,7 @@ class CompiledModel(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """Runs the network without recording gradients."""
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(self.threads):
             return self.network(*inputs)
 
     def latency(self, *, budget_s: float = 3.0, threads: int = 1) -> dict[str, Latency]:
@@ -142,6 +157,7 @@ def compile(
     *,
     executors: Sequence[str] = EXACT,
     baselines: Sequence[str] = NAMES,
+    threads: int = 1,
     remember: bool | str | os.PathLike[str] = True,
 ) -> CompiledModel:
     """Packs the layers of a network into the formats that run fastest here.
@@ -159,6 +175,8 @@ def compile(
             ``nm24_bf16`` and ``nm24_int8``. Convolutions have one sparse form, which is exact.
         baselines: Dense ways to compare with: ``eager``, ``channels_last``, ``onednn`` and, where
             it is installed, ``onnxruntime``.
+        threads: CPU threads that torch's own operators may take: all of them, if that is measured
+            to be faster than one, else one. Layers are chosen on one.
         remember: Whether to keep what is measured for the next time, in the user's cache; or the
             folder to keep it in.
 
@@ -166,8 +184,11 @@ def compile(
         A module with the same inputs and outputs, for inference.
 
     Raises:
-        InputError: An executor or a baseline is not known, or a weight is not on the CPU.
+        InputError: An executor or a baseline is not known, a weight is not on the CPU, or
+            ``threads`` is no number from 1 on.
     """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise InputError(f"compile.threads must be >= 1, got {threads}")
     candidates = [formats.load(name) for name in executors if name != DENSE]
     _check_device(model)
     single = isinstance(example_inputs, Tensor)
@@ -192,7 +213,31 @@ def compile(
         chosen = [c if not c.is_sparse or _is_clear(c) else _left(c) for c in choices]
     if verdict.sparse == FUSED and fused is not None:
         chosen = [_in_fused(choice, fused) for choice in choices]
-    return CompiledModel(network, best, inputs, chosen, verdict, choices, candidate)
+    clouds = _clouds(folded)
+    chosen, tried = [*chosen, *clouds], [*choices, *clouds]
+    count = _worthwhile_threads(network, inputs, threads)
+    return CompiledModel(network, best, inputs, chosen, verdict, tried, candidate, count)
+
+
+class _OnThreads(nn.Module):
+    """A network with its own number of threads."""
+
+    def __init__(self, network: nn.Module, count: int) -> None:
+        super().__init__()
+        self._network, self._count = network, count
+
+    def forward(self, *inputs: Any) -> Any:
+        with torch_threads(self._count):
+            return self._network(*inputs)
+
+
+def _worthwhile_threads(network: nn.Module, inputs: tuple[Any, ...], threads: int) -> int:
+    """So many threads, or one if they are not faster by more than noise."""
+    if threads == 1:
+        return 1
+    ways = {str(count): _OnThreads(network, count) for count in (1, threads)}
+    found = measure_latency(ways, inputs, budget_s=_THREADS_S)
+    return threads if found[str(threads)].ratio * GAIN <= 1 else 1
 
 
 def _folder(remember: bool | str | os.PathLike[str]) -> str | os.PathLike[str] | None:
@@ -226,12 +271,34 @@ def _choose(
 ) -> tuple[list[Choice], dict[str, nn.Module]]:
     """The choice of every layer, and the modules that replace layers, by name."""
     choices, ways = [], {}
-    for name, (module, x) in _layers(network, inputs).items():
+    layers = _layers(network, inputs)
+    needed = dense_ways.read_elsewhere(network, inputs, list(layers))
+    for name, (module, x) in layers.items():
         choice, way = tuner.choose(name, module, x)
+        if name in needed:
+            choice, way = _needed(choice), None
         choices.append(choice)
         if way is not None:
             ways[name] = way
     return choices, ways
+
+
+def _needed(choice: Choice) -> Choice:
+    text = "the network reads its weight outside of the layer"
+    return replace(choice, format=DENSE, reason=text, packed_bytes=choice.dense_bytes)
+
+
+def _clouds(network: nn.Module) -> list[Choice]:
+    """What is said of convolutions on point clouds: they are left as they are."""
+    text = "runs on its own kernel, which skips offsets and channels without weights"
+    found = []
+    for name, module in network.named_modules():
+        if isinstance(module, SubmanifoldConv3d | SparseConv3d):
+            weight = module.weight.detach().numpy()
+            size = sum(parameter.nbytes for parameter in module.parameters())
+            about = (name, weight.shape, 1, density_of(weight))
+            found.append(Choice(*about, SPCONV3D, text, {}, size, size))
+    return found
 
 
 def _key(tuner: Tuner, network: nn.Module, inputs: tuple[Any, ...]) -> str:

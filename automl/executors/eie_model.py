@@ -62,9 +62,7 @@ class EieRun:
     @property
     def load_balance(self) -> float:
         """Fraction of all elements' cycles that multiplied, 1 where there was nothing to do."""
-        if self.cycles == 0:
-            return 1.0
-        return float(self.entries.sum()) / (self.cycles * len(self.entries))
+        return _balance(self.entries, self.cycles)
 
     def energy_pj(self) -> float:
         """Energy by published figures (``automl.cost.energy_tables``), pJ.
@@ -122,6 +120,16 @@ def run(layer: EieLinear, x: Float32, queue: int = 8, relu: bool = True) -> EieR
         cycles=cycles,
         stalls=stalls,
     )
+
+
+def load_balance(layer: EieLinear, x: Float32, queue: int) -> float:
+    """``EieRun.load_balance`` alone, without the sums; arguments as in :func:`run`."""
+    work = layer.counts[:, np.flatnonzero(x)]
+    return _balance(work.sum(1), _clock(work, queue)[0])
+
+
+def _balance(entries: Int64, cycles: int) -> float:
+    return float(entries.sum()) / (cycles * len(entries)) if cycles else 1.0
 
 
 def _accumulate(layer: EieLinear, x: Float32, columns: Int64) -> tuple[NDArray[np.float64], Int64]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from automl.cost.lut.signature import Signature, canonical
+from automl.types import InputError
 
 #: Element-wise operators that belong to the convolution or linear layer whose result they read.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,12 +61,18 @@ def record(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Signature, ...
         inputs: Arguments of its forward.
 
     Raises:
+        InputError: It convolves point clouds.
         Unrecordable: An operator takes something that is neither tensor, number, text nor a
             container of these.
     """
     recorder = _Recorder()
     with torch.inference_mode(), recorder:
         network(*inputs)
+    if any("sparse_conv3d" in call.name for call in recorder.calls):
+        raise InputError(
+            "latency tables cannot hold convolutions on point clouds, whose time depends on the "
+            "cloud and not on its sizes; search with budget.macs or budget.params instead"
+        )
     return tuple(_signature(call) for call in _fused(recorder.calls))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +22,21 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+#: Seconds: coarser clocks cannot time a layer.
+_FINE = 1e-6
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """What to time work of so many threads by, in seconds.
+
+    One thread is timed by its own processor time, which does not count what other processes take
+    of the core in turn; several by the clock on the wall, as they wait for each other. So is one
+    where the system counts processor time coarsely.
+    """
+    fine = time.get_clock_info("thread_time").resolution <= _FINE
+    return time.thread_time if threads == 1 and fine else time.perf_counter
 
 
 def available() -> int:

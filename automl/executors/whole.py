@@ -12,6 +12,7 @@ from automl.cost.lut.signature import Signature, canonical
 from automl.executors.autotune import GAIN
 from automl.executors.latency import measure_latency
 from automl.executors.memory import Memory
+from automl.executors.threads import clock
 
 #: Seconds for the first look at all, and for a second one at the two that matter.
 _FIRST_S, _SECOND_S = 1.0, 1.0
@@ -92,7 +93,7 @@ def _timed(
     known = memory.times_us(signature, list(networks))
     if known is not None:
         return {name: us / 1e3 for name, us in known.items()}
-    found = measure_latency(networks, inputs, budget_s=budget_s)
+    found = measure_latency(networks, inputs, budget_s=budget_s, clock=clock(1))
     base = next(iter(found.values())).median_ms
     memory.add(signature, {name: [1e3 * base * own.ratio] for name, own in found.items()})
     return {

@@ -71,3 +71,14 @@ def test_wrong_arguments_are_one_line(cli, pruned, arguments, message):
 def test_a_folder_without_a_network(cli, tmp_path):
     done = cli("bench", tmp_path)
     assert done.code == 2 and "holds no pruned network" in done.err
+
+
+def test_a_network_on_point_clouds(cli, tmp_path):
+    out = tmp_path / "clouds.json"
+    settings = ["model=shapes_tiny", "granularity=unstructured", "ratio=0.6"]
+    done = cli("bench", *settings, "--seconds", "0.1", "--baselines", "onednn", "--out", out)
+    assert done.code == 0, done.err
+    found = json.loads(out.read_text())
+    formats = {row["layer"]: row["format"] for row in found["rows"]}
+    assert formats["stem"] == "spconv3d" and "its own kernel" in done.out
+    assert found["largest_error"] < 1e-5 and found["clock"] in ("processor", "wall")

@@ -361,3 +361,11 @@ def test_zeros_inside_layers_have_latency_by_the_format_that_runs_them(
     assert "weights by format: " in result.out
     assert found["rows"][-1]["costs"]["latency_ms"] <= found["limits"]["latency_ms"]
     assert {"conv", "dense"} <= {row["format"] for row in rows_of(lut)}
+
+
+@pytest.mark.parametrize("grain", ["channel", "unstructured"])
+def test_networks_on_point_clouds_have_no_table(cli, tmp_path, grain):
+    settings = ["model=shapes_tiny", f"granularity={grain}", f"latency.table={tmp_path / 'lut'}"]
+    done = cli("lut", "build", *settings, "latency.allow_busy=true")
+    assert done.code == 2 and len(done.err.splitlines()) == 1
+    assert "latency tables cannot hold convolutions on point clouds" in done.err

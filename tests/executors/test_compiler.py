@@ -276,3 +276,24 @@ def test_the_fused_network_is_used_where_it_is_fastest(times):
     assert run.choices[1].reason == "fused with its neighbours; 5.0 times as fast as dense alone"
     assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
     assert run.table()["format"].tolist() == ["fused", "fused", "csc"]
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.6, 3), (0.99, 1), (100.0, 1)])
+def test_more_threads_are_used_where_they_are_measured_to_help(network, monkeypatch, ratio, count):
+    def timed(networks, inputs, **_):
+        return {n: Latency(1, 1, ratio if n == "3" else 1.0, 15) for n in networks}
+
+    monkeypatch.setattr(compiler, "measure_latency", timed)
+    run = compile(network, torch.randn(1, 1, 8, 8), executors=[], threads=3)
+    assert run.threads == count
+    counts = []
+    run.network[1].register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    run(torch.randn(1, 1, 8, 8))
+    assert counts == [count] and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_threads_are_a_number_from_one_on(network, threads):
+    with pytest.raises(InputError, match=r"compile\.threads must be >= 1"):
+        compile(network, torch.randn(1, 1, 8, 8), threads=threads)

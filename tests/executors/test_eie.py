@@ -114,6 +114,7 @@ def test_layers_of_any_shape(rows, columns, density, elements, seed):
     assert np.array_equal(packed(x), run.output.astype(np.float32))
     assert run.entries.sum() == sum(int(packed.counts[:, c].sum()) for c in np.flatnonzero(x))
     assert 0 <= run.load_balance <= 1 and run.queue_depth.max() <= 8
+    assert eie_model.load_balance(packed, x, 8) == run.load_balance
     assert run.cycles >= max(run.broadcasts, run.entries.max())
 
 

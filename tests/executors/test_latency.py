@@ -1,10 +1,12 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from automl.executors.latency import measure_latency
+from automl.executors.threads import clock
 
 
 class Sleeper(nn.Module):
@@ -43,3 +45,10 @@ def test_threads_are_limited_while_measuring_and_put_back():
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(ValueError, match="must hold a network"):
         measure_latency({}, torch.zeros(1, 1))
+
+
+def test_one_thread_is_timed_by_its_processor_time_where_that_is_fine_enough(monkeypatch):
+    for resolution, expected in [(1e-9, time.thread_time), (1.6e-2, time.perf_counter)]:
+        info = SimpleNamespace(resolution=resolution)
+        monkeypatch.setattr(time, "get_clock_info", lambda name, info=info: info)
+        assert clock(1) is expected and clock(2) is time.perf_counter

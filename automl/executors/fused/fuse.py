@@ -193,7 +193,7 @@ class _Maker:
             return MeanPool(read, number, shape)
         if name == "linear":
             layer = self.linear(node)
-            return None if layer is None else Multiply(layer, read, number, shape)
+            return None if layer is None else Multiply(read, number, shape, layer)
         return None
 
     def convolution(self, node: Node) -> _Convolution | None:

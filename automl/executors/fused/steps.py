@@ -102,67 +102,58 @@ class Convolve:
 
 
 @dataclass(eq=False)
-class MaxPool:
-    """Maxima of finite numbers.
+class _Buffered:
+    """A step without working memory that fills a buffer from one.
 
     Attributes:
-        reads: The images.
+        reads: The value it reads, which must lie in a buffer.
         writes: The output.
         shape: Of the output.
-        window: Heights and widths of the window, its steps, and what is outside at first.
     """
 
     reads: tuple[int, ...]
     writes: int
     shape: tuple[int, ...]
-    window: tuple[int, ...]
     floats = 0
 
+
+@dataclass(eq=False)
+class MaxPool(_Buffered):
+    """Maxima of finite numbers.
+
+    Attributes:
+        window: Heights and widths of the window, its steps, and what is outside at first.
+    """
+
+    window: tuple[int, ...]
+
     def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
-        """See ``Step``; what it reads must lie in a buffer."""
+        """See ``Step``."""
         return _bound(pool.max_pool, buffers[self.reads[0]], buffers[self.writes], *self.window)
 
 
 @dataclass(eq=False)
-class MeanPool:
-    """Means of whole images.
-
-    Attributes:
-        reads: The images.
-        writes: The output.
-        shape: Of the output.
-    """
-
-    reads: tuple[int, ...]
-    writes: int
-    shape: tuple[int, ...]
-    floats = 0
+class MeanPool(_Buffered):
+    """Means of whole images."""
 
     def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
-        """See ``Step``; what it reads must lie in a buffer."""
+        """See ``Step``."""
         y = buffers[self.writes].reshape(-1)
         return _bound(pool.mean_pool, buffers[self.reads[0]].reshape(len(y), -1), y)
 
 
 @dataclass(eq=False)
-class Multiply:
+class Multiply(_Buffered):
     """A fully connected layer.
 
     Attributes:
         layer: It, packed.
-        reads: The examples.
-        writes: The output.
-        shape: Of the output.
     """
 
     layer: PackedLinear
-    reads: tuple[int, ...]
-    writes: int
-    shape: tuple[int, ...]
-    floats = 0
 
     def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> Call:
-        """See ``Step``; what it reads must lie in a buffer."""
+        """See ``Step``."""
         x = buffers[self.reads[0]].reshape(-1, self.layer.in_features)
         y = buffers[self.writes].reshape(-1, self.layer.out_features)
         if len(x) == 1:
@@ -171,19 +162,8 @@ class Multiply:
 
 
 @dataclass(eq=False)
-class View:
-    """The same numbers in another shape.
-
-    Attributes:
-        reads: A value that lies in a buffer.
-        writes: Its other form.
-        shape: Of that.
-    """
-
-    reads: tuple[int, ...]
-    writes: int
-    shape: tuple[int, ...]
-    floats = 0
+class View(_Buffered):
+    """The same numbers in another shape."""
 
     def bind(self, buffers: Mapping[int, Float32], memory: Float32) -> None:
         """See ``Step``; there is nothing to do."""
