@@ -172,6 +172,7 @@ class Tuner:
             "bias": module.bias is not None,
             "activations": round(float((x != 0).double().mean()), 1),
             "cold": self.is_cold,
+            "clock": clock(1).__name__,
             "kernels": kernels_version(),
             "two_of_four": _is_two_of_four(module),
         }

@@ -340,7 +340,8 @@ def _fused(
     from automl.executors.fused.fuse import fuse
 
     linear = [c.layer for c in choices if c.is_sparse and len(c.shape) == 2]
-    return fuse(network, inputs, {name: ways[name] for name in linear})
+    gaining = [c.layer for c in choices if c.is_sparse and len(c.shape) == 4]
+    return fuse(network, inputs, {name: ways[name] for name in linear}, gaining)
 
 
 def _in_fused(choice: Choice, fused: FusedNetwork) -> Choice:

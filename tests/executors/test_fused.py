@@ -202,6 +202,11 @@ def test_what_is_not_fused():
     x = torch.randn(1, 4, 6, 6)
     dense = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
     assert fuse(dense, (x,), {}) is None
+    # A layer that gains is, however many of its weights are left.
+    gaining = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    wide = torch.randn(1, 8, 6, 6)
+    run = fuse(gaining, (wide,), {}, ["0"])
+    assert run is not None and set(run.layers) == {"0"} and close(run, gaining, wide)
     zeros = sparse(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
     assert fuse(zeros, (x,), {}) is not None
     assert fuse(zeros, (x.double(),), {}) is None

@@ -10,7 +10,7 @@ oneDNN's order, with their ReLU; fully connected layers run as they were packed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,10 @@ _LIMITS = ("relu", "relu6", "hardtanh", "clamp", "clamp_min")
 
 
 def fuse(
-    network: nn.Module, inputs: Sequence[Any], layers: Mapping[str, nn.Module]
+    network: nn.Module,
+    inputs: Sequence[Any],
+    layers: Mapping[str, nn.Module],
+    gaining: Collection[str] = (),
 ) -> FusedNetwork | None:
     """A network as fused steps.
 
@@ -58,6 +61,7 @@ def fuse(
         network: In eval mode, batch norms folded; left as it is.
         inputs: Arguments of its forward.
         layers: Modules for fully connected layers by name, where they are packed.
+        gaining: Convolutions that gain on the sparse kernel, however many weights they have left.
 
     Returns:
         A module with the same output, for inputs of this shape; None where the network cannot be
@@ -66,7 +70,7 @@ def fuse(
     program = export(network, inputs)
     if program is None:
         return None
-    maker = _Maker(program, layers)
+    maker = _Maker(program, layers, gaining)
     steps = maker.steps()
     if not maker.zeros:
         return None
@@ -142,8 +146,10 @@ class _Tail:
 class _Maker:
     """Makes steps of one graph."""
 
-    def __init__(self, program: Program, layers: Mapping[str, nn.Module]) -> None:
-        self.program, self.layers = program, layers
+    def __init__(
+        self, program: Program, layers: Mapping[str, nn.Module], gaining: Collection[str]
+    ) -> None:
+        self.program, self.layers, self.gaining = program, layers, gaining
         self.number = {node: number for number, node in enumerate(program.nodes)}
         self.fused: dict[str, int] = {}
         self.zeros = False
@@ -154,7 +160,7 @@ class _Maker:
         gone: set[Node] = set()
         for node in self.program.nodes:
             found = None if node in gone else self.convolution(node)
-            if found is None or not found.is_taken:
+            if found is None or not (found.is_taken or found.name in self.gaining):
                 continue
             tail, x, before = self.tail(node, gone), found.x, None
             first = self.depthwise(found, gone)
@@ -163,7 +169,7 @@ class _Maker:
             fused = self.convolve(found, tail, x, before)
             made[tail.last] = fused
             self.fused[found.name] = fused.packed.nbytes
-            self.zeros |= found.has_zeros
+            self.zeros |= found.has_zeros or found.name in self.gaining
             gone |= self.between(node, tail.last)
         in_buffers = set(made)
         for node in self.program.operators:
