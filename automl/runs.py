@@ -223,7 +223,7 @@ def read_result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"its {path.name} cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"its {path.name} is damaged") from None
     if not isinstance(found, dict) or not found.get("rows"):
         raise ValueError(f"its {path.name} is damaged")

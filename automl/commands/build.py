@@ -585,6 +585,20 @@ def number(section: Config, name: str, least: float) -> float:
     return float(value)
 
 
+def run_dir(config: Config) -> Path | None:
+    """Where a run is to be written; None where that was not said.
+
+    Raises:
+        InputError: ``run_dir`` is no text, or no path.
+    """
+    value = config["run_dir"]
+    if not value:
+        return None
+    if not isinstance(value, str) or "\0" in value:
+        raise InputError(f"run_dir must be a path (quote it: run_dir='\"1\"'), got {value!r}")
+    return Path(value)
+
+
 def flag(section: Config, name: str) -> bool:
     """A yes or no from the configuration; ``name`` is its full key.
 

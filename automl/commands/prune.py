@@ -54,13 +54,14 @@ def _folder(out: Path | None, config: Mapping[str, Any]) -> Path:
     """Where to write: --out, run_dir=, or a new folder below runs/, named after what runs."""
     from datetime import datetime
 
+    from automl.commands.build import run_dir
     from automl.types import InputError
 
     if out is not None and config["run_dir"] is not None:
         raise InputError("prune writes to --out DIR or run_dir=DIR; give one of them")
     model = str(config["model"]["name"]).replace(":", ".").rpartition(".")[2]
     grain = config["granularity"]["name"]
-    return out or Path(config["run_dir"] or f"runs/{model}-{grain}-{datetime.now():%Y%m%d-%H%M%S}")
+    return out or run_dir(config) or Path(f"runs/{model}-{grain}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from automl.commands.build import (
     flag,
     instantiate,
     read_grains,
+    run_dir,
     set_threads,
     whole,
 )
@@ -81,7 +82,7 @@ class SearchRun:
         Budget.parse(config["budget"])
         _refuse_settings_of_prune(config)
         _logger(config)  # says what is not installed before anything is computed
-        folder = RunFolder(Path(config["run_dir"] or _new_run_dir(config)))
+        folder = RunFolder(run_dir(config) or Path(_new_run_dir(config)))
         folder.check_free_for(config)
         return cls(config, bench or Bench(config), folder, tuple(known))
 
@@ -96,14 +97,16 @@ class SearchRun:
             return 0
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self.prove()
-        with self.folder.lock():
-            self.start()
-            print(f"run folder: {self.folder.path}", flush=True)
-            with Journal(self.folder.file(JOURNAL)) as journal:
-                with self.with_engine() as run:
+        with ExitStack() as engine:
+            run = engine.enter_context(self.with_engine())  # may refuse: nothing is written yet
+            with self.folder.lock():
+                self.start()
+                print(f"run folder: {self.folder.path}", flush=True)
+                with Journal(self.folder.file(JOURNAL)) as journal:
                     finals = run._search(strategy, journal, title)
-                journal.write_parquet(self.folder.file(TRIALS))
-            finish(self.bench, self.folder, finals, tuning)
+                    engine.close()  # its workers are of no more use
+                    journal.write_parquet(self.folder.file(TRIALS))
+                finish(self.bench, self.folder, finals, tuning)
         self._show()
         return 0
 

@@ -51,8 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[float]:
-    """Comma-separated numbers; argparse turns ValueError into one line."""
-    return [float(word) for word in text.split(",")]
+    """Comma-separated numbers; argparse turns the error into one line."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"numbers such as 0.5,0.25, got {text!r}") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,6 +98,8 @@ def execute(config: Mapping[str, Any], args: argparse.Namespace | None = None) -
 
 
 def _execute(run: SearchRun, args: argparse.Namespace) -> None:
+    from contextlib import ExitStack
+
     from automl.commands.sensitivity_report import Report
     from automl.journal import Journal
     from automl.progress import progress
@@ -102,17 +107,20 @@ def _execute(run: SearchRun, args: argparse.Namespace) -> None:
     from automl.strategies.sensitivity import analyse
 
     run.prove()
-    with run.folder.lock():
+    with ExitStack() as engine, ExitStack() as locked:
+        scoring = engine.enter_context(run.with_engine())  # may refuse: nothing is written yet
+        locked.enter_context(run.folder.lock())
         run.start()
         print(f"run folder: {run.folder.path}", flush=True)
         with Journal(run.folder.file(JOURNAL)) as journal:
             trials = run.config["trials"]
-            with run.with_engine() as scoring, progress(trials, "sensitivity") as shown:
+            with progress(trials, "sensitivity") as shown:
                 problem = scoring.problem(
                     journal, lambda trial: shown.update(trial.index + 1, _text(trial))
                 )
                 _ = problem.dense  # first: where it cannot be scored, nothing can
                 analysis = analyse(problem, trials - 1)
+            engine.close()  # its workers are of no more use
             journal.write_parquet(run.folder.file(TRIALS))
         report = Report(problem, analysis, run.config["scoring"]["score"])
         report.show(args.damages, args.drops)

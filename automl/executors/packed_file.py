@@ -33,6 +33,11 @@ _TYPES = {
     "int64": "I64", "float32": "F32",
 }  # fmt: skip
 
+#: What reading a damaged header may raise.
+_DAMAGED = (
+    ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, RecursionError,
+)  # fmt: skip
+
 
 def save(layers: Mapping[str, PackedLinear], folder: str | os.PathLike[str]) -> None:
     """Writes packed layers to ``packed.safetensors`` and ``packed.json`` in a folder.
@@ -158,7 +163,7 @@ def _parse(memory: NDArray[np.uint8], path: Path) -> Iterator[tuple[str, NDArray
             first, last = (8 + length + offset for offset in entry["data_offsets"])
             array = memory[first:last].view(types[entry["dtype"]])
             yield name, array.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path} is not a safetensors file of packed layers") from error
 
 

@@ -41,8 +41,8 @@ class Deadline:
         """Raises InputError once the time is over."""
         if time.monotonic() > self._end:
             raise InputError(
-                f"tracing took longer than {self.seconds:g} s; give it more (deadline_s) or "
-                "smaller example inputs"
+                f"tracing took longer than {self.seconds:g} s; give it more (deadline_s, on the "
+                "command line trace_deadline_s) or smaller example inputs"
             )
 
     @contextlib.contextmanager
@@ -126,7 +126,8 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     Raises:
         InputError: If the forward fails on the example inputs or cannot be exported.
     """
-    check_forward(model, example_inputs)
+    with deadline.interrupting():
+        check_forward(model, example_inputs)
     error: Exception | None = None
     with deadline.interrupting(), quiet():
         for inputs, batch, dynamic in _attempts(example_inputs):
@@ -162,6 +163,8 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     try:
         with torch.no_grad():
             model(*example_inputs)
+    except InputError:  # the time is over
+        raise
     except Exception as error:
         shapes = ", ".join(
             str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__

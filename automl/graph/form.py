@@ -144,8 +144,9 @@ class _Chooser:
         materialise = Materialiser(self._model, plan)
         for pattern in range(len(_SPREAD)):
             self._deadline.check()
-            if not _forms_agree(materialise, _some_units(plan, pattern), self._inputs):
-                return False
+            with self._deadline.interrupting():
+                if not _forms_agree(materialise, _some_units(plan, pattern), self._inputs):
+                    return False
         return True
 
     def largest(
@@ -175,8 +176,9 @@ class _Chooser:
             self._deadline.check()
             slim = materialise.module_form(_some_units(plan, pattern))
             try:
-                with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                    slim(*self._inputs)
+                with self._deadline.interrupting(), quiet(), torch.no_grad():
+                    with FakeTensorMode(allow_non_fake_inputs=True):
+                        slim(*self._inputs)
             except Exception:  # whatever the user's code raises when its sizes do not follow
                 return False
         return True

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from automl.report.loading import UNREADABLE
+
 BENCH = "bench.json"
 #: What ``export`` measured of the exported network: torch, ONNX Runtime and packed layers in turn.
 EXPORTED = "export-latency.json"
@@ -31,7 +33,7 @@ def benches(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
                 continue
             try:
                 found.append(read(folder.name, json.loads(path.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except UNREADABLE as error:
                 reason = f"no {error}" if isinstance(error, KeyError) else error
                 broken.append(
                     f"{path}: unreadable ({reason}); prunepilot {verb} {folder} writes it"

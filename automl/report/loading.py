@@ -23,6 +23,9 @@ COLUMNS = (
     "trials", "failed_trials", "search_seconds", "wall_seconds", "tuning_epochs",
 )  # fmt: skip
 
+#: What reading a damaged JSON file of a run may raise.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 #: Runs lie at most so many folders below what is named.
 _DEPTH = 4
 
@@ -101,8 +104,11 @@ def _without_result(folder: Path) -> dict[str, str]:
         return {"status": "analysis", "problem": ""}
     if not (folder / FAILED).is_file():
         return {"status": "unfinished", "problem": f"prunepilot resume {folder}"}
-    failure = json.loads((folder / FAILED).read_text(encoding="utf-8"))
-    return {"status": "failed", "problem": str(failure["error"])}
+    try:
+        failure = json.loads((folder / FAILED).read_text(encoding="utf-8"))
+        return {"status": "failed", "problem": str(failure["error"])}
+    except UNREADABLE:
+        return {"status": "failed", "problem": f"its {FAILED} is damaged"}
 
 
 def _about_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from automl.policy import Policy
 from automl.report.comparing import BASE, cells, compare
 from automl.report.curves import analysis_curves, probe_curves, scores, search_curves
 from automl.report.kernels import benches
-from automl.report.loading import finals, load_runs, problems
+from automl.report.loading import UNREADABLE, finals, load_runs, problems
 from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT, SWEEP
 from automl.types import InputError
 
@@ -144,7 +144,7 @@ def _all_contents(names: Sequence[Mapping[Any, Any]]) -> tuple[list[_Contents], 
     for about in names:
         try:
             contents.append(_contents(Path(about["run"]), about))
-        except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (InputError, *UNREADABLE) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             unreadable.append(f"{about['run']}: only its result is shown ({reason})")
     return contents, unreadable
@@ -318,7 +318,7 @@ def _sweep_command(file: Path) -> str:
     try:
         overrides = json.loads(file.read_text(encoding="utf-8"))["overrides"]
         return f"prunepilot search -m {shlex.join(map(str, overrides))}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return ""
 
 

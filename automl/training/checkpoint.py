@@ -50,8 +50,10 @@ def load_checkpoint(path: Path, identity: Identity, device: torch.device) -> dic
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise InputError(f"{path} is no fine-tuning checkpoint ({_FORMAT}); name another file")
-    _check_identity(path, content["identity"], identity)
-    state: dict[str, Any] = content["state"]
+    saved, state = content.get("identity"), content.get("state")
+    if not isinstance(saved, dict) or not isinstance(state, dict):
+        raise InputError(f"{path} is damaged; delete it, or start over with resume=False")
+    _check_identity(path, saved, identity)
     return state
 
 

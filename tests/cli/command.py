@@ -29,13 +29,14 @@ class Result:
     err: str
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Starts the command in a process of its own, with its output piped."""
     return subprocess.Popen(
         [sys.executable, "-m", "automl.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         # Test runners in the background may hand down an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -51,7 +51,8 @@ def test_a_wrong_checksum_is_refused_unless_asked_for(folder):
     assert list(packed_file.load(folder, verify=False)) == ["fc1", "fc2"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 40, b"\x08" + b"\0" * 7 + b"notjson!"])
+@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 40, b"\x08" + b"\0" * 7 + b"notjson!",
+                                     (50_000).to_bytes(8, "little") + b"[" * 50_000])  # fmt: skip
 def test_files_that_are_no_safetensors_are_refused(folder, content):
     (folder / "packed.safetensors").write_bytes(content)
     for verify in (True, False):

@@ -69,6 +69,23 @@ def test_an_analysis_that_takes_too_long_is_stopped(deadline_s):
         trace(CASES["UNet"].make().eval().double(), CASES["UNet"].inputs(), deadline_s=deadline_s)
 
 
+class Endless(Plain):
+    """Never returns, and goes on whatever is raised within."""
+
+    def body(self, x: Tensor) -> Tensor:
+        while True:
+            try:
+                x = x * 0
+            except Exception:
+                continue
+
+
+@pytest.mark.usefixtures("no_callbacks")
+def test_a_forward_that_never_returns_is_stopped():
+    with pytest.raises(InputError, match=r"tracing took longer than 0.2 s; give it more"):
+        trace(Endless().eval(), IMAGE, deadline_s=0.2)
+
+
 @pytest.mark.parametrize("deadline_s", [0, -1])
 def test_a_deadline_must_lie_ahead(deadline_s):
     with pytest.raises(InputError, match="deadline_s must be > 0"):

@@ -74,6 +74,18 @@ def test_other_files_of_torch_are_refused(path, content):
         load_checkpoint(path, IDENTITY, CPU)
 
 
+@pytest.mark.parametrize("change", [{"state": None}, {"identity": ["seed"]}])
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_checkpoint_without_its_parts_is_refused(path, change, removed):
+    whole = torch.load(path, weights_only=True)
+    ((name, _),) = change.items()
+    if removed:
+        del whole[name]
+    torch.save({**whole, **({} if removed else change)}, path)
+    with pytest.raises(InputError, match="is damaged"):
+        load_checkpoint(path, IDENTITY, CPU)
+
+
 def test_pickles_that_run_code_are_not_loaded(path):
     torch.save(pytest.raises, path)
     with pytest.raises(InputError, match="cannot be read"):
