@@ -25,6 +25,7 @@ from automl.data.split import stratified
 from automl.data.tensors import TensorSet
 from automl.device import resolve_device, resolve_dtype
 from automl.engines import Engine
+from automl.graph.export import Deadline
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.plan import IndexPlan
@@ -483,7 +484,9 @@ class Bench:
             return False
         model = self.complete.model
         try:
-            with evaluating(model), torch.inference_mode():
+            deadline = Deadline(number(self.config, "trace_deadline_s", 0))
+            # The first time that its forward is called, which may never return.
+            with deadline.interrupting(), evaluating(model), torch.inference_mode():
                 # A copy: of one channel, both layouts are the same and only strides tell.
                 model(x.to(self.device, copy=True, memory_format=torch.channels_last))
         except RuntimeError:

@@ -165,3 +165,14 @@ def test_comparing_without_a_finished_run_says_so(cli, tmp_path):
     assert result.code == 2 and is_one_line(result.err)
     assert "no run has finished" in result.err
     assert "unfinished (prunepilot resume" in result.out
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 50_000, "[]"])
+def test_a_damaged_failure_is_told(cli, tmp_path, text):
+    run = tmp_path / "cell"
+    run.mkdir()
+    (run / "config.yaml").write_text("strategy: {}\n")
+    (run / "failed.json").write_text(text)
+    result = cli("compare", tmp_path)
+    assert result.code == 2 and is_one_line(result.err)
+    assert "failed (its failed.json is damaged)" in result.out
