@@ -1,14 +1,14 @@
 """A trial beside the textbook's, in CPU seconds of one thread, taking turns in one process.
 
     python scripts/bench_search.py
-    python scripts/bench_search.py --trials 2 model=resnet20 repair=lookup
+    python scripts/bench_search.py --trials 2 --ways lookup model=resnet20
 
 The textbook procedure is written out below as plainly as it is published (He et al., arXiv
 1707.06168, section 3.1; AMC, arXiv 1802.03494, does the same): inputs and outputs of every layer
 are collected from the dense network once; a policy is a copy of the dense network whose layers are
 fitted by least squares on the inputs that stay, with zeros for those that go; it is scored as it
 is, at full size. The default job is that of AMC's official MobileNetV1: 60 batches of 50 images, 10
-points of each, 5,000 validation images, half of the MACs. Both get the same policies and images.
+points of each, 5,000 validation images, half of the MACs. All get the same policies and images.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ from automl.types import InputError
 JOB = (
     "model=mobilenet_v1_32", "budget.macs=0.5", "repair.calibration_images=3000",
     "repair.reconstruction.points=10", "scoring.images=5000",
+)  # fmt: skip
+
+#: Of ours; the textbook is scored in float32 beside them.
+WAYS = (
+    "least_squares", "lookup", "lookup,scoring.precision=bfloat16,scoring.batch_size=128",
 )  # fmt: skip
 
 
@@ -102,9 +107,18 @@ class Textbook:
                 norm.running_mean.sub_(intercept)
 
 
-def compare(settings: Sequence[str], repairs: Sequence[str], trials: int) -> str:
-    """Times trials of the textbook and of every repair in turn; a Markdown table."""
-    benches = {name: Bench(compose([f"repair={name}", *settings])) for name in repairs}
+def compare(settings: Sequence[str], ways: Sequence[str], trials: int) -> str:
+    """Times trials of the textbook and of every way in turn; a Markdown table.
+
+    Args:
+        settings: What all of them have in common.
+        ways: A repair each, with more settings behind commas.
+        trials: Policies.
+    """
+    benches = {}
+    for way in ways:
+        repair, *more = way.split(",")
+        benches[way] = Bench(compose([f"repair={repair}", *settings, *more]))
     first = next(iter(benches.values()))
     policies = random_policies(first, trials, seed=0)
     for bench in benches.values():
@@ -117,7 +131,7 @@ def compare(settings: Sequence[str], repairs: Sequence[str], trials: int) -> str
     plain = Textbook(
         first.loaded.model, first.trace.plan, images, repair["reconstruction"]["points"]
     )
-    rows: dict[str, list[dict[str, float]]] = {"textbook": [], **{name: [] for name in repairs}}
+    rows: dict[str, list[dict[str, float]]] = {"textbook": [], **{way: [] for way in ways}}
     for policy in policies:
         units = first.pruner.units_of(policy)
         masked, fit = timed(plain, units)
@@ -147,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=3, help="policies (default: 3)")
-    parser.add_argument("--repairs", nargs="+", default=["least_squares", "lookup"])
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), help="a repair each, with more settings by commas"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="as for prunepilot search"
     )
@@ -156,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.trials < 1:
             raise InputError(f"--trials must be at least 1, got {args.trials}")
-        print(compare([*JOB, *args.overrides], args.repairs, args.trials))
+        print(compare([*JOB, *args.overrides], args.ways, args.trials))
     except InputError as error:
         print(f"bench_search: {error}", file=sys.stderr)
         return 2
