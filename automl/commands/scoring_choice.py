@@ -113,7 +113,7 @@ def chosen(bench: Bench, file: Path | None) -> ScoringChoice:
     if file is not None and file.is_file():
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is damaged; delete it to choose anew") from error
         return ScoringChoice.from_dict(document, str(file))
     return _Measuring(bench, want).choose()

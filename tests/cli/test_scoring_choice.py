@@ -110,7 +110,7 @@ def test_settings_that_are_off_are_refused(setting, says, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"dtype": "int3"}', '{"dtype": "float32", "batch_size": -1}',
+    ["", "[]", "{}", "[" * 100_000, '{"dtype": "int3"}', '{"dtype": "float32", "batch_size": -1}',
      '{"dtype": "float32", "more": 1}'],
 )  # fmt: skip
 def test_a_damaged_choice_is_refused(text, tmp_path, bench):
