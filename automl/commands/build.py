@@ -536,6 +536,9 @@ def read_grains(section: Config) -> Grains | None:
     return None if grains.names == ["channel"] else grains
 
 
+#: More threads than any machine has cores.
+_MOST_THREADS = 1024
+
 #: What classes raise on arguments that are no good, or of another type than they expect.
 _REFUSALS = (
     ValueError, TypeError, ImportError, AttributeError, LookupError, ArithmeticError,
@@ -634,7 +637,10 @@ def set_threads(config: Config) -> None:
     """Limits torch to the CPU threads asked for.
 
     Raises:
-        InputError: ``threads`` is neither null nor a whole number >= 1.
+        InputError: ``threads`` is neither null nor a whole number from 1 to 1,024.
     """
     if config["threads"] is not None:
-        torch.set_num_threads(whole(config, "threads", 1))
+        threads = whole(config, "threads", 1)
+        if threads > _MOST_THREADS:
+            raise InputError(f"threads must be at most {_MOST_THREADS}, got {threads}")
+        torch.set_num_threads(threads)

@@ -41,6 +41,7 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "trials=many"], "trials must be a whole number >= 1, got 'many'"),
         (["search", "seed=-1"], "seed must be a whole number >= 0, got -1"),
         (["search", "threads=0"], "threads must be a whole number >= 1, got 0"),
+        (["search", f"threads={10**30}"], "threads must be at most 1024"),
         (["search", "run_dir=[1]"], "run_dir must be a path"),
         (["search", "engine=process", "engine.n=0"], "Processes.n must be a whole number >= 1"),
         (["sensitivity", "engine=process", "engine.n=0", *QUICK], "must be a whole number >= 1"),
