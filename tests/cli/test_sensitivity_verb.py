@@ -110,7 +110,7 @@ def test_a_search_does_not_take_over_the_folder(finished, cli):
     ("arguments", "says"),
     [
         (["--budgets", "1.5"], "--budgets must be in (0, 1], got 1.5"),
-        (["--budgets", "half"], "argument --budgets: invalid"),
+        (["--budgets", "half"], "argument --budgets: numbers such as 0.5,0.25, got"),
         (["--budgets", "0"], "--budgets must be in (0, 1], got 0"),
         (["--drops", "nan"], "--drops must be in (0, 1], got nan"),
         (["--damages", "-1"], "--damages must be positive, got -1"),
