@@ -27,6 +27,10 @@ from automl.types import InputError
 BATCH = 2
 
 
+#: Timers of the system take no more than some centuries; nobody waits for one of three years.
+_LONGEST_TIMER_S = 1e8
+
+
 class Deadline:
     """A time limit for the analysis, checked between steps and, where possible, inside them."""
 
@@ -61,7 +65,7 @@ class Deadline:
         before = signal.signal(signal.SIGALRM, over)
         left = max(self._end - time.monotonic(), 1e-3)
         # Again and again, since code that runs at the time may swallow what is raised.
-        signal.setitimer(signal.ITIMER_REAL, left + 1e-3, 0.05)
+        signal.setitimer(signal.ITIMER_REAL, min(left + 1e-3, _LONGEST_TIMER_S), 0.05)
         try:
             yield
         finally:

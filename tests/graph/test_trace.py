@@ -86,6 +86,11 @@ def test_a_forward_that_never_returns_is_stopped():
         trace(Endless().eval(), IMAGE, deadline_s=0.2)
 
 
+@pytest.mark.parametrize("deadline_s", [1e99, float("inf")])
+def test_a_deadline_may_be_further_off_than_timers_reach(deadline_s):
+    assert trace(Plain().eval(), IMAGE, deadline_s=deadline_s).targets
+
+
 @pytest.mark.parametrize("deadline_s", [0, -1])
 def test_a_deadline_must_lie_ahead(deadline_s):
     with pytest.raises(InputError, match="deadline_s must be > 0"):
