@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from automl.commands.build import Bench, set_threads
+from automl.commands.build import Bench
 from automl.commands.compose import compose
+from automl.commands.settings import set_threads
 from automl.journal import Journal
 from automl.problem import Problem
 from automl.strategies.netadapt import NetAdapt

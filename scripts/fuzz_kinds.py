@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from automl.budget import Budget
-from automl.commands.build import Bench, instantiate
+from automl.commands.build import Bench
+from automl.commands.settings import instantiate
 from automl.commands.stored import stored_settings
 from automl.cost.lut.entry import Entry
 from automl.cost.lut.fingerprint import Fingerprint

@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     import json
 
-    from automl.commands.build import Bench, set_threads, whole
+    from automl.commands.build import Bench
     from automl.commands.compose import compose
+    from automl.commands.settings import set_threads, whole
     from automl.types import InputError
 
     if args.trials < 1:

@@ -159,7 +159,7 @@ def _latencies(
     trust: Sequence[str],
 ) -> dict[str, Latency]:
     """ONNX Runtime, packed layers and torch in turn; none where neither was exported."""
-    from automl.commands.build import number
+    from automl.commands.settings import number
     from automl.export.latency import side_by_side, write
 
     budget_s = number(config, "latency_budget_s", 0)

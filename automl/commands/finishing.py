@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from automl.commands.build import Bench, number
+from automl.commands.build import Bench
 from automl.commands.latency import kept_promise
+from automl.commands.settings import number
 from automl.commands.table import Row
 from automl.commands.training import (
     BenchTraining,

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from automl.budget import Budget, Limit
-from automl.commands.build import flag, number, whole
 from automl.commands.lut_report import write_report
+from automl.commands.settings import flag, number, whole
 from automl.cost.latency import LatencyCost
 from automl.cost.lut.fingerprint import Fingerprint
 from automl.cost.lut.table import Table

@@ -54,7 +54,7 @@ def _folder(out: Path | None, config: Mapping[str, Any]) -> Path:
     """Where to write: --out, run_dir=, or a new folder below runs/, named after what runs."""
     from datetime import datetime
 
-    from automl.commands.build import run_dir
+    from automl.commands.settings import run_dir
     from automl.types import InputError
 
     if out is not None and config["run_dir"] is not None:
@@ -73,7 +73,8 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
     """
     _check(config, out, policy is not None)
 
-    from automl.commands.build import Bench, set_threads
+    from automl.commands.build import Bench
+    from automl.commands.settings import set_threads
 
     set_threads(config)
     return _Pruning.of(Bench(config), policy).run(out)
@@ -226,7 +227,7 @@ class _Pruning:
 
 def policy_from_settings(bench: Bench) -> Policy:
     """The policy of ``ratio=``."""
-    from automl.commands.build import whole
+    from automl.commands.settings import whole
     from automl.pruning.pruner import Pruner, policy_from_ratios
     from automl.pruning.sparse_pruner import counts_from_ratios, global_counts
 

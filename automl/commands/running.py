@@ -12,17 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from automl.budget import Budget
-from automl.commands.build import (
-    Bench,
-    engine_of,
-    flag,
-    instantiate,
-    read_grains,
-    run_dir,
-    set_threads,
-    whole,
-)
+from automl.commands.build import Bench
+from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
+from automl.commands.granularity import read_grains
+from automl.commands.settings import flag, instantiate, run_dir, set_threads, whole
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of

@@ -99,7 +99,8 @@ def _of_model(args: argparse.Namespace) -> Network:
 
     config = compose(args.overrides)
 
-    from automl.commands.build import Bench, set_threads
+    from automl.commands.build import Bench
+    from automl.commands.settings import set_threads
 
     set_threads(config)
     bench = Bench(config)

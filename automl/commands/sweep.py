@@ -20,10 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from automl.commands.build import Bench, instantiate
+from automl.commands.build import Bench
 from automl.commands.compose import compose, expand
 from automl.commands.overview import overview, show_end
 from automl.commands.running import SearchRun
+from automl.commands.settings import instantiate
 from automl.commands.standing import Entry, Standing
 from automl.hashing import digest
 from automl.journal import Journal, Row

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.exists():
         raise InputError(f"--out {args.out} is there already; choose another file")
 
-    from automl.commands.build import Bench, set_threads
+    from automl.commands.build import Bench
+    from automl.commands.settings import set_threads
     from automl.paths import atomic_write
     from automl.pruning.masked_plan import MaskedPlan
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from automl.commands.build import Bench, instantiate, whole
+from automl.commands.build import Bench
+from automl.commands.settings import instantiate, whole
 from automl.models import load_model
 from automl.policy import Policy
 from automl.pruning.granularities import CHANNEL

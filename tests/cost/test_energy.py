@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from automl.commands.build import instantiate
+from automl.commands.settings import instantiate
 from automl.cost import standard_costs
 from automl.cost.energy import PARTS, EnergyCost, EnergyModel
 from automl.graph.trace import Trace, trace
