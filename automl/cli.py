@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from automl.hints import did_you_mean
-from automl.signals import as_exceptions, exit_code, word
+from automl.signals import as_exceptions, behind, exit_code, word
 
 #: The verbs, in the order of ``prunepilot --help``; each is a module of ``automl.commands``
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
@@ -63,13 +63,19 @@ def main(argv: Sequence[str]) -> int:
         with as_exceptions():
             return _run(args)
     except KeyboardInterrupt as stop:
-        print(f"prunepilot: {word(stop)}", file=sys.stderr)
-        return exit_code(stop)
+        return _stopped(stop)
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         sys.stderr.close()
         return FAILED
     except Exception as error:
-        return _known_or_raise(error)
+        # A library may break while it cleans up, such as Hydra in the middle of opening a file.
+        signalled = behind(error)
+        return _known_or_raise(error) if signalled is None else _stopped(signalled)
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    print(f"prunepilot: {word(stop)}", file=sys.stderr)
+    return exit_code(stop)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

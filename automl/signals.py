@@ -31,6 +31,14 @@ def word(stop: KeyboardInterrupt) -> str:
     return "terminated" if isinstance(stop, Terminated) else "interrupted"
 
 
+def behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The signal that an error is due to: raised while that one was on its way out."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ if seen.__suppress_context__ else seen.__context__
+    return seen
+
+
 @contextmanager
 def as_exceptions() -> Iterator[None]:
     """Within it, the first signal raises ``KeyboardInterrupt`` and the second ends the process.

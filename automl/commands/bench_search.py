@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     from automl.commands.build import Bench
     from automl.commands.compose import compose
-    from automl.commands.settings import set_threads, whole
+    from automl.commands.settings import seed_of, set_threads
     from automl.types import InputError
 
     if args.trials < 1:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     config = compose(args.overrides)
     set_threads(config)
     bench = Bench(config)
-    policies = random_policies(bench, args.trials + 2, whole(config, "seed", 0))
+    policies = random_policies(bench, args.trials + 2, seed_of(config))
     first = sum(trial(bench, policies[0]).values())  # with what is done once for all
     rows = [trial(bench, policy) for policy in policies[1:-1]]
     found = summary(rows, first, shares(bench, policies[-1]))  # new to look-ups, too

@@ -16,7 +16,7 @@ from automl.commands.depth import shortened
 from automl.commands.granularity import masked_plan, read_grains, reorder_channels, rounding
 from automl.commands.network import complete_network, runs_channels_last, structure
 from automl.commands.scoring_choice import ScoringChoice, chosen
-from automl.commands.settings import Config, instantiate
+from automl.commands.settings import Config, instantiate, path
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
@@ -105,7 +105,7 @@ class Bench:
     @cached_property
     def data(self) -> DataSplits:
         """Training, validation and test images that fit the network."""
-        settings = dict(self.config["data"])
+        settings = {**self.config["data"], "root": path(self.config["data"], "data.root")}
         settings["split"] = split_for(settings["split"], self.config["model"].get("trained_on"))
         data = load_data(settings.pop("name"), **settings)
         found, wanted = tuple(data.train.images.shape[1:]), self.complete.input_shape

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from automl.commands.options import ROOT, default_choices, groups
+from automl.commands.shape import MISSING, misshapen
 from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.trust import check_typed
@@ -53,6 +54,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
             _check_key(override, known)
         data = _data_of_model(choices, known)
         config = _plain(_hydra([*texts, *data]))
+        _check_shape(config)
         check_typed(config, _trusted(config.pop("trust")))
         made = {"choices": _choices([*parsed, *map(_parse, data)]), "overrides": list(overrides)}
         return {**config, **made}
@@ -62,6 +64,16 @@ def _trusted(names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"trust must be a list of packages, as trust=[my.package], got {names}")
     return names
+
+
+def _check_shape(config: Mapping[str, Any]) -> None:
+    fault = misshapen(config)
+    if fault is None:
+        return
+    key, value = fault
+    if value is MISSING:
+        raise InputError(f"{key} cannot be left out: drop ~{key}, and set another value if need be")
+    raise InputError(f"{key} is a section: set its keys, as {key}.KEY=VALUE, not {key}={value}")
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -109,7 +121,7 @@ def _rewrite(text: str) -> list[str]:
 def _data_of_model(choices: list[str], known: DictConfig) -> list[str]:
     """The data set that the model goes with, unless one was chosen."""
     chosen = any(choice.startswith("data=") for choice in choices)
-    data = known.model.get("data")
+    data = known.model.get("data") if "model" in known else None
     return [] if chosen or data is None else [f"data={data}"]
 
 
@@ -171,4 +183,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    """Its first line, and that of its cause, which is where Hydra says why."""
+    errors = [error] if error.__cause__ is None else [error, error.__cause__]
+    return ": ".join(str(one).strip().split("\n", 1)[0].rstrip(".") for one in errors)

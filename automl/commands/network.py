@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from automl.commands.settings import Config, number, whole
+from automl.commands.settings import Config, number, path, seed_of
 from automl.graph.export import Deadline
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
@@ -19,12 +19,13 @@ def complete_network(config: Config, device: torch.device) -> LoadedModel:
         InputError: A setting is off, or a weight is not finite.
     """
     settings = config["model"]
+    checkpoint, root = path(settings, "model.checkpoint"), path(config["data"], "data.root")
     loaded = load_model(
         settings["factory"],
         kwargs=settings.get("kwargs"),
-        checkpoint=resolve_checkpoint(settings["checkpoint"], config["data"]["root"]),
+        checkpoint=resolve_checkpoint(checkpoint, root),
         input_shape=settings.get("input_shape"),
-        seed=whole(config, "seed", 0),
+        seed=seed_of(config),
     )
     _require_finite(loaded)
     loaded.model.to(device)

@@ -89,6 +89,8 @@ def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
     if (ratio is not None and has_policy) or not (ratio is not None or has_policy or shortens):
         both = "not both" if ratio is not None else "one of them"
         raise InputError(f"prune takes ratio=0.5 (the fraction to remove) or --policy FILE, {both}")
+    if isinstance(ratio, Mapping) and not ratio:
+        raise InputError("ratio={} names nothing to prune; give ratio=0.5, or ratio={fc: 0.5}")
     for one in ratio.values() if isinstance(ratio, Mapping) else [ratio]:
         is_number = isinstance(one, int | float) and not isinstance(one, bool)
         if ratio is not None and not (is_number and 0 <= one < 1):

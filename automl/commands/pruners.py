@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from automl.commands.settings import Config, flag, instantiate, whole
+from automl.commands.settings import Config, flag, instantiate, seed_of, whole
 from automl.data.split import stratified
 from automl.plan import IndexPlan
 from automl.pruning.criteria import Context
@@ -143,7 +143,7 @@ def criterion_context(bench: Bench) -> Context:
         bench.loaded.model,
         bench.trace.plan,
         *found,
-        seed=whole(bench.config, "seed", 0),
+        seed=seed_of(bench.config),
         trainer=train,
         trained_on=bench.data.fingerprint if "training" in criterion.needs else "",
     )

@@ -16,7 +16,7 @@ from automl.commands.build import Bench
 from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
-from automl.commands.settings import flag, instantiate, run_dir, set_threads, whole
+from automl.commands.settings import flag, instantiate, number, run_dir, seed_of, set_threads, whole
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of
@@ -69,9 +69,10 @@ class SearchRun:
             InputError: A setting is off, or the folder holds something else.
         """
         whole(config, "trials", 1)
-        whole(config, "seed", 0)
+        seed_of(config)
         whole(config, "max_failures", 1)
         whole(config["scoring"], "scoring.finalists", 1)
+        number(config, "latency_budget_s", 0)
         set_threads(config)
         Budget.parse(config["budget"])
         _refuse_settings_of_prune(config)

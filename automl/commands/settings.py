@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from automl.types import InputError
 
 Config = Mapping[str, Any]
 
+#: NumPy's older generators, which searches of libraries draw from, take no larger ones.
+_MOST_SEED = 2**32 - 1
 #: More threads than any machine has cores.
 _MOST_THREADS = 1024
 
@@ -30,6 +34,18 @@ def whole(section: Config, name: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
     return value
+
+
+def seed_of(config: Config) -> int:
+    """The seed of a run.
+
+    Raises:
+        InputError: It is no whole number, negative, or larger than all generators take.
+    """
+    seed = whole(config, "seed", 0)
+    if seed > _MOST_SEED:
+        raise InputError(f"seed must be at most {_MOST_SEED}, got {seed}")
+    return seed
 
 
 def number(section: Config, name: str, least: float) -> float:
@@ -57,18 +73,26 @@ def flag(section: Config, name: str) -> bool:
     return value
 
 
+def path(section: Config, name: str) -> str | None:
+    """A path from the configuration, or None; ``name`` is its full key.
+
+    Raises:
+        InputError: It is no text, or holds what no path may.
+    """
+    value = section[name.rpartition(".")[2]]
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise InputError(f"{name} must be a path (quote it: {name}='\"1\"'), got {value!r}")
+    return value
+
+
 def run_dir(config: Config) -> Path | None:
     """Where a run is to be written; None where that was not said.
 
     Raises:
         InputError: ``run_dir`` is no text, or no path.
     """
-    value = config["run_dir"]
-    if not value:
-        return None
-    if not isinstance(value, str) or "\0" in value:
-        raise InputError(f"run_dir must be a path (quote it: run_dir='\"1\"'), got {value!r}")
-    return Path(value)
+    value = path(config, "run_dir")
+    return Path(value) if value else None
 
 
 def instantiate(section: Config, name: str) -> Any:
@@ -88,8 +112,39 @@ def instantiate(section: Config, name: str) -> Any:
             raise cause from None
         if isinstance(cause, _REFUSALS) or cause is None:
             text = str(cause or error).strip().split("\n", 1)[0]
-            raise InputError(f"{name}: {text}") from error
+            of_a_type = isinstance(cause, TypeError) and _misfit(section, name)
+            raise InputError(of_a_type or f"{name}: {text}") from error
         raise
+
+
+#: What people call the types that settings have.
+_WORDS: Mapping[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null",
+}  # fmt: skip
+
+
+def _misfit(section: Config, name: str) -> str | None:
+    """In words, the first argument of another type than its parameter says; None without one."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(section["_target_"]), eval_str=True).parameters
+    except (NameError, TypeError, ValueError):  # types that are imported for type checkers alone
+        return None
+    for key, value in section.items():
+        hint = parameters[key].annotation if key in parameters else None
+        kinds = get_args(hint) or (hint,)
+        if all(kind in _WORDS for kind in kinds) and not _is_one_of(value, kinds):
+            rule = " or ".join(_WORDS[kind] for kind in kinds)
+            return f"{name}.{key} must be {rule}, got {value!r}"
+    return None
+
+
+def _is_one_of(value: Any, kinds: Sequence[Any]) -> bool:
+    """As type checkers have it, but for yes and no, which are no numbers."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
 
 
 def set_threads(config: Config) -> None:

@@ -89,7 +89,8 @@ def run_sweep(overrides: Sequence[str]) -> int:
         overrides: Settings in Hydra's syntax, some with several values.
 
     Raises:
-        InputError: A setting is off in any cell; nothing has run then.
+        InputError: A setting is off in any cell, or the folder cannot be written; nothing has
+            run then.
     """
     folder = Path(_run_dir(overrides))
     cells = cells_of(overrides, folder)
@@ -98,12 +99,7 @@ def run_sweep(overrides: Sequence[str]) -> int:
         with _named(cell):
             SearchRun.of(config)
     launcher = instantiate(configs[0]["launcher"], "launcher")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [cell.name for cell in cells]
-    plan = {
-        "schema": "prunepilot/sweep", "version": 1, "cells": names, "overrides": list(overrides)
-    }  # fmt: skip
-    atomic_write(folder / SWEEP, json.dumps(plan, indent=2) + "\n")
+    _start(folder, [cell.name for cell in cells], overrides)
     done = [cell for cell in cells if _is_done(cell)]
     print(f"sweep: {folder}, {len(cells)} cells, {len(done)} done before", flush=True)
     standing = _standing(cells, configs, done)
@@ -118,6 +114,18 @@ def run_sweep(overrides: Sequence[str]) -> int:
         return exit_code(stop)
     show_end(standing, folder)
     return 1 if standing.failed else 0
+
+
+def _start(folder: Path, names: Sequence[str], overrides: Sequence[str]) -> None:
+    """Makes the folder, and writes what the sweep consists of."""
+    plan = {
+        "schema": "prunepilot/sweep", "version": 1, "cells": names, "overrides": list(overrides)
+    }  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / SWEEP, json.dumps(plan, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"run_dir {folder} cannot be written: {error.strerror}") from error
 
 
 def _standing(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from automl.commands.build import Bench
-from automl.commands.settings import instantiate, whole
+from automl.commands.settings import instantiate, seed_of
 from automl.models import load_model
 from automl.policy import Policy
 from automl.pruning.granularities import CHANNEL
@@ -93,7 +93,7 @@ class BenchTraining:
     def untrained(self) -> nn.Module:
         """What the model's factory makes from the run's seed, without a checkpoint."""
         loaded = self.bench.loaded
-        seed = whole(self.bench.config, "seed", 0)
+        seed = seed_of(self.bench.config)
         return load_model(
             loaded.factory, kwargs=loaded.kwargs, input_shape=loaded.input_shape, seed=seed
         ).model

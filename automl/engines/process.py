@@ -33,7 +33,7 @@ from automl.engines.packing import Packed
 from automl.engines.worker import RAISED, READY, UNUSABLE, main, torch_settings
 from automl.types import InputError
 
-#: Workers that may die in a row before one has started.
+#: Workers that may die in a row before one has started, unless items may lose more of them.
 _STARTS = 3
 #: Seconds that a worker may take to start, however long items may take.
 _START_S = 300.0
@@ -79,7 +79,8 @@ class Processes(Isolated[Block]):
             n: How many processes; None: as many as this one may use CPUs.
             timeout_s: Seconds after which an item's process is taken to hang and killed; None:
                 never.
-            retries: How often an item is tried again whose process was killed or hung.
+            retries: How often an item is tried again whose process was killed or hung; so many
+                processes, or two, may also die in a row while they start.
             threads: CPU threads of each process; None: as many as torch has here.
 
         Raises:
@@ -199,7 +200,7 @@ class Processes(Isolated[Block]):
         reason = _how(code) if dead or self._timeout_s is None else too_slow(self._timeout_s)
         if not started:
             self._failed_starts += 1
-            if self._failed_starts >= _STARTS:
+            if self._failed_starts >= max(_STARTS, self._retries + 1):
                 raise InputError(f"workers do not start: {reason}; choose engine=serial")
         return None if job is None else self._lost(job, waiting, reason)
 

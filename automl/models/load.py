@@ -75,11 +75,15 @@ def load_model(
             "model.factory must be torchvision:NAME, timm:NAME, hf:NAME or a dotted path, for "
             f"example model.factory=torchvision:resnet18, got {factory!r}"
         )
-    kwargs = dict(kwargs or {})
+    kwargs = {} if kwargs is None else kwargs
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise InputError(
+            f"model.kwargs must be arguments by name, as model.kwargs.width=8, got {kwargs!r}"
+        )
     path = resolve_checkpoint(checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = build(factory, kwargs)
+        built = build(factory, dict(kwargs))
         shape = _input_shape(factory, input_shape, built.input_shape)
         example = _example(shape, built.vocab_size)
     if path is not None:
@@ -89,7 +93,7 @@ def load_model(
         example_inputs=(example,),
         name=built.name,
         factory=factory,
-        kwargs=kwargs,
+        kwargs=dict(kwargs),
         checkpoint=None if path is None else str(path),
         input_shape=shape,
         mean=built.mean,
@@ -113,10 +117,10 @@ def _input_shape(
                 "for example model.input_shape=[3,32,32]"
             )
         return known
-    shape = tuple(given)
+    shape = tuple(given) if isinstance(given, Sequence) else ()
     if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise InputError(
             "model.input_shape must be positive whole numbers [channels, height, width], "
-            f"got {list(given)}"
+            f"got {given!r}"
         )
     return shape

@@ -40,6 +40,13 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "trials=0"], "trials must be a whole number >= 1, got 0"),
         (["search", "trials=many"], "trials must be a whole number >= 1, got 'many'"),
         (["search", "seed=-1"], "seed must be a whole number >= 0, got -1"),
+        (["search", f"seed={10**30}"], "seed must be at most 4294967295"),
+        (["search", "finetune=short", f"finetune.seed={10**30}"], "seed must be an integer from 0"),
+        (["search", "latency_budget_s=x"], "latency_budget_s must be a number >= 0, got 'x'"),
+        (["search", "scoring=fast"], "scoring is a section: set its keys"),
+        (["search", "depth=2"], "depth is a section: set its keys, as depth.KEY=VALUE"),
+        (["search", "~strategy"], "strategy cannot be left out"),
+        (["trace", "exclude={}"], "exclude"),
         (["search", "threads=0"], "threads must be a whole number >= 1, got 0"),
         (["search", f"threads={10**30}"], "threads must be at most 1024"),
         (["search", "run_dir=[1]"], "run_dir must be a path"),
@@ -75,6 +82,12 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "model=no.such.factory"], "there is no module no"),
         (["search", "model=automl.models.digits.digits_cn"], "digits_cn"),
         (["search", "model.kwargs.widht=3"], "does not take model.kwargs"),
+        (["search", "model.kwargs=3"], "model.kwargs is a section"),
+        (["search", "model.input_shape=3"], "model.input_shape must be positive whole numbers"),
+        (
+            ["search", "strategy=amc", "strategy.episodes_per_round=none"],
+            "strategy.episodes_per_round must be a whole number, got 'none'",
+        ),
         (["sensitivity", "--budgets", "half"], "numbers such as 0.5,0.25, got 'half'"),
         (["resume", "absent"], "absent holds no run"),
         (["prune", "--out", "slim"], "prune takes ratio=0.5"),
@@ -83,7 +96,10 @@ def refuses(cli, tmp_path, *arguments, says):
         (["prune", "ratio=-0.1", "--out", "slim"], "ratio must be in [0, 1)"),
         (["prune", "ratio=half", "--out", "slim"], "to remove, got 'half'"),
         (["prune", "ratio={linear:2}", "--out", "slim"], "to remove, got 2"),
+        (["prune", "ratio={}", "--out", "slim"], "ratio={} names nothing to prune"),
         (["prune", "--policy", "absent.json", "--out", "slim"], "cannot read policy"),
+        (["trace", "data.root=3"], "data.root must be a path"),
+        (["trace", "model.checkpoint=3"], "model.checkpoint must be a path"),
         (["trace", "model.input_shape=[3,8,8]"], "fails on the example inputs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -118,6 +134,9 @@ def test_a_folder_that_cannot_be_made_is_refused(cli, tmp_path):
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "run"
     refuses(cli, tmp_path, "search", *QUICK, f"run_dir={inside}", says="cannot be written")
+    for run_dir in (inside, inside.parent):
+        sweep = ("search", "-m", *QUICK, "seed=0,1", f"run_dir={run_dir}")
+        refuses(cli, tmp_path, *sweep, says="cannot be written")
 
 
 def test_an_output_below_a_file_is_refused(cli, tmp_path):

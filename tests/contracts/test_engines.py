@@ -1,5 +1,6 @@
 """What every engine keeps: one result per item, those of serial bit for bit, and no hangs."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -228,6 +229,32 @@ class TestProcesses(IsolatedContract):
         killer.join()
         assert [one.value for one in done] == [0.5, 0.5, 0.0]
         assert sum(one.attempts for one in done) == 4
+
+    @pytest.mark.parametrize("retries", [2, 3])
+    def test_workers_killed_while_they_start_are_replaced_as_often_as_items_are_tried(
+        self, retries
+    ):
+        with closing(load(self.name, n=1, retries=retries)) as engine:
+            killer = threading.Thread(target=kill_the_next, args=(engine._pool, 3))
+            killer.start()
+            if retries < 3:
+                with pytest.raises(InputError, match=r"workers do not start: .* by SIGKILL"):
+                    self.run(engine, jobs.times, [2], 3.0)
+            else:
+                assert [one.value for one in self.run(engine, jobs.times, [2], 3.0)] == [6.0]
+            killer.join()
+
+
+def kill_the_next(pool, count):
+    """Kills so many workers, each as soon as it is there."""
+    killed = set()
+    while len(killed) < count:
+        for worker in list(pool):
+            with contextlib.suppress(ValueError):  # it is known to be dead meanwhile
+                if worker.process.pid not in killed:
+                    os.kill(worker.process.pid, signal.SIGKILL)
+                    killed.add(worker.process.pid)
+        time.sleep(0.001)
 
 
 @pytest.mark.slow

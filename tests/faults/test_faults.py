@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from automl.cli import _known_or_raise
+from automl.cli import _known_or_raise, main
 from automl.journal import Journal
+from automl.signals import Terminated
 from automl.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,6 +270,24 @@ def test_ctrl_c_twice_ends_at_once(tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.strip() == "prunepilot: stopped at once; what is finished is on the disk"
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_signal_that_breaks_the_clean_up_of_a_library_is_still_one(
+    monkeypatch, capsys, stop, code
+):
+    """Hydra closes a file in ``finally`` that it may not have opened yet."""
+
+    def run(_args):
+        try:
+            raise stop
+        finally:
+            raise UnboundLocalError("f")
+
+    monkeypatch.setattr("automl.commands.doctor.run", run)
+    assert main(["doctor"]) == code
+    word = "interrupted" if code == 130 else "terminated"
+    assert capsys.readouterr().err == f"prunepilot: {word}\n"
 
 
 def test_ctrl_c_behind_a_whole_line_leaves_it(tmp_path, monkeypatch):
