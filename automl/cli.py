@@ -30,8 +30,10 @@ OK, FAILED, BAD_INPUT = 0, 1, 2
 
 #: What a disk can have against a write; no fault of this program's.
 _DISK = frozenset({
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 })  # fmt: skip
+#: What is wrong with a file or folder that somebody named.
+_NAMED = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,6 +109,10 @@ def _known_or_raise(error: Exception) -> int:
         text = f"{where}{error.strerror}; what is finished is kept: mend that, then go on"
         print(f"prunepilot: failed: {text}", file=sys.stderr)
         return FAILED
+    if isinstance(error, OSError) and error.errno in _NAMED and error.filename:
+        text = f"{error.filename}: {error.strerror}; mend that or name another"
+        print(f"prunepilot: error: {text}; what is finished is kept", file=sys.stderr)
+        return BAD_INPUT
     if isinstance(error, MemoryError):
         print("prunepilot: failed: out of memory; what is finished is kept", file=sys.stderr)
         return FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -29,6 +30,27 @@ def cache_dir() -> Path:
     given = os.environ.get("PRUNEPILOT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "prunepilot"
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why nothing can be written at a path, in the system's words; None where it seems to be.
+
+    To be asked before what takes long, which would be lost.
+
+    Args:
+        path: A file or folder, there or not; folders above it may be missing, too.
+    """
+    places = (path.absolute(), *path.absolute().parents)
+    try:
+        there = next(place for place in places if place.exists())
+    except OSError as error:
+        return error.strerror
+    if not there.is_dir() and there != path.absolute():
+        return os.strerror(errno.ENOTDIR)
+    wanted = os.W_OK | os.X_OK if there.is_dir() else os.W_OK
+    effective = os.access in os.supports_effective_ids
+    allowed = os.access(there, wanted, effective_ids=effective)
+    return None if allowed else os.strerror(errno.EACCES)
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:

@@ -1,9 +1,12 @@
+import contextlib
 import os
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from automl.paths import atomic_write, conf_dir, lut_dir
+from automl.paths import atomic_write, conf_dir, lut_dir, why_not_writable
 
 
 def test_data_directories_exist_in_a_checkout():
@@ -45,3 +48,31 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 def test_a_missing_directory_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / "absent" / "a", b"x")
+
+
+@contextlib.contextmanager
+def without_root():
+    """Root may write everywhere, and steps down meanwhile."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_why_not_writable_is_told_before_anything_is_written():
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "file").touch()
+        assert why_not_writable(folder / "file" / "new") == "Not a directory"
+        assert why_not_writable(folder / ("a" * 300)) == "File name too long"
+        folder.chmod(0o555)
+        with without_root():
+            assert why_not_writable(folder) == "Permission denied"
+            assert why_not_writable(folder / "new" / "newer") == "Permission denied"
+        folder.chmod(0o777)
+        with without_root():
+            assert why_not_writable(folder / "new" / "newer") is None
+        assert [child.name for child in folder.iterdir()] == ["file"]

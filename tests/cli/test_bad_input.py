@@ -139,6 +139,11 @@ def test_a_folder_that_cannot_be_made_is_refused(cli, tmp_path):
         refuses(cli, tmp_path, *sweep, says="cannot be written")
 
 
+def test_a_name_too_long_for_the_disk_is_refused(cli, tmp_path):
+    name = tmp_path / ("a" * 300)
+    refuses(cli, tmp_path, "search", *QUICK, f"run_dir={name}", says="File name too long")
+
+
 def test_an_output_below_a_file_is_refused(cli, tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "slim"
