@@ -78,7 +78,7 @@ class FinetuneConfig:
         self._require(_is_count(self.epochs, 0), "epochs", "an integer >= 0")
         self._require(_is_count(self.batch_size, 1), "batch_size", "an integer >= 1")
         is_seed = _is_count(self.seed, 0) and self.seed < 2**63
-        self._require(is_seed, "seed", "an integer from 0 to 2**63 - 1")
+        self._require(is_seed, "seed", "an integer >= 0 of 63 bits")
         patience = self.early_stop_patience
         fine = patience is None or _is_count(patience, 1)
         self._require(fine, "early_stop_patience", "null or an integer >= 1")

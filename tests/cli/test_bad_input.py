@@ -41,7 +41,10 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "trials=many"], "trials must be a whole number >= 1, got 'many'"),
         (["search", "seed=-1"], "seed must be a whole number >= 0, got -1"),
         (["search", f"seed={10**30}"], "seed must be at most 4294967295"),
-        (["search", "finetune=short", f"finetune.seed={10**30}"], "seed must be an integer from 0"),
+        (
+            ["search", "finetune=short", f"finetune.seed={10**30}"],
+            "seed must be an integer >= 0 of 63 bits",
+        ),
         (["search", "latency_budget_s=x"], "latency_budget_s must be a number >= 0, got 'x'"),
         (["search", "scoring=fast"], "scoring is a section: set its keys"),
         (["search", "depth=2"], "depth is a section: set its keys, as depth.KEY=VALUE"),
