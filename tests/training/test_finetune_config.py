@@ -42,7 +42,8 @@ def read(option):
         ("distill_temperature", 0, "> 0"),
         ("early_stop_patience", 0, "null or an integer >= 1"),
         ("max_grad_norm", 0.0, "null or > 0"),
-        ("seed", None, "an integer >= 0"),
+        ("seed", None, "an integer >= 0 of 63 bits"),
+        ("seed", 2**63, "an integer >= 0 of 63 bits"),
         ("precision", "float16", "null, float32 or bfloat16"),
     ],
 )
