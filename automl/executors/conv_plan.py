@@ -132,7 +132,7 @@ def plan(matrix: SpmmLinear, geometry: Geometry, size: Pair, *, whole_rows: bool
     layout = (*size, *geometry.stride, height, width, pitch, rows, rows + extra, plane)
     return Plan(
         output=output,
-        layout=np.array((*layout, lanes, sums)),
+        layout=np.array((*layout, lanes, sums, -(-matrix.in_features // matrix.tile))),
         planes=planes,
         offsets=_offsets(geometry, plane, pitch)[matrix.columns],
         vectors=vectors,

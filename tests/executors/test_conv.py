@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automl.executors import spmm
 from automl.executors.conv import pack_conv2d
 from automl.executors.kernels import cpu
 
@@ -88,3 +89,14 @@ def test_wrong_arguments_are_refused():
         packed(np.ones((1, 2, 5, 5)))
     with pytest.raises(ValueError, match=r"x must be \(batch, 2, height, width\)"):
         packed(np.ones((1, 3, 5, 5), np.float32))
+
+
+@pytest.mark.parametrize("kind", ["vector", "plain"])
+def test_more_channels_than_a_block_of_rows(kind, monkeypatch):
+    if kind == "plain":
+        monkeypatch.setattr(cpu, "supports", lambda needed: False)
+    monkeypatch.setattr(spmm, "BLOCK", 16)
+    weight, bias = layer(40, 30, (3, 3))
+    x = np.random.default_rng(1).integers(-4, 5, (1, 30, 9, 9)).astype(np.float32)
+    packed = pack_conv2d(weight, bias, tile=64)
+    assert np.array_equal(packed(x), exact(x, weight, bias))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from automl.executors import spmm
 from automl.executors.kernels import cpu
 from automl.executors.spmm import Spmm
 
@@ -30,6 +31,28 @@ def test_tiles_of_any_width(tile):
     packed = Spmm(tile).pack(weight, bias)
     assert np.array_equal(packed.to_dense(), weight)
     assert np.array_equal(packed(x), x @ weight.T + bias)
+
+
+@pytest.mark.parametrize("kind", ["vector", "plain"])
+def test_blocks_of_rows(kind, monkeypatch):
+    if kind == "plain":
+        monkeypatch.setattr(cpu, "supports", lambda needed: False)
+    monkeypatch.setattr(spmm, "BLOCK", 16)
+    weight, bias = layer()
+    weight[16:32] = 0
+    x = np.random.default_rng(1).integers(-9, 9, (33, 300)).astype(np.float32)
+    packed = Spmm().pack(weight, bias)
+    assert len(packed.tiles) == 4 * 3 + 1 and np.array_equal(packed.to_dense(), weight)
+    assert np.array_equal(packed(x), x @ weight.T + bias)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (63, 299), (64, 17), (66, 298)])
+def test_what_is_not_finite_is_found_wherever_it_is(place):
+    weight, bias = layer()
+    x = np.ones((67, 300), np.float32)
+    x[place] = np.nan
+    y = Spmm().pack(weight, bias)(x)
+    assert np.isnan(y[place[0]]).all() and np.isfinite(np.delete(y, place[0], 0)).all()
 
 
 def test_rows_of_like_counts_follow_each_other():

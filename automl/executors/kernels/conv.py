@@ -13,24 +13,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from automl.executors.kernels.blocks import (
-    between,
-    fma_block,
-    load_block,
-    load_some,
-    splat_block,
-    store_block,
-    store_some,
-)
+from automl.executors.kernels.blocks import between, load_some, store_some
 from automl.executors.kernels.depthwise import depthwise
 from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.spmm import multiply, multiply_plain
 from automl.executors.kernels.vectors import (
     add,
     clamp,
     evens,
     fma,
     load_float32x16,
-    peek,
     pick2_float32x16,
     prefetch,
     splat,
@@ -42,7 +34,7 @@ from automl.executors.kernels.vectors import (
 # Rows are short: a function for each, inlined or not, makes these kernels half as fast.
 
 #: Numbers fetched ahead, at least one channel.
-_AHEAD = 512
+_AHEAD = 2048
 
 
 @njit(**OPTIONS)
@@ -183,74 +175,6 @@ def scatter(  # noqa: C901
 
 
 @njit(**OPTIONS)
-def multiply(
-    panel: Any, tiles: Any, rows: Any, starts: Any, offsets: Any, value: Any, bias: Any,
-    first: int, pitch: int, sums: Any, like: Any,
-) -> None:  # fmt: skip
-    """Sums up the products of as many vectors of positions as ``like`` is long.
-
-    Two rows with equally many entries go side by side, so that their additions need not wait for
-    each other; rows are sorted by their entries, and most have such a neighbour.
-
-    Args:
-        panel: Activations.
-        tiles: First listed row of every tile of columns and the end.
-        rows: Rows that have entries in a tile, those with equally many together; all rows in the
-            first tile.
-        starts: First entry of every listed row and the end.
-        offsets: Where in the panel the activations of an entry's column start.
-        value: Weight of every entry.
-        bias: What each row starts with.
-        first: First position.
-        pitch: Sums of a row.
-        sums: Filled, shape (rows, pitch).
-        like: See ``blocks.py``.
-    """
-    for t in range(tiles.shape[0] - 1):
-        listed, last = peek(tiles, t), peek(tiles, t + 1)
-        while listed < last:
-            begin, end = peek(starts, listed), peek(starts, listed + 1)
-            count = end - begin
-            row = peek(rows, listed)
-            at = row * pitch + first
-            a = load_block(sums, at, like) if t else splat_block(peek(bias, row), like)
-            if listed + 1 < last and peek(starts, listed + 2) - end == count:
-                row = peek(rows, listed + 1)
-                other = row * pitch + first
-                b = load_block(sums, other, like) if t else splat_block(peek(bias, row), like)
-                for n in range(begin, end):
-                    place = first + peek(offsets, n)
-                    a = fma_block(splat(peek(value, n)), panel, place, a)
-                    place = first + peek(offsets, n + count)
-                    b = fma_block(splat(peek(value, n + count)), panel, place, b)
-                store_block(sums, other, b)
-                listed += 2
-            else:
-                for n in range(begin, end):
-                    place = first + peek(offsets, n)
-                    a = fma_block(splat(peek(value, n)), panel, place, a)
-                listed += 1
-            store_block(sums, at, a)
-
-
-@njit(**OPTIONS)
-def multiply_plain(
-    panel: Any, tiles: Any, rows: Any, starts: Any, offsets: Any, value: Any, bias: Any,
-    pitch: int, sums: Any,
-) -> None:  # fmt: skip
-    """The same for all positions, without vector instructions of our own."""
-    for row in range(bias.shape[0]):
-        sums[row * pitch : row * pitch + pitch] = bias[row]
-    for listed in range(tiles[-1]):
-        at = rows[listed] * pitch
-        own = sums[at : at + pitch]
-        for n in range(starts[listed], starts[listed + 1]):
-            inputs = panel[offsets[n] : offsets[n] + pitch]
-            for lane in range(pitch):
-                own[lane] += value[n] * inputs[lane]
-
-
-@njit(**OPTIONS)
 def convolve(
     x: Any, y: Any, other: Any, bounds: Any, memory: Any, layout: Any, planes: Any, offsets: Any,
     tiles: Any, rows: Any, starts: Any, value: Any, bias: Any, before: Any, like: Any,
@@ -265,10 +189,10 @@ def convolve(
         memory: At least as many floats as planes and sums take.
         layout: Height and width of the image as it is cut, strides, output rows as they are cut,
             columns of these, pitch, rows of a tile, rows of a plane, floats of a plane, lanes of
-            a tile, where in the memory sums start.
+            a tile, where in the memory sums start, tiles of a block of rows of the matrix.
         planes: See ``gather``.
-        offsets: See ``multiply``, with the five that follow.
-        tiles: See there.
+        offsets: Where in the panel the activations of an entry's column start.
+        tiles: See ``spmm.multiply``, with the four that follow.
         rows: See there.
         starts: See there.
         value: See there.
@@ -296,12 +220,16 @@ def convolve(
                 fine = gather(inputs, size, stride, planes, deep, top, pitch, plane, panel, fast)
             if not fine:
                 return False
-            entries = (panel, tiles, rows, starts, offsets, value, bias)
-            if like is None:
-                multiply_plain(*entries, lanes, sums)
-            else:
-                for first in range(0, lanes, 16 * len(like)):
-                    multiply(*entries, first, lanes, sums, like)
+            # Offsets are those of the whole panel, so that tiles have none of their own.
+            entries, steps = (panel, tiles, rows, starts, offsets, value, bias), (1, 0)
+            step = lanes if like is None else 16 * len(like)
+            for first in range(0, lanes, step):
+                for tile in range(0, tiles.shape[0] - 1, layout[12]):
+                    part = (tile, tile + layout[12], 0, first, lanes)
+                    if like is None:
+                        multiply_plain(*entries, steps, part, sums)
+                    else:
+                        multiply(*entries, steps, part, sums, like)
             place = (top * width, lines, line, pitch)
             if not scatter(sums, lanes, *place, outputs, other, image * y[0].size, bounds, fast):
                 return False

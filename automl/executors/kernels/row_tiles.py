@@ -12,9 +12,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from automl.executors.kernels.vectors import float32x16, literal_intrinsic
+from automl.executors.kernels.vectors import float32x16, literal_intrinsic, prefetch_line
 
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 @literal_intrinsic
@@ -100,15 +100,9 @@ class _Tile:
         return found
 
     def _prefetch(self, pointers: list[Any]) -> None:
-        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        module = self.builder.module
-        function = cgutils.get_or_insert_function(module, kind, "llvm.prefetch.p0")
-        read, keep, data = _I32(0), _I32(3), _I32(1)
         for pointer in pointers:
             for vector in range(self.vectors):
-                line = self.builder.gep(pointer, [_I64(16 * vector)])
-                line = self.builder.bitcast(line, _I8.as_pointer())
-                self.builder.call(function, [line, read, keep, data])
+                prefetch_line(self.builder, self.builder.gep(pointer, [_I64(16 * vector)]))
 
     def _loop(self, inputs: list[Any], panel: Any, channels: Any, count: Any) -> list[Any]:
         """The sums of products over the listed channels."""

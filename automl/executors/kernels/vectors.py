@@ -103,17 +103,21 @@ def peek_uint64(typing_context: Any, array: Any, offset: Any) -> Any:
     return types.uint64(array, types.intp), generate
 
 
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Asks for the cache line of an address, for use in intrinsics."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, keep, data = _I32(0), _I32(3), _I32(1)
+    builder.call(function, [builder.bitcast(address, pointer), read, keep, data])
+
+
 @intrinsic_of
 def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     """Asks for the cache line of an element, which may lie behind the array's end."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address = address_of(context, builder, signature.args[0], *values)
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, keep, data = _I32(0), _I32(3), _I32(1)
-        builder.call(function, [builder.bitcast(address, pointer), read, keep, data])
+        prefetch_line(builder, address_of(context, builder, signature.args[0], *values))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
