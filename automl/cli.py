@@ -33,7 +33,9 @@ _DISK = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 })  # fmt: skip
 #: What is wrong with a file or folder that somebody named.
-_NAMED = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP})
+_NAMED = frozenset({
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR,
+})  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,7 +112,8 @@ def _known_or_raise(error: Exception) -> int:
         print(f"prunepilot: failed: {text}", file=sys.stderr)
         return FAILED
     if isinstance(error, OSError) and error.errno in _NAMED and error.filename:
-        text = f"{error.filename}: {error.strerror}; mend that or name another"
+        name = error.filename2 or error.filename  # of a file that is moved: where to
+        text = f"{name}: {error.strerror}; mend that or name another"
         print(f"prunepilot: error: {text}; what is finished is kept", file=sys.stderr)
         return BAD_INPUT
     if isinstance(error, MemoryError):

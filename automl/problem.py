@@ -33,6 +33,7 @@ from automl.trials import (
     Trial,
     TrialLog,
     best,
+    check_row,
     trial_of,
     trial_row,
 )
@@ -169,7 +170,7 @@ class Problem:
         self._failures_in_a_row = 0
         self._trials: dict[str, Trial] = {}
         self._rows = KnownRows(journal, max_failures)
-        self._known = {row["key"]: row for row in known if row["status"] == "ok"}
+        self._known = {row["key"]: row for row in map(check_row, known) if row["status"] == "ok"}
         self._is_prepared = False
 
     # ---- arithmetic

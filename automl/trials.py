@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
+from types import NoneType
 from typing import Literal, Protocol
 
 from automl.journal import Row
 from automl.policy import Policy
-from automl.types import Measurement
+from automl.types import InputError, Measurement
 
 Status = Literal["ok", "discarded", "failed"]
 
@@ -19,6 +20,18 @@ Status = Literal["ok", "discarded", "failed"]
 _OUTSIDE = re.compile(
     r"^(MemoryError|OutOfMemoryError|OSError|PermissionError)\b|can't allocate memory"
 )
+
+
+#: What a row says besides its key and policy.
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "index": int,
+    "status": str,
+    "score": (int, float, NoneType),
+    "metrics": (dict, NoneType),
+    "seconds": (int, float),
+    "time": str,
+    "error": (str, NoneType),
+}
 
 
 class TrialLog(Protocol):
@@ -98,6 +111,24 @@ def trial_row(trial: Trial) -> Row:
     }
 
 
+def check_row(row: Row) -> Row:
+    """A journal's row itself, where it is one that :func:`trial_row` makes.
+
+    Raises:
+        InputError: A field is missing, or of another type.
+    """
+    kinds = dict(_FIELDS)
+    if row.get("status") in ("ok", "discarded"):
+        kinds |= {"score": (int, float), "metrics": dict}
+    for name, kind in kinds.items():
+        if name not in row or not isinstance(row[name], kind):
+            raise InputError(
+                f"the journal's line with the key {row['key']:.80} is damaged ({name}); remove it "
+                "to score its trial again"
+            )
+    return row
+
+
 def trial_of(row: Row, index: int, policy: Policy, costs: Mapping[str, float]) -> Trial:
     """The trial that a journal's row is of.
 
@@ -122,7 +153,11 @@ class KnownRows:
     """
 
     def __init__(self, journal: TrialLog | None, max_failures: int) -> None:
-        """Reads the journal; see ``_answering`` for what is left out."""
+        """Reads the journal; see ``_answering`` for what is left out.
+
+        Raises:
+            InputError: A row is damaged.
+        """
         self._rows: dict[tuple[str, bool], Row] = {}
         for row in _answering(journal, max_failures):
             self.add(row)
@@ -151,7 +186,7 @@ def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
     Failures that were not the policy's fault (no memory, a full disk) are left out too: scored
     again, the run comes to the result that it would have had without them.
     """
-    rows = [] if journal is None else [row for row in journal if not _was_outside(row)]
+    rows = [row for row in map(check_row, journal or ()) if not _was_outside(row)]
     by_index = sorted(rows, key=lambda row: int(row["index"]))
     stopped = {id(row) for row in _in_a_row(by_index, max_failures)}
     last = [id(row) for row in takewhile(lambda row: row["status"] == "failed", reversed(rows))]

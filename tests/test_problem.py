@@ -77,6 +77,29 @@ def test_what_other_journals_know_is_written_down_and_not_scored_again(tmp_path)
         assert len(score.seen) == 1 and len(ours) == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("score", "high"),
+        ("score", None),
+        ("status", 3),
+        ("metrics", None),
+        ("index", "a"),
+        ("time", 0),
+    ],
+)
+def test_a_journal_line_that_is_no_trial_is_refused_by_its_key(tmp_path, field, value):
+    with Journal(tmp_path / "trials.jsonl") as journal:
+        _ = toy.problem(scorer=scorer(), journal=journal).dense
+        row = dict(next(iter(journal)))
+    whole = {**row, field: value}
+    rest = {name: other for name, other in row.items() if name != field}
+    for damaged in (whole, rest):
+        for others in ({"journal": [damaged]}, {"known": [damaged]}):
+            with pytest.raises(InputError, match=rf"key {row['key']} is damaged \({field}\)"):
+                toy.problem(scorer=scorer(), **others)
+
+
 def test_failures_of_other_journals_are_tried_again(tmp_path):
     policy = some_policies(toy.problem(), 1)[0]
     with Journal(tmp_path / "theirs.jsonl") as theirs:

@@ -15,6 +15,7 @@ import torch
 
 from automl.cli import _known_or_raise, main
 from automl.journal import Journal
+from automl.paths import atomic_write
 from automl.signals import Terminated
 from automl.types import InputError
 
@@ -288,6 +289,16 @@ def test_a_signal_that_breaks_the_clean_up_of_a_library_is_still_one(
     assert main(["doctor"]) == code
     word = "interrupted" if code == 130 else "terminated"
     assert capsys.readouterr().err == f"prunepilot: {word}\n"
+
+
+def test_a_folder_where_a_file_is_written_is_one_line(tmp_path, capsys):
+    with pytest.raises(IsADirectoryError) as caught:
+        atomic_write(tmp_path, "")
+    assert _known_or_raise(caught.value) == 2
+    assert capsys.readouterr().err == (
+        f"prunepilot: error: {tmp_path}: Is a directory; mend that or name another; "
+        "what is finished is kept\n"
+    )
 
 
 def test_ctrl_c_behind_a_whole_line_leaves_it(tmp_path, monkeypatch):
