@@ -160,11 +160,15 @@ def journals(folder: Path) -> dict[str, list[bytes]]:
 
 
 def scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
-    """Policy and score of all trials in order, by journal."""
-    return {
-        name: [(row["policy"], row["score"]) for row in map(json.loads, lines)]
-        for name, lines in journals(folder).items()
-    }
+    """Policy and score of all trials in order, by journal.
+
+    Lines are in the order in which trials finished, which is another with several workers.
+    """
+    found = {}
+    for name, lines in journals(folder).items():
+        rows = sorted(map(json.loads, lines), key=lambda row: int(row["index"]))
+        found[name] = [(row["policy"], row["score"]) for row in rows]
+    return found
 
 
 def require_kept(before: dict[str, list[bytes]], folder: Path) -> None:
