@@ -1,17 +1,19 @@
 """Convolutions against the fastest of torch's; ``python scripts/bench_executors.py conv``.
 
 Convolutions of MobileNetV1 and ResNet-50 for one image with 80, 90 and 95 % of the weights zero,
-weights warm, against channels first, channels last, and oneDNN with packed weights.
+against channels first, channels last, and oneDNN with packed weights. Each finds in the caches what
+the three others left, and then, in turns of two calls of which the second counts, what it left
+there itself ("warm"); the reach refers to the former.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from bench_timing import Clock, about, error, interleaved
+from bench_timing import Calls, Clock, about, error, interleaved
 
 from automl.executors.conv import pack_conv2d
 
@@ -24,6 +26,8 @@ CONVOLUTIONS = {
     "ResNet-50 256, 3x3, 14": (256, 256, 3, 14),
     "ResNet-50 512, 3x3, 7": (512, 512, 3, 7),
 }
+#: What a convolution is held against.
+DENSE = ("first", "last", "packed")
 #: Density -> least geometric mean over the convolutions.
 CONVOLUTION_REACH = {0.2: 2.0, 0.1: 3.3, 0.05: 5.0}
 
@@ -31,23 +35,31 @@ CONVOLUTION_REACH = {0.2: 2.0, 0.1: 3.3, 0.05: 5.0}
 def convolutions(layers: Iterable[str] | None, seconds: float, seed: int, clock: Clock) -> None:
     """Measures convolutions and prints the table."""
     print(f"{about()}\n")
-    print("| convolution | density | channels first us | last | packed | sparse us | speed-up |")
-    print("|---|---|---|---|---|---|---|")
-    speedups: dict[float, list[float]] = {density: [] for density in CONVOLUTION_REACH}
+    columns = ("convolution", "density", "channels first us", "last", "packed", "sparse us")
+    print(f"| {' | '.join(columns)} | speed-up | warm |")
+    print("|---|---|---|---|---|---|---|---|")
+    speedups: dict[float, list[tuple[float, float]]] = {d: [] for d in CONVOLUTION_REACH}
     for name in layers or CONVOLUTIONS:
         for density, own in speedups.items():
             calls = convolution_calls(*CONVOLUTIONS[name], density, seed)
-            times = interleaved({form: [call] for form, call in calls.items()}, seconds / 3, clock)
-            dense = [times[form] for form in ("first", "last", "packed")]
-            best = [min(turn) for turn in zip(*dense, strict=True)]
-            own.append(statistics.median(t / s for t, s in zip(best, times["sparse"], strict=True)))
+            turns: dict[str, Calls] = {form: [call] for form, call in calls.items()}
+            times = interleaved(turns, seconds / 6, clock)
+            again = interleaved(turns, seconds / 6, clock, warm=True)
+            own.append((_speedup(times), _speedup(again)))
             medians = " | ".join(f"{statistics.median(t) * 1e6:.0f}" for t in times.values())
-            print(f"| {name} | {density:.0%} | {medians} | {own[-1]:.2f} |", flush=True)
+            figures = " | ".join(f"{figure:.2f}" for figure in own[-1])
+            print(f"| {name} | {density:.0%} | {medians} | {figures} |", flush=True)
     print()
     for density, own in speedups.items():
         least = CONVOLUTION_REACH[density]
-        mean = statistics.geometric_mean(own)
-        print(f"density {density:.0%}: geometric mean {mean:.2f} (reach {least})")
+        cold, warm = (statistics.geometric_mean(column) for column in zip(*own, strict=True))
+        print(f"density {density:.0%}: geometric mean {cold:.2f} (reach {least}), warm {warm:.2f}")
+
+
+def _speedup(times: Mapping[str, list[float]]) -> float:
+    """Of the sparse convolution over the fastest dense one in the same round, the median."""
+    best = [min(turn) for turn in zip(*(times[form] for form in DENSE), strict=True)]
+    return statistics.median(t / s for t, s in zip(best, times["sparse"], strict=True))
 
 
 def convolution_calls(

@@ -30,9 +30,18 @@ def error(y: NDArray[Any], exact: NDArray[np.float64]) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Calls], seconds: float, clock: Clock, least: int = 15
+    calls: Mapping[str, Calls],
+    seconds: float,
+    clock: Clock,
+    least: int = 15,
+    *,
+    warm: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, in rounds that run each once; two rounds to warm up."""
+    """Seconds of each call, in rounds that run each once; two rounds to warm up.
+
+    ``warm``: each call is made once more, untimed, right before it is timed, so that it finds its
+    own data in the caches and not what the others left.
+    """
     times: dict[str, list[float]] = {}
     with torch.inference_mode():
         end, index = 0.0, -2
@@ -42,6 +51,8 @@ def interleaved(
                 end = time.perf_counter() + seconds
             for name, copies in calls.items():
                 call = copies[index % len(copies)]
+                if warm:
+                    call()
                 start = clock()
                 call()
                 times[name].append(clock() - start)
