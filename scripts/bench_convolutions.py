@@ -59,7 +59,7 @@ def convolutions(layers: Iterable[str] | None, seconds: float, seed: int, clock:
 def _speedup(times: Mapping[str, list[float]]) -> float:
     """Of the sparse convolution over the fastest dense one in the same round, the median."""
     best = [min(turn) for turn in zip(*(times[form] for form in DENSE), strict=True)]
-    return statistics.median(t / s for t, s in zip(best, times["sparse"], strict=True))
+    return float(statistics.median(t / s for t, s in zip(best, times["sparse"], strict=True)))
 
 
 def convolution_calls(
