@@ -35,7 +35,7 @@ from automl.runs import (
     config_hash,
 )
 from automl.training.config import FinetuneConfig
-from automl.types import Measurement
+from automl.types import CostModel, Measurement
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,7 @@ class Finals:
         dense: The dense network's measurement.
         best: Name -> chosen trial: the baselines, uniform first, and ``found`` last.
         count: Among how many of its best trials every search chose.
+        latency: Predicts latency, where the network found was timed; None for the problem's.
         wall_seconds: How long the search took, the strategy's own work included.
 
     All measurements are on all validation images.
@@ -58,6 +59,7 @@ class Finals:
     dense: Measurement
     best: Mapping[str, Trial]
     count: int = 1
+    latency: CostModel | None = None
     wall_seconds: float | None = None
 
     @property

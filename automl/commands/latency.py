@@ -143,7 +143,8 @@ def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, Any] |
     targets = finals.problem.targets
     found = finals.best["found"].policy.kept(targets)
     kept = {"dense": table.deployed.dense, "found": found}
-    predicted = {name: float(table.cost()(counts)) for name, counts in kept.items()}
+    cost = table.cost() if finals.latency is None else finals.latency
+    predicted = {name: float(cost(counts)) for name, counts in kept.items()}
     measured = table.time(list(kept.values()), budget_s)
     document = {
         "limit_ms": finals.problem.limits["latency_ms"],

@@ -17,6 +17,7 @@ from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
 from automl.commands.settings import flag, instantiate, number, run_dir, seed_of, set_threads, whole
+from automl.commands.landing import Landing, lands
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of
@@ -33,7 +34,7 @@ from automl.runs import FINALISTS, JOURNAL, SCORING, TRIALS, RunFolder
 from automl.scoring import ScoreError
 from automl.strategies import load
 from automl.training.config import FinetuneConfig
-from automl.types import InputError, SearchResult, Strategy
+from automl.types import CostModel, InputError, SearchResult, Strategy
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,20 +191,33 @@ class SearchRun:
     ) -> Finals:
         """Chooses among the best trials of every search, on all validation images."""
         results = {**others, "found": result}
-        if not self._has_last_round:
+        if not self._has_last_round and not lands(self.bench, problem):
             best = {name: chosen(one) for name, one in results.items()}
             return Finals(problem, result.trials, problem.dense, best)
-        count = whole(self.config["scoring"], "scoring.finalists", 1)
+        count = whole(self.config["scoring"], "scoring.finalists", 1) if self._has_last_round else 1
         with Journal(self.folder.file(FINALISTS)) as journal:
             careful = self.problem(journal, careful=True)
             best = {n: choose(finalists(r, problem, count), careful) for n, r in results.items()}
-            return Finals(problem, result.trials, careful.dense, best, count)
+            finals = Finals(problem, result.trials, careful.dense, best, count)
+            return self._landed(finals, journal) if lands(self.bench, problem) else finals
+
+    def _landed(self, finals: Finals, journal: Journal) -> Finals:
+        """With every network brought onto the budget of latency, as it is timed."""
+        land = Landing(self.bench, self.folder, finals.problem.limits["latency_ms"])
+
+        def remake(latency: CostModel) -> Problem:
+            return self.problem(journal, careful=True, latency=latency)
+
+        best = {name: land(name, trial, remake) for name, trial in finals.best.items()}
+        trials = {name: landed.trial for name, landed in best.items()}
+        return replace(finals, best=trials, latency=best["found"].cost)
 
     def problem(
         self,
         journal: Journal | None = None,
         watch: Callable[[Trial], None] | None = None,
         careful: bool = False,
+        latency: CostModel | None = None,
     ) -> Problem:
         """The problem that the settings describe.
 
@@ -211,17 +225,21 @@ class SearchRun:
             journal: Where trials are written; None keeps them in memory.
             watch: Called after every trial.
             careful: Whether networks are made and scored as in the last round.
+            latency: Predicts it, where it is limited; None for what was aimed at the budget.
 
         Raises:
             InputError: There is nothing to prune, or the budget is out of reach.
         """
         bench, granularity = self.bench, self.config["granularity"]
+        costs = bench.costs_for(self.config["budget"])
+        if latency is not None:
+            costs = {**costs, "latency_ms": latency}
         return Problem(
             bench.plan,
             bench.finalist_pruner if careful else bench.trial_pruner,
             bench.careful_scorer if careful else bench.scorer,
             self.config["budget"],
-            bench.costs_for(self.config["budget"]),
+            costs,
             rounding=bench.rounding,
             min_keep=granularity["min_keep"],
             journal=journal,

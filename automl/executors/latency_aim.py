@@ -73,7 +73,7 @@ def aim(
         held_out = compare(line[0] * sums + line[1], measured)
         near = abs(float(np.quantile(measured[1:], _WITHIN)) / limit_ms - 1) < _NEAR
         if not near:
-            line = _through(dense_sum, dense_ms, sums[1:], measured[1:]) or line
+            line = through(dense_sum, dense_ms, sums[1:], measured[1:]) or line
         fitted = compare(line[0] * sums + line[1], measured)
         found = Calibration(*line, fitted, tuple(map(tuple, kept.tolist())), held_out, start.date)
         if near:
@@ -81,10 +81,20 @@ def aim(
     return found
 
 
-def _through(
+def through(
     dense_sum: float, dense_ms: float, sums: Floats, measured: Floats
 ) -> tuple[float, float] | None:
-    """The line through the dense network and the upper quartile of others; None if it falls."""
+    """The line through the dense network and the upper quartile of others.
+
+    Args:
+        dense_sum: Sum of the dense network's operators, in ms.
+        dense_ms: Its latency.
+        sums: Of the others, shape (networks,).
+        measured: Their latencies in ms, shape (networks,).
+
+    Returns:
+        Slope and offset in ms; None where the line would fall.
+    """
     middle = float(sums.mean())
     # What one of them would take whose operators sum up to the mean.
     at_middle = float(np.quantile(measured * (middle / sums), _WITHIN))

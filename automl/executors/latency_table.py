@@ -31,6 +31,8 @@ from automl.types import InputError, Kept
 _TOGETHER = 48
 #: Networks of the calibration, besides the dense one, that a check times again.
 _KNOWN = 6
+#: Times that two networks are made and timed beside each other.
+_AGAIN = 5
 #: Share of the operators that may have waited for the CPU before a measurement is thrown away.
 _MOST_DISTURBED = 0.2
 
@@ -244,6 +246,44 @@ class NetworkTable:
             if self._aimed is not None:
                 self.table.calibrate(key, self._aimed)
         return self._aimed
+
+    def beside_dense(self, kept: Kept, budget_s: float) -> float:
+        """Latency in ms of one network, timed in turns with the dense one.
+
+        At the speed of the calibration: as a fraction of the dense network's latency now, times
+        what that was then. The fraction is the median of several, each of networks made anew:
+        a machine can be slow for a second or two, and where weights lie in memory matters.
+
+        Args:
+            kept: Its counts, shape (targets,); the network is calibrated.
+            budget_s: How long to time for, in seconds.
+        """
+        both = [self.space.units, kept]
+        times = np.array([self.time(both, budget_s / _AGAIN) for _ in range(_AGAIN)])
+        fraction = float(np.median(times[:, 1] / times[:, 0]))
+        return fraction * self._calibrated.fitted.measured_ms[0]
+
+    def line_through(self, kept: Kept, measured_ms: float) -> LatencyCost | None:
+        """The cost model that is right for the dense network and for one other.
+
+        Args:
+            kept: The other's counts, shape (targets,).
+            measured_ms: Its latency, as :meth:`beside_dense` has it.
+
+        Returns:
+            None where no rising line goes through both.
+        """
+        sums = self.total(np.stack([self.space.units, kept]))
+        dense_ms = self._calibrated.fitted.measured_ms[0]
+        line = latency_aim.through(float(sums[0]), dense_ms, sums[1:], np.array([measured_ms]))
+        return None if line is None else LatencyCost(self.total, *line)
+
+    @property
+    def _calibrated(self) -> Calibration:
+        calibration = self.calibration
+        if calibration is None:
+            raise ValueError("NetworkTable.calibration must be there, got None")
+        return calibration
 
     def check(self, networks: int, budget_s: float, seed: int) -> Check:
         """Compares predictions with fresh random slim networks, and writes that to the table.

@@ -194,9 +194,44 @@ def test_predictions_are_corrected_for_networks_that_fill_the_budget(
     assert "to aim at it" in result.err
     assert "to aim at it" not in again.err  # what was measured is used again
 
-    search(cli, lut, tmp_path / "plain", "latency.max_mape=0.2", "latency.aim=0")
+    plain = ("latency.max_mape=0.2", "latency.aim=0", "latency.land=false")
+    search(cli, lut, tmp_path / "plain", *plain)
     promise = json.loads((tmp_path / "plain" / "result.json").read_text())["latency_promise"]
     assert promise["measured_ratio"] == pytest.approx(1.1 * promise["predicted_ratio"], rel=0.03)
+
+
+def test_what_was_found_is_timed_and_brought_onto_the_budget(cli, worse_when_filled, lut, tmp_path):
+    found = {}
+    for land in ("false", "true"):
+        run = tmp_path / land
+        settings = ("latency.max_mape=0.2", "latency.aim=0", f"latency.land={land}")
+        result = search(cli, lut, run, *settings)
+        assert result.code == 0, result.err
+        found[land] = json.loads((run / "result.json").read_text())
+    over, landed = (found[land]["latency_promise"]["measured_ratio"] for land in ("false", "true"))
+    assert over > 0.62 and landed <= 0.6 * 1.01
+    assert re.search(r"latency of found: timed, it takes 1\d\d\.\d % .*; brought to", result.err)
+    assert found["false"]["trials"] == found["true"]["trials"]  # it is no further trial of a search
+    promise = found["true"]["latency_promise"]
+    assert promise["predicted_ratio"] == pytest.approx(promise["measured_ratio"], rel=1e-3)
+
+
+def test_a_cut_run_lands_on_the_same_network_without_timing_again(
+    cli, worse_when_filled, lut, tmp_path, monkeypatch
+):
+    run, settings = tmp_path / "run", ("latency.max_mape=0.2", "latency.aim=0")
+    search(cli, lut, run, *settings)
+    policy = (run / "policy.json").read_bytes()
+    (run / "result.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkTable, "beside_dense", None)
+        assert search(cli, lut, run, *settings).code == 0
+    assert (run / "policy.json").read_bytes() == policy
+
+    (run / "result.json").unlink()
+    (run / "landing.json").write_text("{")  # whatever happened to it: it is timed again
+    assert search(cli, lut, run, *settings).code == 0
+    assert (run / "policy.json").read_bytes() == policy
 
 
 # ---- bad input: one line each, exit code 2
