@@ -16,8 +16,8 @@ from automl.commands.build import Bench
 from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
-from automl.commands.settings import flag, instantiate, number, run_dir, seed_of, set_threads, whole
 from automl.commands.landing import Landing, lands
+from automl.commands.settings import flag, instantiate, number, run_dir, seed_of, set_threads, whole
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of
