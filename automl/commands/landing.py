@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from automl.commands.latency import latency_limit
 from automl.commands.settings import flag, number
 from automl.cost.latency import LatencyCost
 from automl.problem import Problem, Trial
@@ -65,18 +66,22 @@ class Landing:
     networks.
     """
 
-    def __init__(self, bench: Bench, folder: RunFolder, limit_ms: float) -> None:
+    def __init__(self, bench: Bench, folder: RunFolder) -> None:
         """Reads what was timed before.
 
         Args:
-            bench: What the search worked with.
+            bench: What the search worked with; its budget limits latency.
             folder: The run folder.
-            limit_ms: The budget.
         """
+        limit = latency_limit(bench.config["budget"])
+        if limit is None:
+            raise ValueError("Landing.bench must have a budget of latency, got none")
         self._table: NetworkTable = bench.latency_table
         self._seconds = number(bench.config["latency"], "latency.budget_s", 0)
         self._targets = bench.plan.targets
-        self._folder, self._limit_ms = folder, limit_ms
+        # Of the dense network as it was measured, which a calibration's line may miss.
+        self._limit_ms = limit.value * (self._table.dense_ms if limit.relative else 1.0)
+        self._folder = folder
         self._times = _read(folder)
 
     def __call__(self, name: str, trial: Trial, remake: Remake) -> Landed:

@@ -62,7 +62,7 @@ def aim(table: NetworkTable, config: Settings) -> None:
     """
     settings = config["latency"]
     networks = whole(settings, "latency.aim", 0)
-    limit = _limit(config["budget"])
+    limit = latency_limit(config["budget"])
     if limit is None or not networks or table.calibration is None:
         return
     aimed = table.aim(
@@ -103,7 +103,8 @@ def require_accurate(table: NetworkTable, settings: Settings) -> None:
         )
 
 
-def _limit(budget: Any) -> Limit | None:
+def latency_limit(budget: Any) -> Limit | None:
+    """What a budget says of latency; None where that is not limited."""
     return next((x for x in Budget.parse(budget).limits if x.resource == "latency_ms"), None)
 
 
@@ -113,7 +114,7 @@ def require_in_reach(cost: LatencyCost, budget: Any) -> None:
     Raises:
         InputError: It is below the time of the operators that no pruning changes.
     """
-    limit = _limit(budget)
+    limit = latency_limit(budget)
     if limit is None or limit.relative:
         return
     frozen = cost.frozen_ms

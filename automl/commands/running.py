@@ -203,7 +203,7 @@ class SearchRun:
 
     def _landed(self, finals: Finals, journal: Journal) -> Finals:
         """With every network brought onto the budget of latency, as it is timed."""
-        land = Landing(self.bench, self.folder, finals.problem.limits["latency_ms"])
+        land = Landing(self.bench, self.folder)
 
         def remake(latency: CostModel) -> Problem:
             return self.problem(journal, careful=True, latency=latency)

@@ -261,7 +261,7 @@ class NetworkTable:
         both = [self.space.units, kept]
         times = np.array([self.time(both, budget_s / _AGAIN) for _ in range(_AGAIN)])
         fraction = float(np.median(times[:, 1] / times[:, 0]))
-        return fraction * self._calibrated.fitted.measured_ms[0]
+        return fraction * self.dense_ms
 
     def line_through(self, kept: Kept, measured_ms: float) -> LatencyCost | None:
         """The cost model that is right for the dense network and for one other.
@@ -274,16 +274,20 @@ class NetworkTable:
             None where no rising line goes through both.
         """
         sums = self.total(np.stack([self.space.units, kept]))
-        dense_ms = self._calibrated.fitted.measured_ms[0]
-        line = latency_aim.through(float(sums[0]), dense_ms, sums[1:], np.array([measured_ms]))
+        line = latency_aim.through(float(sums[0]), self.dense_ms, sums[1:], np.array([measured_ms]))
         return None if line is None else LatencyCost(self.total, *line)
 
     @property
-    def _calibrated(self) -> Calibration:
+    def dense_ms(self) -> float:
+        """Latency of the dense network as it was measured at the calibration.
+
+        Raises:
+            ValueError: The network is not calibrated.
+        """
         calibration = self.calibration
         if calibration is None:
             raise ValueError("NetworkTable.calibration must be there, got None")
-        return calibration
+        return calibration.fitted.measured_ms[0]
 
     def check(self, networks: int, budget_s: float, seed: int) -> Check:
         """Compares predictions with fresh random slim networks, and writes that to the table.
