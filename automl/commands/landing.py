@@ -20,7 +20,7 @@ from automl.commands.settings import flag, number
 from automl.cost.latency import LatencyCost
 from automl.problem import Problem, Trial
 from automl.runs import LANDING, RunFolder
-from automl.types import Kept
+from automl.types import InputError, Kept
 
 if TYPE_CHECKING:
     from automl.commands.build import Bench
@@ -119,7 +119,10 @@ class Landing:
             near = abs(measured_ms / self._limit_ms - 1) <= _NEAR
             if near or line is None or len(tried) == _ROUNDS:
                 return tried
-            problem = remake(line)
+            try:
+                problem = remake(line)
+            except InputError:  # by this line no network meets the budget: what is there counts
+                return tried
             policy = problem.policy(problem.fit(kept / problem.space.units))
             if policy.key in {one.trial.policy.key for one in tried}:
                 return tried

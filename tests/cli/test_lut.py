@@ -234,6 +234,15 @@ def test_a_cut_run_lands_on_the_same_network_without_timing_again(
     assert (run / "policy.json").read_bytes() == policy
 
 
+def test_a_line_by_which_no_network_meets_the_budget_ends_no_search(
+    cli, clock, lut, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(NetworkTable, "beside_dense", lambda self, kept, s: 0.97 * self.dense_ms)
+    result = search(cli, lut, tmp_path / "run", "budget.latency_ms=0.3")
+    assert result.code == 0, result.err
+    assert (tmp_path / "run" / "result.json").exists()
+
+
 # ---- bad input: one line each, exit code 2
 
 
