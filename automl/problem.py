@@ -46,6 +46,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+#: For fewer trials, what a network like them has computed is not worth computing.
+_FEWEST_NEAR = 4
+
 
 class Plan(Protocol):
     """The part of ``automl.plan.IndexPlan`` that a problem needs."""
@@ -115,6 +118,7 @@ class Problem:
         prepare: Callable[[Any], Any] | None = None,
         engine: Engine | None = None,
         racing: Racing | None = None,
+        reuse: bool = True,
     ) -> None:
         """Checks that the budget can be met; scores nothing yet.
 
@@ -138,6 +142,9 @@ class Problem:
                 result and stays open.
             racing: How trials race, where a strategy lets them; None scores every trial on all
                 examples. Other journals then answer nothing that races.
+            reuse: Whether trials that begin like another network start from its activations,
+                where the pruner and the scorer can; it changes no result. Trials that may race
+                never do.
 
         Raises:
             InputError: There is nothing to prune, the budget is malformed or out of reach, or
@@ -156,7 +163,7 @@ class Problem:
         self._engine: Engine = Serial() if engine is None else engine
         if racing is not None and not isinstance(scorer, Examiner):
             raise InputError("racing needs the loss of every example: use a ClassifierScorer")
-        self._racing = racing
+        self._racing, self._reuses = racing, reuse
         self._leaders = Leaders(racing or Racing())
         self._losses: dict[str, Losses] = {}  # of the trials of a round
         self._cost_models = dict(cost_models)
@@ -271,7 +278,12 @@ class Problem:
         return self.evaluate_many([policy], allow_over_budget=allow_over_budget, race=race)[0]
 
     def evaluate_many(
-        self, policies: Sequence[Policy], *, allow_over_budget: bool = False, race: bool = False
+        self,
+        policies: Sequence[Policy],
+        *,
+        allow_over_budget: bool = False,
+        race: bool = False,
+        near: Policy | None = None,
     ) -> list[Trial]:
         """Evaluates policies that do not depend on each other's results; see ``evaluate``.
 
@@ -279,6 +291,13 @@ class Problem:
         each is written as it finishes; all else goes in the order of ``policies``, so that the
         results, and where failures stop the search, are the same with every engine. Where they
         race, rounds of them do, each against the leaders that there were before it.
+
+        Args:
+            policies: What to try.
+            allow_over_budget: As for ``evaluate``.
+            race: As for ``evaluate``.
+            near: A policy from which each differs in few targets. What its network computes up to
+                there is then computed once; it changes no result.
         """
         for policy in policies:
             self._check(policy, allow_over_budget)
@@ -288,8 +307,9 @@ class Problem:
         for key, policy in zip(keys, policies, strict=True):
             if not self._is_answered(key, race):
                 new.setdefault(key, policy)
+        near = near if self._reuses and self._racing is None else None
         for jobs in self._rounds(new, race):
-            self._run_round(jobs, race)
+            self._run_round([replace(job, near=near) for job in jobs], race)
         found = []
         for key in keys:  # what was known, and a policy's second time, come from the cache
             cached = new.pop(key, None) is None
@@ -371,6 +391,8 @@ class Problem:
 
     def _submitted(self, jobs: Sequence[Job], race: bool) -> Generator[Done, None, None]:
         if jobs:
+            if len(jobs) < _FEWEST_NEAR:
+                jobs = [replace(job, near=None) for job in jobs]
             jobs = self._against_the_leaders(jobs) if race else jobs
             yield from self._engine.submit(run_trial, jobs, self._shared)
 

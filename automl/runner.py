@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from automl.engines.errors import one_line
@@ -29,6 +30,16 @@ class Examiner(Protocol):
 
     def examine(self, model: Any, key: str, bar: Bar | None = None) -> Examined:
         """Scores a network, in the order that ``key`` draws, as long as it does not fall behind."""
+
+
+class Continuing(Protocol):
+    """Scores policies from where they differ from another; ``automl.pruning.continuation``."""
+
+    def score(self, policy: Policy, near: Policy) -> tuple[float, Mapping[str, float]] | None:
+        """Score and metrics; None where nothing is shared."""
+
+    def forget(self) -> None:
+        """Gives memory back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +74,34 @@ class Runner:
         network = self.pruner.prune(policy)
         return network if self.fold is None else self.fold(network)
 
+    @cached_property
+    def continuation(self) -> Continuing | None:
+        """What lets trials begin where another network was; None where there is no such thing."""
+        make = getattr(self.pruner, "continuation", None)
+        found: Continuing | None = None if make is None else make(self.scorer, self.fold)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what other networks have computed: every process has its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "continuation"}
+
+    def scored(self, policy: Policy, near: Policy | None = None) -> tuple[Any, Mapping[str, Any]]:
+        """Score and metrics of a policy.
+
+        Args:
+            policy: What to score.
+            near: A policy that others share their beginning with; it changes no result.
+        """
+        if self.continuation is not None:
+            if near is None:
+                self.continuation.forget()
+            else:
+                found = self.continuation.score(policy, near)
+                if found is not None:
+                    return found
+        score, metrics = self.scorer(self.network(policy))
+        return score, metrics
+
     def prepare(self, dense: Policy) -> None:
         """Computes here, once, what no policy changes, so that all processes have the same.
 
@@ -87,6 +126,7 @@ class Job:
         index: Of its trial.
         examined: Whether the losses of the examples are wanted.
         bar: What the network races against; None scores it on every example.
+        near: A policy of whose network it may use what was computed before they differ.
     """
 
     key: str
@@ -94,6 +134,7 @@ class Job:
     index: int = 0
     examined: bool = False
     bar: Bar | None = None
+    near: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +168,7 @@ def run_trial(runner: Runner, job: Job) -> Outcome:
     score, metrics, error, detail, found = None, {}, None, "", None
     try:
         with own_random_numbers(job.key):
-            network = runner.network(job.policy)
-            found = _examined(runner.scorer, network, job)
+            found = _examined(runner, job)
         score = _finite(found.score)
         metrics = {str(name): float(value) for name, value in found.metrics.items()}
     except Exception as raised:
@@ -139,11 +179,12 @@ def run_trial(runner: Runner, job: Job) -> Outcome:
     return Outcome(score, metrics, error, detail, seconds, now(), losses, discarded)
 
 
-def _examined(scorer: Any, network: Any, job: Job) -> Examined:
+def _examined(runner: Runner, job: Job) -> Examined:
     if job.examined:
-        examined: Examined = scorer.examine(network, job.key, job.bar)
+        network = runner.network(job.policy)
+        examined: Examined = runner.scorer.examine(network, job.key, job.bar)
         return examined
-    score, metrics = scorer(network)
+    score, metrics = runner.scored(job.policy, job.near)
     return Examined(score, metrics, None)
 
 

@@ -402,6 +402,15 @@ def test_the_default_batch_size_goes_by_the_size_of_an_image():
     assert default_batch_size(3 * 224 * 224, cuda) == 81
 
 
+def test_a_batch_of_a_network_with_large_activations_is_smaller():
+    cpu, cuda, image = torch.device("cpu"), torch.device("cuda"), 3 * 32 * 32
+    assert default_batch_size(image, cpu, activations=2 * 16 * 32 * 32) == 250  # ResNet-20
+    assert default_batch_size(image, cpu, activations=96 * 32 * 32) == 83  # MobileNetV1
+    assert default_batch_size(image, cpu, activations=10**9) == 32
+    assert default_batch_size(image, cpu, activations=0) == 250
+    assert default_batch_size(image, cuda, activations=10**9) == 1000
+
+
 def test_auto_measures_once_and_then_keeps_the_size():
     images = torch.rand(130, 3, 4, 4)
     labels = torch.zeros(130, dtype=torch.int64)

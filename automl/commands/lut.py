@@ -118,7 +118,11 @@ def _check(args: argparse.Namespace) -> int:
     import time
 
     from automl.commands.latency import whole_networks
+    from automl.paths import why_not_writable
+    from automl.types import InputError
 
+    if args.out is not None and (reason := why_not_writable(args.out)) is not None:
+        raise InputError(f"--out {args.out} cannot be written: {reason}")
     table, config = _network_table(args)
     settings = config["latency"]
     if table.calibration is None:

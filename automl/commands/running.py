@@ -249,6 +249,7 @@ class SearchRun:
             prepare=bench.pruner.for_inference,
             engine=self.engine,
             racing=None if careful else self._racing(),
+            reuse=flag({"reuse": True, **self.config["scoring"]}, "scoring.reuse"),
         )
 
     def _racing(self) -> Racing | None:

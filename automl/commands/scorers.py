@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from automl.batch_size import default_batch_size
 from automl.commands.scoring_choice import ScoringChoice, asked
 from automl.commands.settings import whole
 from automl.data.split import stratified
@@ -63,16 +64,28 @@ def scorer(
         choice: Type and batch size; None: :func:`plain_choice`.
     """
     choice = plain_choice(bench) if choice is None else choice
+    size = choice.batch_size
+    if size is None:
+        size = default_batch_size(images.images[0].numel(), bench.device, _activations(bench))
     return ClassifierScorer(
         images.images,
         images.labels,
         score=score,
         dense=None if images is bench.data.test else bench.complete.model,
-        batch_size=choice.batch_size,
+        batch_size=size,
         device=bench.device,
         dtype=resolve_dtype(choice.dtype, bench.device),
         channels_last=bench.images_channels_last,
         **bench.normalisation,
+    )
+
+
+def _activations(bench: Bench) -> int:
+    """Numbers that the largest layer of the dense network reads and writes for one image."""
+    return max(
+        layer.in_channels * layer.in_height * layer.in_width
+        + layer.out_channels * layer.out_height * layer.out_width
+        for layer in bench.trace.plan.layers
     )
 
 

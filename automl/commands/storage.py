@@ -123,12 +123,15 @@ def _others(parameters: Mapping[str, NDArray[Any]], weights: Mapping[str, NDArra
 
 
 def _check(folder: Path | None) -> None:
+    from automl.paths import why_not_writable
     from automl.types import InputError
 
-    if folder is None or not folder.exists():
+    if folder is None:
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder} is there already; choose a new folder")
+    if (reason := why_not_writable(folder)) is not None:
+        raise InputError(f"--out {folder} cannot be made: {reason}")
 
 
 def _densities(text: str) -> list[float]:

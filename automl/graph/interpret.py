@@ -6,7 +6,7 @@ The same program serves the dense network and every slim one; only the lengths d
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class ProgramRun:
         inputs: What the network is run on.
         before: Called before every instruction.
         keep: Names whose values are never freed.
+        start: Instructions before this one have run elsewhere (``automl.graph.prefix``).
+        known: What they left that is needed: name -> value. Never freed.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class ProgramRun:
         inputs: Sequence[Any],
         before: Hook | None = None,
         keep: frozenset[str] = frozenset(),
+        start: int = 0,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepares the pass; nothing runs yet."""
         self._model, self._plan, self._before = model, plan, before
@@ -55,14 +59,16 @@ class ProgramRun:
         self._done: set[str] = set()
         self._waiting = consumers(plan)
         self._left = {name: len(users) for name, users in self._waiting.items()}
-        self._keep = keep
+        self._keep, self._start = keep.union(known or ()), start
+        self._values.update(known or {})
+        self._done.update(known or ())
         #: Steps whose hook is running: nothing that needs them can be asked for.
         self.starting: set[str] = set()
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def run(self) -> Any:
         """Runs everything that has not run yet; returns the network's output."""
-        for instruction in self._plan.program:
+        for instruction in self._plan.program[self._start :]:
             if instruction.op != "output":
                 self.value(instruction.name)
         return self._decode(self._plan.program[-1].args[0])

@@ -354,6 +354,20 @@ def mutates(instruction: Instruction) -> bool:
     return bool(target._schema.is_mutable)
 
 
+def mutated(instruction: Instruction) -> set[str]:
+    """Names of the results that an instruction may change in place."""
+    if not mutates(instruction):
+        return set()
+    target: Any = find_target(instruction.target)
+    arguments, changed = target._schema.arguments, []
+    for argument, value in zip(arguments, instruction.args, strict=False):
+        if argument.is_write:
+            changed.append(value)
+    written = {argument.name for argument in arguments if argument.is_write}
+    changed += [value for key, value in instruction.kwargs.items() if key in written]
+    return references(changed)
+
+
 def references(value: Any) -> set[str]:
     """Names of the results that an instruction's arguments refer to."""
     if isinstance(value, dict):

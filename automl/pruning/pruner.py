@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,12 @@ from automl.pruning.laid_back import computes_the_same, laid_back
 from automl.pruning.lookup import LookupRepairer
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
+from automl.pruning.sites import find_sites
 from automl.types import InputError, Kept
+
+if TYPE_CHECKING:
+    from automl.graph.prefix import Cut
+    from automl.pruning.continuation import Continuation, Recording
 
 #: Inputs on which it is checked that a network laid back computes the same.
 _COMPARED = 16
@@ -186,6 +191,8 @@ class Pruner:
         units: KeptUnits,
         choose: Mapping[str, MaskChoice] | None = None,
         towards: nn.Module | None = None,
+        start: int = 0,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
         """Refits a slim or masked network in place, where this pruner repairs at all.
 
@@ -196,13 +203,74 @@ class Pruner:
             choose: Parameters without mask -> what chooses it.
             towards: What the network is to compute again, in the dense network's shapes; None
                 for the dense network.
+            start: Layers called before this instruction of the plan have been refitted.
+            known: The results of those instructions that later ones need, on the calibration
+                inputs.
         """
         damaged = (kept < self.plan.dense).any() or masks_of(network) or choose
         if self._reconstruct is not None and damaged:
             repairer = self._repairer if towards is None else self._repairer_towards(towards)
-            repairer(network, kept, units, choose)
+            if isinstance(repairer, Repairer):
+                repairer(network, kept, units, choose, start, known)
+            else:
+                repairer(network, kept, units, choose)
         if self._recalibrate:
             self._recalibrate_batchnorm(network, kept)
+
+    # ---- networks that begin alike
+
+    def continuation(
+        self, scorer: Any, fold: Callable[[Any], Any] | None = None
+    ) -> Continuation | None:
+        """Prunes and scores policies from where they begin to differ from a reference.
+
+        Args:
+            scorer: Scores networks.
+            fold: What is done to them before.
+
+        Returns:
+            None where the scorer does not number its batches.
+        """
+        from automl.pruning.continuation import Continuation
+
+        numbers = getattr(scorer, "numbers_batches", False)
+        return Continuation(self, scorer, fold) if numbers else None
+
+    @property
+    def fitted_together(self) -> list[tuple[str, str]]:
+        """Pairs of instructions of the plan: layers, and the sums with shortcuts they repay."""
+        sites = find_sites(self.trace.model, self.plan)
+        return [(site.call.name, site.sum_name) for site in sites if site.sum_name is not None]
+
+    def refitting(
+        self, slim: nn.Module, kept: Kept, units: KeptUnits, cuts: tuple[Cut, ...], most: float
+    ) -> Recording:
+        """Repairs a slim network in place, as :meth:`repair` does, and keeps what it computes.
+
+        Args:
+            slim: In module form.
+            kept: Its kept counts, shape (targets,).
+            units: The units that it has kept.
+            cuts: Where its values may be wanted.
+            most: Bytes there are for them.
+
+        Returns:
+            One batch of values, of the cuts that fit; none where no calibration inputs are run.
+        """
+        from automl.pruning.continuation import Recording, chosen_cuts
+
+        repairer = None if self._reconstruct is None else self._repairer
+        if not isinstance(repairer, Repairer):
+            self.repair(slim, kept, units)
+            return Recording()
+        with torch.no_grad():
+            share = most / len(repairer.inputs)
+            cuts = chosen_cuts(slim, self.plan, kept, cuts, repairer.inputs, share)
+        names = Recording(cuts).names
+        recording = Recording(cuts, [repairer(slim, kept, units, keep=names)])
+        if self._recalibrate:
+            self._recalibrate_batchnorm(slim, kept)
+        return recording
 
     def units_of(self, policy: Policy) -> KeptUnits:
         """The units that the policy names, else the most important ones."""

@@ -31,6 +31,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl.graph.interpret import ProgramRun
@@ -147,7 +148,10 @@ class Repairer:
         kept: Kept,
         units: KeptUnits,
         choose: Mapping[str, MaskChoice] | None = None,
-    ) -> None:
+        start: int = 0,
+        known: Mapping[str, Any] | None = None,
+        keep: frozenset[str] = frozenset(),
+    ) -> dict[str, Any]:
         """Refits ``slim`` in place.
 
         Args:
@@ -155,26 +159,42 @@ class Repairer:
             kept: Its kept counts, shape (targets,).
             units: The kept units of every target.
             choose: Weights that have no mask yet -> what chooses it on the inputs they really get.
+            start: Layers called before this instruction have been refitted.
+            known: The results of those instructions that later ones need.
+            keep: Names of results of the refitted network that are wanted.
+
+        Returns:
+            The results that are wanted.
         """
         self._choose = dict(choose or {})
         changed = self._plan.lengths(kept) != self._plan.lengths(self._plan.dense)
         masks = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
-        drifted = False
+        drifted = self._is_damaged_before(start, changed)
 
         def before(run: ProgramRun, call: Instruction) -> None:
             nonlocal drifted
             site = self._sites.get(call.name)
             if site is None:
                 return
-            axis = site.layer.in_axis
-            damaged = axis is not None and bool(changed[axis])
-            damaged |= _weight_mask(slim, site) is not None or self._choice(site) is not None
+            damaged = _reads_less(site, changed) or _weight_mask(slim, site) is not None
+            damaged |= self._choice(site) is not None
             if damaged or (drifted and self._settings.scope == "downstream"):
                 self._refit(run, slim, site, masks)
             drifted |= damaged
 
         with torch.no_grad():
-            ProgramRun(slim, self._plan, kept, [self._inputs], before).run()
+            run = ProgramRun(slim, self._plan, kept, [self._inputs], before, keep, start, known)
+            run.run()
+            return {name: run.value(name) for name in keep}
+
+    @property
+    def inputs(self) -> Tensor:
+        """The calibration inputs, shape (images, ...), as layers are fitted on them."""
+        return self._inputs
+
+    def _is_damaged_before(self, start: int, changed: NDArray[np.bool_]) -> bool:
+        sites = (self._sites.get(step.name) for step in self._plan.program[:start])
+        return any(site is not None and _reads_less(site, changed) for site in sites)
 
     # ---- the dense network, once
 
@@ -254,6 +274,12 @@ class Repairer:
             return None
         value = run.value(site.shortcut)
         return value if isinstance(value, Tensor) else None
+
+
+def _reads_less(site: Site, changed: NDArray[np.bool_]) -> bool:
+    """Whether a layer reads channels some of which are gone; ``changed`` by axis."""
+    axis = site.layer.in_axis
+    return axis is not None and bool(changed[axis])
 
 
 class _Collector:

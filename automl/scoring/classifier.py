@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ _FIRST_PART = 4
 
 #: Rows of the examples: those in between, or these.
 Rows = slice | Tensor
+
+
+@runtime_checkable
+class _Numbered(Protocol):
+    """A network that wants to know which batch it is given."""
+
+    def batch(self, number: int, inputs: Tensor) -> Tensor:
+        """Logits of batch ``number``; a scorer's batches are the same in every call."""
 
 
 class ClassifierScorer:
@@ -56,6 +64,8 @@ class ClassifierScorer:
     """
 
     fingerprint: str
+    #: Networks with ``batch(number, inputs)`` are called by it.
+    numbers_batches = True
 
     def __init__(
         self,
@@ -239,8 +249,10 @@ class ClassifierScorer:
     def _outputs(self, model: nn.Module) -> Iterator[tuple[slice, Tensor]]:
         """The rows and logits (batch, classes) of every batch in order."""
         self._check_device(model)
-        for rows in self._batches():
-            logits = model(self._batch(rows))
+        numbered = model if isinstance(model, _Numbered) else None
+        for number, rows in enumerate(self._batches()):
+            inputs = self._batch(rows)
+            logits = model(inputs) if numbered is None else numbered.batch(number, inputs)
             self._check_logits(logits, rows.stop - rows.start)
             yield rows, logits
 

@@ -163,7 +163,7 @@ class _Session:
         iteration = Iteration.of(self._problem, kept)
         counts = self._counts(iteration, kept)
         candidates = [self._changed(kept, *change) for change in sorted(counts.items())]
-        trials = self._evaluate(candidates)
+        trials = self._evaluate(candidates, near=kept)
         scored = [i for i, trial in enumerate(trials) if trial.status == "ok"]
         if not scored:
             return None
@@ -245,9 +245,10 @@ class _Session:
     def _within(self, trial: Trial) -> bool:
         return bool(self._problem.within(trial.policy.kept(self._problem.targets)))
 
-    def _evaluate(self, candidates: Sequence[Kept]) -> list[Trial]:
+    def _evaluate(self, candidates: Sequence[Kept], near: Kept | None = None) -> list[Trial]:
         policies = [self._problem.policy(kept) for kept in candidates]
-        trials = self._problem.evaluate_many(policies, allow_over_budget=True)
+        like = None if near is None else self._problem.policy(near)
+        trials = self._problem.evaluate_many(policies, allow_over_budget=True, near=like)
         for trial in trials:
             self._found.setdefault(trial.policy.key, trial)
         return trials

@@ -106,7 +106,7 @@ def analyse(problem: Problem, probes: int) -> Analysis:
     planned = plan_probes(problem, probes)
     dense = problem.evaluate(problem.policy(problem.space.units.copy()), allow_over_budget=True)
     policies = [problem.policy(probe.kept) for probe in planned]
-    trials = problem.evaluate_many(policies, allow_over_budget=True)
+    trials = problem.evaluate_many(policies, allow_over_budget=True, near=dense.policy)
     return Analysis(dense, tuple(planned), tuple(trials))
 
 

@@ -124,6 +124,15 @@ def test_a_check_reports_and_draws(cli, clock, lut, tmp_path):
     assert (out / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_timed(
+    cli, clock, lut, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    result = cli("lut", "check", *settings(lut), "--out", tmp_path / "file" / "report")
+    assert result.code == 2 and "cannot be written: Not a directory" in result.err
+    assert not clock
+
+
 def test_a_table_says_what_it_holds(cli, clock, lut):
     cli("lut", "build", *settings(lut))
     result = cli("lut", "show", the_table(lut))

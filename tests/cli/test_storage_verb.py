@@ -109,6 +109,12 @@ def test_a_folder_with_files_is_refused_before_anything_is_loaded(cli, tmp_path)
     assert result.code == 2 and "choose a new folder" in result.err
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = storage(cli, "--out", tmp_path / "file" / "new")
+    assert result.code == 2 and "cannot be made: Not a directory" in result.err
+
+
 def test_the_largest_weights_are_marked():
     weight = np.array([[0.1, -3.0], [2.0, 0.0]])
     assert largest(weight, 0.5).tolist() == [[False, True], [True, False]]
