@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,17 @@ def _parse(memory: NDArray[np.uint8], path: Path) -> Iterator[tuple[str, NDArray
 
 def _packed_classes() -> Iterator[type[PackedLinear]]:
     """All kinds of packed layers of the formats in conf/executor."""
-    for name in formats.names():
-        formats.load(name)  # Imports where its packed layers are.
+    _import_formats()
     waiting = list(PackedLinear.__subclasses__())
     while waiting:
         kind = waiting.pop()
         waiting.extend(kind.__subclasses__())
         if hasattr(kind, "kind"):
             yield kind
+
+
+@cache
+def _import_formats() -> None:
+    """Imports the modules that define the packed layers of conf/executor; once a process."""
+    for name in formats.names():
+        formats.load(name)
