@@ -2,7 +2,7 @@ import getpass
 import json
 import platform
 
-from automl.environment import environment, versions
+from automl.environment import available_memory, environment, versions
 
 
 def test_it_is_plain_data_with_what_results_depend_on():
@@ -22,3 +22,9 @@ def test_it_names_neither_the_host_nor_a_path():
 def test_a_package_that_is_missing_has_no_version(monkeypatch):
     monkeypatch.setattr("automl.environment.PACKAGES", ("no-such-package",))
     assert versions() == {"no-such-package": None}
+
+
+def test_the_memory_that_can_be_had_is_a_number_of_bytes(monkeypatch):
+    assert available_memory() > 1 << 20
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *args, **kwargs: "MemAvailable:\n")
+    assert available_memory() > 1 << 20  # from the size of the whole

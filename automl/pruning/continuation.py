@@ -10,6 +10,7 @@ approximated: the operators that do run get the same tensors as they would have 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from automl.environment import available_memory
 from automl.graph.interpret import ProgramRun
 from automl.graph.materialise import KeptUnits
 from automl.graph.prefix import Cut, Prefixes, affordable, last_cut
@@ -29,7 +31,7 @@ from automl.types import Kept
 if TYPE_CHECKING:
     from automl.pruning.pruner import Pruner
 
-#: Bytes of activations kept, of calibration inputs and of those scored on, each.
+#: Bytes of activations kept at most, of calibration inputs and of those scored on, each.
 _MOST_KEPT = 512 << 20
 
 _Values = Mapping[str, Any]
@@ -97,9 +99,10 @@ class Continuation:
         with own_random_numbers(near.key):
             kept, units = near.kept(plan.targets), pruner.units_of(near)
             slim = pruner.materialise.module_form(units)
-            refitting = pruner.refitting(slim, kept, units, self._prefixes.cuts, _MOST_KEPT)
+            cuts, most = self._prefixes.cuts, room()
+            refitting = pruner.refitting(slim, kept, units, cuts, most)
             network = self._scored_form(slim, kept)
-            recorder = _Recorder(network, plan, kept, self._prefixes.cuts, len(self._scorer))
+            recorder = _Recorder(network, plan, kept, cuts, most / len(self._scorer))
             self._scorer(recorder)
         if recorder.differs:
             return None
@@ -130,6 +133,15 @@ class Continuation:
         network = self._pruner.materialise.finish(slim, kept)
         folded: nn.Module = network if self._fold is None else self._fold(network)
         return folded
+
+
+def room() -> float:
+    """Bytes that a process may keep of one kind.
+
+    Half a gigabyte, or less: with a process on every processor, all of them together take half of
+    the memory that is free at most.
+    """
+    return min(_MOST_KEPT, available_memory() / (4 * (os.cpu_count() or 1)))
 
 
 @dataclass
@@ -205,20 +217,21 @@ class _Recorder(nn.Module):
     """Runs a network by its program, batch by batch, and keeps values at the cuts."""
 
     def __init__(
-        self, network: nn.Module, plan: IndexPlan, kept: Kept, cuts: tuple[Cut, ...], images: int
+        self, network: nn.Module, plan: IndexPlan, kept: Kept, cuts: tuple[Cut, ...], most: float
     ) -> None:
         super().__init__()
         self.network = network
-        self._plan, self._kept, self._cuts, self._images = plan, kept, cuts, images
+        self._plan, self._kept, self._cuts, self._most = plan, kept, cuts, most
         self.recording = Recording()
         self.differs = False
 
     def batch(self, number: int, inputs: Tensor) -> Any:
         """Outputs of a batch; those of the first are compared with the network's own."""
         if number == 0:
-            most = _MOST_KEPT / self._images
-            cuts = chosen_cuts(self.network, self._plan, self._kept, self._cuts, inputs, most)
-            self.recording = Recording(cuts)
+            network, plan, kept = self.network, self._plan, self._kept
+            self.recording = Recording(
+                chosen_cuts(network, plan, kept, self._cuts, inputs, self._most)
+            )
         names = self.recording.names
         run = ProgramRun(self.network, self._plan, self._kept, [inputs], keep=names)
         outputs = run.run()

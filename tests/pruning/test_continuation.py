@@ -110,6 +110,13 @@ def test_what_does_not_fit_is_computed_again(trace, monkeypatch, most):
     assert ("_Continued" in together._scorer.seen) == (most > 0)
 
 
+def test_processes_on_all_processors_leave_half_of_the_memory(monkeypatch):
+    monkeypatch.setattr(continuation.os, "cpu_count", lambda: 16)
+    for free, most in ((64 << 30, 512 << 20), (8 << 30, 128 << 20), (0, 0)):
+        monkeypatch.setattr(continuation, "available_memory", lambda free=free: free)
+        assert continuation.room() == most
+
+
 def test_one_reference_at_a_time_is_kept(trace):
     found = problem(trace)
     dense, smaller = found.space.units.copy(), (found.space.units * 0.7).astype(int)
