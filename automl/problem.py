@@ -307,9 +307,10 @@ class Problem:
         for key, policy in zip(keys, policies, strict=True):
             if not self._is_answered(key, race):
                 new.setdefault(key, policy)
-        near = near if self._reuses and self._racing is None else None
         for jobs in self._rounds(new, race):
-            self._run_round([replace(job, near=near) for job in jobs], race)
+            if near is not None and self._reuses:
+                jobs = [job if job.examined else replace(job, near=near) for job in jobs]
+            self._run_round(jobs, race)
         found = []
         for key in keys:  # what was known, and a policy's second time, come from the cache
             cached = new.pop(key, None) is None
@@ -334,7 +335,9 @@ class Problem:
         return digest(*parts)
 
     def _job(self, key: str, policy: Policy, index: int) -> Job:
-        return Job(key, policy, index, examined=self._racing is not None)
+        # What is over the budget neither races nor leads, so that its losses are not needed.
+        may_lead = self._racing is not None and bool(self.within(policy.kept(self.targets)))
+        return Job(key, policy, index, examined=may_lead)
 
     def _rounds(self, new: Mapping[str, Policy], race: bool) -> Iterator[list[Job]]:
         """The jobs of policies; all at once, or as many as race against the same leaders."""
@@ -353,13 +356,10 @@ class Problem:
             for job, trial in zip(jobs, trials, strict=True):
                 self._trials[job.key] = trial
                 self._account(trial)
-                if trial.status == "ok" and self._may_lead(job):
+                if trial.status == "ok" and job.examined:
                     finished.append(Leader(job.key, trial, self._losses.get(job.key)))
         self._losses.clear()
         self._leaders.add(finished)
-
-    def _may_lead(self, job: Job) -> bool:
-        return job.examined and bool(self.within(job.policy.kept(self.targets)))
 
     def _measured(self, jobs: Sequence[Job], race: bool = False) -> Generator[Trial, None, None]:
         """The trials of distinct policies in order, from the journal or by scoring them."""
@@ -408,7 +408,7 @@ class Problem:
         if last.losses is None:
             raise SearchStopped(f"the best trial so far cannot be scored again: {_error(done)}")
         bar = self._leaders.bar(last.losses)
-        return [replace(job, bar=bar) if self._may_lead(job) else job for job in jobs]
+        return [replace(job, bar=bar) if job.examined else job for job in jobs]
 
     @property
     def _shared(self) -> int:

@@ -16,6 +16,7 @@ from automl.problem import Problem
 from automl.pruning import continuation
 from automl.pruning.pruner import Pruner
 from automl.pruning.reconstruct import Reconstruction
+from automl.racing import Racing
 from automl.scoring import ClassifierScorer, UserScorer
 
 IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -41,7 +42,7 @@ def trace():
     return automl.trace(network, IMAGES[:1])
 
 
-def problem(trace, *, reuse=True, fold=True, scorer=None, **settings) -> Problem:
+def problem(trace, *, reuse=True, fold=True, scorer=None, racing=None, **settings) -> Problem:
     pruner = Pruner(trace, calibration=IMAGES[:8], **settings)
     if scorer is None:
         scorer = Watched(IMAGES, LABELS, score="kl", dense=trace.model, batch_size=10)
@@ -54,6 +55,7 @@ def problem(trace, *, reuse=True, fold=True, scorer=None, **settings) -> Problem
         rounding=1,
         prepare=pruner.for_inference if fold else None,
         reuse=reuse,
+        racing=racing,
     )
 
 
@@ -144,6 +146,17 @@ def test_few_trials_do_without(trace):
     policies = candidates(found, near)[:3]
     found.evaluate_many(policies, allow_over_budget=True, near=found.policy(near))
     assert set(found._scorer.seen) == {"CifarNet"}
+
+
+def test_what_cannot_race_is_reused_in_a_problem_with_races(trace):
+    apart, together = (problem(trace, reuse=reuse, racing=Racing()) for reuse in (False, True))
+    dense = apart.space.units.copy()
+    assert scores(together, dense) == scores(apart, dense)  # all over the budget
+    assert "_Continued" in together._scorer.seen
+    small = apart.fit([0.2] * len(dense))
+    together._scorer.seen = []
+    assert scores(together, small) == scores(apart, small)
+    assert not {"_Recorder", "_Continued"} & set(together._scorer.seen)
 
 
 class Refusing(Watched):
