@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from automl.batch_size import default_batch_size
+from automl.commands.depth import blocks_to_remove
 from automl.commands.scoring_choice import ScoringChoice, asked
 from automl.commands.settings import whole
 from automl.data.split import stratified
@@ -80,8 +81,13 @@ def scorer(
     )
 
 
-def _activations(bench: Bench) -> int:
-    """Numbers that the largest layer of the dense network reads and writes for one image."""
+def _activations(bench: Bench) -> int | None:
+    """Numbers that the largest layer of the dense network reads and writes for one image.
+
+    None where blocks are left out: they are scored before there is a structure.
+    """
+    if blocks_to_remove(bench.config):
+        return None
     return max(
         layer.in_channels * layer.in_height * layer.in_width
         + layer.out_channels * layer.out_height * layer.out_width
