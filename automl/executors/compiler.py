@@ -171,8 +171,9 @@ def compile(
         model: A network on the CPU, left as it is.
         example_inputs: A tensor or the positional arguments of ``forward``.
         executors: Names from conf/executor to choose from for fully connected layers, beside
-            dense; those that round are ``pell_bf16``, ``pell_int8``, ``pell_codebook``, ``eie``,
-            ``nm24_bf16`` and ``nm24_int8``. Convolutions have one sparse form, which is exact.
+            dense; those that round are ``pell_bf16``, ``pell_int8``, ``pell_codebook``,
+            ``pell_codebook_int8``, ``eie``, ``nm24_bf16`` and ``nm24_int8``. Convolutions have one
+            sparse form, which is exact.
         baselines: Dense ways to compare with: ``eager``, ``channels_last``, ``onednn`` and, where
             it is installed, ``onnxruntime``.
         threads: CPU threads that torch's own operators may take: all of them, if that is measured

@@ -18,7 +18,7 @@ def kernels_version() -> str:
     modules |= {"automl.executors.conv", "automl.executors.packed"}
     files = {Path(str(importlib.import_module(name).__file__)) for name in modules}
     content = hashlib.sha256()
-    files |= {folder / "conv_plan.py", folder / "depthwise.py"}
+    files |= {folder / "conv_plan.py", folder / "depthwise.py", folder / "pell_forms.py"}
     own = [file for name in ("kernels", "fused") for file in (folder / name).glob("*.py")]
     for file in sorted([*files, *own]):
         content.update(file.read_bytes())

@@ -27,7 +27,7 @@ _MOST_SETTING = 1 << 20
 #: Arrays that say where something starts and ends in another.
 _BOUNDS = ("starts", "blocks", "tiles")
 #: Arrays of weights, which do not say where anything is.
-_WEIGHTS = ("bias", "value", "scale", "offset", "codebook")
+_WEIGHTS = ("bias", "value", "codes", "scale", "offset", "codebook")
 #: Kind -> the array whose bytes hold a place and a code, and the bits of the place.
 _CODED = {"eie": ("entries", 0xF0), "pell_codebook": ("index", 0x0F)}
 

@@ -6,6 +6,9 @@ import numpy as np
 
 from automl.executors.rows import Float32
 
+#: Largest whole number that is 128 times a signed byte plus one of -64..63, on both sides of zero.
+MOST_INT15 = 127 * 128 + 63
+
 #: Products of 8-bit numbers that a sum of 32 bits holds, whatever they are.
 _MOST_PRODUCTS = 2**31 // (255 * 128)
 

@@ -103,3 +103,31 @@ def int8(
         exact = sums[place[row]] - np.int32(zero) * offset[row]
         y[row] = checks.scaled(exact, scale[row], step, bias[row])
     return True
+
+
+@njit(**OPTIONS)
+def codebook_int8(
+    x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
+    bias: Any, codes: Any, scale: Any, offset: Any, fast: Any,
+) -> bool:  # fmt: skip
+    """Windows of 256 activations; ``codes`` to ``offset`` as in ``PellCodebookInt8``."""
+    if not checks.all_finite(x.view(np.uint32)):
+        return False
+    step, zero = checks.levels(x)
+    padded = checks.padded_uint8(x, 1 / step, zero, 256)
+    tables = np.empty(128, np.int8)
+    for i in range(64):
+        whole = np.int32(value[i % 16])
+        coarse = (whole + np.int32(64)) >> np.int32(7)
+        tables[i], tables[64 + i] = whole - np.int32(128) * coarse, coarse
+    lanes = _lanes(bias)
+    sums = np.zeros(2 * lanes, np.int32)
+    if fast is None:
+        pell_plain.codebook_int8(padded, tile, blocks, advance, index, codes, tables, sums)
+    else:
+        pell_vector.codebook_int8(padded, tile, blocks, advance, index, codes, tables, sums)
+    for row in range(y.shape[0]):
+        lane = place[row]
+        exact = np.int64(128) * sums[lanes + lane] + sums[lane] - np.int64(zero) * offset[row]
+        y[row] = checks.scaled(exact, scale[0], step, bias[row])
+    return True

@@ -86,3 +86,23 @@ def int8(x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, s
                 column = start + np.uint64(index[64 * at + entry])
                 product = np.int32(value[64 * at + entry]) * np.int32(x[column])
                 total[entry // 4] += product
+
+
+@njit(**OPTIONS)
+def codebook_int8(
+    x: Any, tile: int, blocks: Any, advance: Any, index: Any, codes: Any, tables: Any, sums: Any
+) -> None:
+    """See ``pell_vector.codebook_int8``."""
+    lanes = sums.shape[0] // 2
+    groups = lanes // 16
+    for segment in range(blocks.shape[0] - 1):
+        first = 16 * (segment % groups)
+        start = np.uint64((segment // groups) * tile)
+        for at in range(blocks[segment], blocks[segment + 1]):
+            start += np.uint64(64) * np.uint64(advance[at])
+            for entry in range(64):
+                level = np.int32(x[start + np.uint64(index[64 * at + entry])])
+                code = codes[32 * at + entry % 32] >> np.uint8(entry // 32 * 4) & np.uint8(15)
+                lane = first + entry // 4
+                sums[lane] += np.int32(tables[code]) * level
+                sums[lanes + lane] += np.int32(tables[np.int64(64) + code]) * level

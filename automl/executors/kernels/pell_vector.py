@@ -22,6 +22,7 @@ from automl.executors.kernels.vectors import (
     choose,
     dot4,
     fma,
+    load_codes,
     load_float32x16,
     load_int8x64,
     load_int16x32,
@@ -32,6 +33,7 @@ from automl.executors.kernels.vectors import (
     pick2_float32x16,
     pick2_int8x64,
     pick2_int16x32,
+    pick_int8x64,
     prefetch,
     shift_right,
     store,
@@ -137,3 +139,42 @@ def int8(x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, s
             prefetch(value, 64 * block + 1024)
             total = dot4(total, choose(i, 128, a, b), weight)
         store(sums, lane, total)
+
+
+@njit(**OPTIONS)
+def codebook_int8(
+    x: Any, tile: int, blocks: Any, advance: Any, index: Any, codes: Any, tables: Any, sums: Any
+) -> None:
+    """As ``int8``, with ``codes`` into ``tables``.
+
+    Args:
+        x: See above, as the others.
+        tile: See above.
+        blocks: See above.
+        advance: See above.
+        index: See above.
+        codes: 32 bytes a block, see ``PellCodebookInt8``.
+        tables: Shared weights less what is 128 times a byte, and those bytes, each four times
+            over, shape (128).
+        sums: Sums of either, shape (2 x lanes).
+    """
+    lanes = sums.shape[0] // 2
+    groups = lanes // 16
+    fine, coarse = load_int8x64(tables, 0), load_int8x64(tables, 64)
+    for segment in range(blocks.shape[0] - 1):
+        lane = 16 * (segment % groups)
+        start = (segment // groups) * tile
+        low, high = load_int32x16(sums, lane), load_int32x16(sums, lanes + lane)
+        for block in range(peek(blocks, segment), peek(blocks, segment + 1)):
+            start += 64 * peek(advance, block)
+            i = load_int8x64(index, 64 * block)
+            prefetch(index, 64 * block + 1024)
+            a = pick2_int8x64(load_int8x64(x, start), i, load_int8x64(x, start + 64))
+            b = pick2_int8x64(load_int8x64(x, start + 128), i, load_int8x64(x, start + 192))
+            picked = choose(i, 128, a, b)
+            code = load_codes(codes, 32 * block)
+            prefetch(codes, 32 * block + 1024)
+            low = dot4(low, picked, pick_int8x64(fine, code))
+            high = dot4(high, picked, pick_int8x64(coarse, code))
+        store(sums, lane, low)
+        store(sums, lanes + lane, high)

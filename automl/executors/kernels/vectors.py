@@ -81,6 +81,23 @@ load_int8x64 = _loader(int8x64)
 
 
 @intrinsic_of
+def load_codes(typing_context: Any, array: Any, offset: Any) -> Any:
+    """64 bytes whose low 4 bits are the lower, then the upper halves of 32 bytes of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = address_of(context, builder, signature.args[0], *values)
+        eight = ir.VectorType(_I32, 8)
+        loaded = builder.load(builder.bitcast(address, eight.as_pointer()))
+        loaded.align = 1
+        twice = ir.Constant(int32x16.llvm, [*range(8), *range(8)])
+        lanes = builder.shuffle_vector(loaded, ir.Constant(eight, ir.Undefined), twice)
+        moved = builder.lshr(lanes, ir.Constant(int32x16.llvm, [0] * 8 + [4] * 8))
+        return builder.bitcast(moved, int8x64.llvm)
+
+    return int8x64(array, types.intp), generate
+
+
+@intrinsic_of
 def peek(typing_context: Any, array: Any, offset: Any) -> Any:
     """One element, without the checks for negative indices."""
 
@@ -194,6 +211,9 @@ fma = _ternary(_operator("llvm.fma.v16f32", float32x16, float32x16, float32x16, 
 
 #: pick(table, index): lane i is table[index[i] & 15].
 pick = _binary(_operator("llvm.x86.avx512.permvar.sf.512", float32x16, float32x16, int32x16))
+
+#: The same of 64 bytes: the low 6 bits count.
+pick_int8x64 = _binary(_operator("llvm.x86.avx512.permvar.qi.512", int8x64, int8x64, int8x64))
 
 #: pick2(low, index, high): from two registers as one table; the low 5, 5, 6 or 7 bits count.
 pick2_float32x16 = _ternary(
