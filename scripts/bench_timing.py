@@ -35,12 +35,11 @@ def interleaved(
     clock: Clock,
     least: int = 15,
     *,
-    warm: bool = False,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call, in rounds that run each once; two rounds to warm up.
 
-    ``warm``: each call is made once more, untimed, right before it is timed, so that it finds its
-    own data in the caches and not what the others left.
+    ``before`` is called, untimed, with the name of each call right before it is timed.
     """
     times: dict[str, list[float]] = {}
     with torch.inference_mode():
@@ -51,8 +50,8 @@ def interleaved(
                 end = time.perf_counter() + seconds
             for name, copies in calls.items():
                 call = copies[index % len(copies)]
-                if warm:
-                    call()
+                if before is not None:
+                    before(name)
                 start = clock()
                 call()
                 times[name].append(clock() - start)
