@@ -4,9 +4,9 @@ Convolutions of MobileNetV1 and ResNet-50 for one image with 80, 90 and 95 % of 
 against channels first, channels last, and oneDNN with packed weights. Three times, with different
 things in the caches:
 
-- *in place*: as in a network of such layers, where weights come from memory, and a layer of the same
-  kind has just run, whose working memory is used again, and has written the image. There are so
-  many copies of the weights that three times the last-level cache is read before one is used
+- *in place*: as in a network of such layers, where weights come from memory, and a layer of the
+  same kind has just run, whose working memory is used again, and has written the image. There are
+  so many copies of the weights that three times the last-level cache is read before one is used
   again; before each call that of another copy runs, and the image is read. The reach refers to
   this.
 - *in turns*: what the three others left.

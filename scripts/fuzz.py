@@ -36,12 +36,14 @@ import torch
 from fuzz_inputs import CANARY, mutate
 from fuzz_kinds import KINDS, Kind
 
+from automl.executors import kernels
 from automl.types import InputError
 
 _SECONDS = 5
 _ADDRESS_SPACE = 2 << 30
 #: Where files are fastest; None: wherever temporary files go.
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+_COMPILED = f"{os.path.realpath(Path(kernels.__file__).parent)}/__pycache__/"
 #: Inputs that one forked process reads.
 _CHUNK = 1000
 _RUNS = frozenset({
@@ -97,7 +99,9 @@ class Watch:
 
     def _is_inside(self, path: Any) -> bool:
         real = os.path.realpath(os.fsdecode(path))
-        return real in (self.folder, "/dev/null") or real.startswith(f"{self.folder}/")
+        inside = real == "/dev/null" or f"{real}/".startswith(f"{self.folder}/")
+        # Another geometry may be the first to need a kernel, and what is compiled is kept there.
+        return inside or f"{real}/".startswith(_COMPILED)
 
 
 def _writes(args: tuple[Any, ...]) -> bool:

@@ -83,8 +83,8 @@ def _check(
     args: argparse.Namespace, folder: Path | None, overrides: Sequence[str], out: Path | None
 ) -> None:
     """Refuses what can be refused before anything is loaded."""
+    from automl.commands.out import check_file
     from automl.executors import formats
-    from automl.paths import why_not_writable
     from automl.types import InputError
 
     if (folder is None) == (not overrides):
@@ -103,8 +103,8 @@ def _check(
         raise InputError(f"--seconds must be above 0, got {args.seconds:g}")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out {out} cannot be written; give a file in a folder that is there")
-    if out is not None and (reason := why_not_writable(out)) is not None:
-        raise InputError(f"--out {out} cannot be written: {reason}")
+    if out is not None:
+        check_file(out)
 
 
 @dataclass(frozen=True, eq=False)

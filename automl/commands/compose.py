@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from automl.commands.options import ROOT, default_choices, groups
-from automl.commands.shape import MISSING, misshapen
+from automl.commands.shape import MISSING, misshapen, require_representable
 from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.trust import check_typed
@@ -67,6 +67,7 @@ def _trusted(names: Any) -> list[str]:
 
 
 def _check_shape(config: Mapping[str, Any]) -> None:
+    require_representable(config)
     fault = misshapen(config)
     if fault is None:
         return

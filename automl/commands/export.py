@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes, checks and describes."""
+    from automl.commands.out import check_new_folder
     from automl.commands.stored import stored_settings
     from automl.runs import RunFolder
     from automl.types import InputError
@@ -53,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.run_dir} is not finished; prunepilot resume {args.run_dir}")
     folder.result()  # refused before anything is written
     formats = _formats(args.format)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise InputError(f"--out {args.out} is there already; choose a new folder")
+    check_new_folder(args.out)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if "optuna" in formats:

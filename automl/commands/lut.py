@@ -118,11 +118,10 @@ def _check(args: argparse.Namespace) -> int:
     import time
 
     from automl.commands.latency import whole_networks
-    from automl.paths import why_not_writable
-    from automl.types import InputError
+    from automl.commands.out import check_file
 
-    if args.out is not None and (reason := why_not_writable(args.out)) is not None:
-        raise InputError(f"--out {args.out} cannot be written: {reason}")
+    if args.out is not None:
+        check_file(args.out)
     table, config = _network_table(args)
     settings = config["latency"]
     if table.calibration is None:

@@ -83,7 +83,7 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
 def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
     """Refuses what can be refused before anything is loaded."""
     from automl.commands.depth import blocks_to_remove
-    from automl.paths import why_not_writable
+    from automl.commands.out import check_new_folder
     from automl.types import InputError
 
     ratio, shortens = config["ratio"], blocks_to_remove(config) > 0
@@ -96,10 +96,7 @@ def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
         is_number = isinstance(one, int | float) and not isinstance(one, bool)
         if ratio is not None and not (is_number and 0 <= one < 1):
             raise InputError(f"ratio must be in [0, 1), the fraction to remove, got {one!r}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already; choose a new folder")
-    if (reason := why_not_writable(out)) is not None:
-        raise InputError(f"--out {out} cannot be made: {reason}")
+    check_new_folder(out)
 
 
 @dataclass(frozen=True, eq=False)

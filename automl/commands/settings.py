@@ -103,9 +103,12 @@ def instantiate(section: Config, name: str) -> Any:
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         return hydra_instantiate(dict(section), _convert_="all")
+    except OmegaConfBaseException as error:  # a key that is no text, say
+        raise InputError(f"{name}: {str(error).strip().splitlines()[0]}") from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, InputError):

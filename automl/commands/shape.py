@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from automl.commands.options import ROOT, groups
 from automl.paths import conf_dir
+from automl.types import InputError
 
 #: Settings that runs of earlier versions do not have.
 _LATER = frozenset({"logger", "depth", "codebook"})
@@ -49,6 +51,26 @@ def _fault(
         return path, value
     inner = (_fault(value, key, one, f"{path}.{key}") for key, one in default.items())
     return next((fault for fault in inner if fault is not None), None)
+
+
+def require_representable(config: Any, path: str = "") -> None:
+    """Refuses whole numbers that no float holds, on which any arithmetic would fail.
+
+    Args:
+        config: Settings, composed or read from a folder.
+        path: The full key of what is looked at, empty for all.
+
+    Raises:
+        InputError: There is one.
+    """
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            require_representable(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            require_representable(value, f"{path}[{index}]")
+    elif isinstance(config, int) and abs(config) > sys.float_info.max:
+        raise InputError(f"{path} must be a number below 1e308")
 
 
 @cache

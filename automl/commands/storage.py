@@ -64,10 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and writes what was asked for."""
+    from automl.commands.out import check_new_folder
     from automl.cost.storage import Storage
 
     densities = _densities(args.densities)
-    _check(args.out)
+    if args.out is not None:
+        check_new_folder(args.out)
     name, weights, others = _saved(args) if args.saved else _of_model(args)
     storage = Storage.of(weights, others)
     curve = _curve(storage, densities, weights if args.magnitude else None)
@@ -120,18 +122,6 @@ def _arrays(network: nn.Module) -> dict[str, NDArray[Any]]:
 def _others(parameters: Mapping[str, NDArray[Any]], weights: Mapping[str, NDArray[Any]]) -> int:
     """How many parameters there are besides the weight matrices."""
     return sum(p.size for name, p in parameters.items() if name not in weights)
-
-
-def _check(folder: Path | None) -> None:
-    from automl.paths import why_not_writable
-    from automl.types import InputError
-
-    if folder is None:
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {folder} is there already; choose a new folder")
-    if (reason := why_not_writable(folder)) is not None:
-        raise InputError(f"--out {folder} cannot be made: {reason}")
 
 
 def _densities(text: str) -> list[float]:

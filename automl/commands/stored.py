@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from automl.commands.shape import MISSING, misshapen
+from automl.commands.shape import MISSING, misshapen, require_representable
 from automl.runs import CONFIG, RunFolder
 from automl.trust import check_config
 from automl.types import InputError
@@ -30,15 +30,16 @@ def stored_settings(folder: RunFolder, trust: Sequence[str]) -> dict[str, Any]:
 
 
 def check_shape(config: Mapping[str, Any], source: str) -> None:
-    """Refuses settings in which a section or key is missing that every composed one has.
+    """Refuses settings that lack a section or key, or hold numbers that nothing can work with.
 
     Args:
         config: What a config.yaml holds.
         source: The file, for the message.
 
     Raises:
-        InputError: Something is missing, or is a value where a section should be.
+        InputError: Something is missing, is a value where a section should be, or too large.
     """
+    require_representable(config)
     fault = misshapen(config)
     if fault is None:
         return

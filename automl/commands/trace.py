@@ -29,14 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Traces the model and prints its summary."""
     from automl.commands.compose import compose
-    from automl.paths import atomic_write, why_not_writable
+    from automl.commands.out import check_file
+    from automl.paths import atomic_write
     from automl.types import InputError
 
     config = compose(args.overrides)
-    if args.out is not None and args.out.exists():
-        raise InputError(f"--out {args.out} is there already; choose another file")
-    if args.out is not None and (reason := why_not_writable(args.out)) is not None:
-        raise InputError(f"--out {args.out} cannot be written: {reason}")
+    if args.out is not None:
+        check_file(args.out, new=True)
 
     from automl.commands.build import Bench
     from automl.commands.settings import set_threads

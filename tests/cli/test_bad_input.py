@@ -46,6 +46,8 @@ def refuses(cli, tmp_path, *arguments, says):
             "seed must be an integer >= 0 of 63 bits",
         ),
         (["search", "latency_budget_s=x"], "latency_budget_s must be a number >= 0, got 'x'"),
+        (["search", f"strategy.spread={10**400}"], "strategy.spread must be a number below 1e308"),
+        (["search", f"exclude=[{-(10**400)}]"], "exclude[0] must be a number below 1e308"),
         (["search", "scoring=fast"], "scoring is a section: set its keys"),
         (["search", "depth=2"], "depth is a section: set its keys, as depth.KEY=VALUE"),
         (["search", "~strategy"], "strategy cannot be left out"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from automl.commands.settings import instantiate
 from automl.executors import formats, packed_file
 from automl.executors.packed_check import MOST_WEIGHTS, check_geometry, check_layer
 from automl.export.packed import CONVOLUTIONS
@@ -177,3 +178,9 @@ def test_journal_lines_that_no_table_holds_are_damaged(value, tmp_path):
     path.write_text(f'{{"schema":1,"key":"a","metrics":{value}}}\n{{"schema":1,"key":"b"}}\n')
     with pytest.raises(InputError, match="line 1 is damaged"):
         Journal.read(path)
+
+
+def test_a_key_that_is_no_text_is_refused():
+    section = {"_target_": "automl.cost.energy_tables.EnergyTable", "multiply_pj": {None: 1.0}}
+    with pytest.raises(InputError, match="energy: Incompatible key type"):
+        instantiate(section, "energy")
