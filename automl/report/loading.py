@@ -72,12 +72,16 @@ def _runs_below(path: Path) -> list[Path]:
 
 
 def _walk(path: Path, depth: int) -> Iterator[Path]:
-    if (path / CONFIG).is_file() or (path / FAILED).is_file():
+    try:
+        is_run = (path / CONFIG).is_file() or (path / FAILED).is_file()
+        below = [] if is_run or not depth else list(path.iterdir())
+    except OSError:  # a folder without rights counts as a damaged run, and is told of
+        is_run, below = True, []
+    if is_run:
         yield path
-    elif depth:
-        for child in path.iterdir():
-            if child.is_dir() and not child.is_symlink():
-                yield from _walk(child, depth - 1)
+    for child in below:
+        if child.is_dir() and not child.is_symlink():
+            yield from _walk(child, depth - 1)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,23 @@ def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"is no folder|holds no runs"):
         load_runs(tmp_path / name)
+
+
+def test_a_folder_without_rights_is_told_of_and_the_rest_is_read(make_run, tmp_path, monkeypatch):
+    made = make_run(seed=0)
+    (tmp_path / "closed").mkdir()
+    opened = Path.is_file
+
+    def is_file(self):  # as for those who are not root
+        if self.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return opened(self)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    frame = load_runs(tmp_path)
+    status = dict(zip(frame["run"], frame["status"], strict=True))
+    assert status == {str(made): "done", str(tmp_path / "closed"): "damaged"}
+    assert any("Permission denied" in line for line in problems(frame))
 
 
 def test_a_result_of_other_settings_is_damaged(make_run):
