@@ -22,7 +22,7 @@ from typing import Any
 
 from automl.commands.build import Bench
 from automl.commands.compose import compose
-from automl.commands.settings import set_threads
+from automl.commands.settings import set_up_process
 from automl.journal import Journal
 from automl.problem import Problem
 from automl.strategies.netadapt import NetAdapt
@@ -73,7 +73,7 @@ class Timed:
 def main(overrides: Sequence[str]) -> None:
     """Searches and prints the table."""
     config = compose(["strategy=netadapt", *overrides])
-    set_threads(config)
+    set_up_process(config)
     bench = Bench(config)
     strategy = bench.strategy()
     if not isinstance(strategy, NetAdapt):

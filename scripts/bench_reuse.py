@@ -22,7 +22,7 @@ from bench_timing import about
 
 from automl.commands.build import Bench
 from automl.commands.compose import compose
-from automl.commands.settings import set_threads
+from automl.commands.settings import set_up_process
 from automl.policy import Policy
 from automl.problem import Problem
 from automl.types import InputError
@@ -75,7 +75,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = compose([*JOB, *args.overrides])
-        set_threads(config)
+        set_up_process(config)
         bench = Bench(config)
         bench.scorer.prepare()
         print(about(), end="\n\n")

@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
 
     from automl.commands.build import Bench
     from automl.commands.compose import compose
-    from automl.commands.settings import seed_of, set_threads
+    from automl.commands.settings import seed_of, set_up_process
     from automl.types import InputError
 
     if args.trials < 1:
         raise InputError(f"--trials must be at least 1, got {args.trials}")
     config = compose(args.overrides)
-    set_threads(config)
+    set_up_process(config)
     bench = Bench(config)
     policies = random_policies(bench, args.trials + 2, seed_of(config))
     first = sum(trial(bench, policies[0]).values())  # with what is done once for all

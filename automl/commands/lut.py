@@ -167,8 +167,8 @@ _ACTIONS = {"build": _build, "check": _check, "show": _show, "import": _import}
 def _network_table(args: argparse.Namespace) -> tuple[NetworkTable, dict[str, Any]]:
     from automl.commands.build import Bench
     from automl.commands.compose import compose
-    from automl.commands.settings import set_threads
+    from automl.commands.settings import set_up_process
 
     config = compose(args.overrides)
-    set_threads(config)
+    set_up_process(config)
     return Bench(config).latency_table, config

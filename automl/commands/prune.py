@@ -74,9 +74,9 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
     _check(config, out, policy is not None)
 
     from automl.commands.build import Bench
-    from automl.commands.settings import set_threads
+    from automl.commands.settings import set_up_process
 
-    set_threads(config)
+    set_up_process(config)
     return _Pruning.of(Bench(config), policy).run(out)
 
 

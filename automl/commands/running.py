@@ -17,7 +17,15 @@ from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
 from automl.commands.landing import Landing, lands
-from automl.commands.settings import flag, instantiate, number, run_dir, seed_of, set_threads, whole
+from automl.commands.settings import (
+    flag,
+    instantiate,
+    number,
+    run_dir,
+    seed_of,
+    set_up_process,
+    whole,
+)
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of
@@ -74,7 +82,7 @@ class SearchRun:
         whole(config, "max_failures", 1)
         whole(config["scoring"], "scoring.finalists", 1)
         number(config, "latency_budget_s", 0)
-        set_threads(config)
+        set_up_process(config)
         Budget.parse(config["budget"])
         _refuse_settings_of_prune(config)
         _logger(config)  # says what is not installed before anything is computed

@@ -150,14 +150,17 @@ def _is_one_of(value: Any, kinds: Sequence[Any]) -> bool:
     return isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
 
 
-def set_threads(config: Config) -> None:
-    """Limits torch to the CPU threads asked for.
+def set_up_process(config: Config) -> None:
+    """Limits torch to the CPU threads asked for, and lets it use freed memory again.
 
     Raises:
         InputError: ``threads`` is neither null nor a whole number from 1 to 1,024.
     """
     import torch
 
+    from automl.allocator import keep_freed_memory
+
+    keep_freed_memory()
     if config["threads"] is not None:
         threads = whole(config, "threads", 1)
         if threads > _MOST_THREADS:

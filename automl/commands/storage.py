@@ -102,9 +102,9 @@ def _of_model(args: argparse.Namespace) -> Network:
     config = compose(args.overrides)
 
     from automl.commands.build import Bench
-    from automl.commands.settings import set_threads
+    from automl.commands.settings import set_up_process
 
-    set_threads(config)
+    set_up_process(config)
     bench = Bench(config)
     plan, network = bench.trace.plan, bench.loaded.model
     if args.policy is not None:

@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
         check_file(args.out, new=True)
 
     from automl.commands.build import Bench
-    from automl.commands.settings import set_threads
+    from automl.commands.settings import set_up_process
     from automl.pruning.masked_plan import MaskedPlan
 
-    set_threads(config)
+    set_up_process(config)
     bench = Bench(config)
     trace = bench.trace
     print(trace.summary())

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from automl.allocator import keep_freed_memory
 from automl.engines import Done
 from automl.engines.base import Isolated, Job, check_count
 from automl.engines.errors import one_line, too_slow
@@ -169,6 +170,7 @@ def _run(
         except Exception as error:
             return UNUSABLE, one_line(error), ""
     apply_torch_settings(settings)
+    keep_freed_memory()
     return call(_OPENED[key][0], function, item)
 
 

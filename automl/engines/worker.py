@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from automl.allocator import keep_freed_memory
 from automl.engines.errors import one_line
 from automl.engines.memory import open_block
 
@@ -31,6 +32,7 @@ def main(connection: Connection, settings: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     apply_torch_settings(settings)
+    keep_freed_memory()
     data: dict[int, Any] = {}
     kept: list[Any] = []
     # The parent is gone, or has closed the connection to let the worker go.
