@@ -309,7 +309,7 @@ class Problem:
                 new.setdefault(key, policy)
         for jobs in self._rounds(new, race):
             if near is not None and self._reuses:
-                jobs = [job if job.examined else replace(job, near=near) for job in jobs]
+                jobs = [replace(job, near=near) for job in jobs]
             self._run_round(jobs, race)
         found = []
         for key in keys:  # what was known, and a policy's second time, come from the cache
@@ -391,7 +391,7 @@ class Problem:
 
     def _submitted(self, jobs: Sequence[Job], race: bool) -> Generator[Done, None, None]:
         if jobs:
-            if len(jobs) < _FEWEST_NEAR:
+            if sum(not job.examined for job in jobs) < _FEWEST_NEAR:
                 jobs = [replace(job, near=None) for job in jobs]
             jobs = self._against_the_leaders(jobs) if race else jobs
             yield from self._engine.submit(run_trial, jobs, self._shared)

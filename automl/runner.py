@@ -94,13 +94,18 @@ class Runner:
         """
         if self.continuation is not None:
             if near is None:
-                self.continuation.forget()
+                self.forget()
             else:
                 found = self.continuation.score(policy, near)
                 if found is not None:
                     return found
         score, metrics = self.scorer(self.network(policy))
         return score, metrics
+
+    def forget(self) -> None:
+        """Gives back the memory of what other networks have computed."""
+        if self.continuation is not None:
+            self.continuation.forget()
 
     def prepare(self, dense: Policy) -> None:
         """Computes here, once, what no policy changes, so that all processes have the same.
@@ -126,7 +131,8 @@ class Job:
         index: Of its trial.
         examined: Whether the losses of the examples are wanted.
         bar: What the network races against; None scores it on every example.
-        near: A policy of whose network it may use what was computed before they differ.
+        near: A policy of whose network it may use what was computed before they differ; where
+            losses are wanted, it uses nothing, but what there is is kept for others.
     """
 
     key: str
@@ -181,6 +187,8 @@ def run_trial(runner: Runner, job: Job) -> Outcome:
 
 def _examined(runner: Runner, job: Job) -> Examined:
     if job.examined:
+        if job.near is None:
+            runner.forget()
         network = runner.network(job.policy)
         examined: Examined = runner.scorer.examine(network, job.key, job.bar)
         return examined

@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import nn
 
 from automl.graph.materialise import KeptUnits
 from automl.graph.program import find_target, mutated, references
 from automl.plan import IndexPlan, Instruction
+
+#: In names of composed operators whose results always have memory of their own.
+_MAKES_NEW = ("conv", "linear", "matmul", "norm", "pool", "attention", "upsample")
 
 #: Steps that belong together: no cut comes between them.
 Pair = tuple[str, str]
@@ -183,7 +187,8 @@ class _Steps:
         for at, names in enumerate(self._reads):
             last.update(dict.fromkeys(names, at))
         self._last = last
-        self._spans = [(self._at[one], self._at[other]) for one, other in together]
+        places_of = ((self._at[one], self._at[other]) for one, other in together)
+        self._spans = [(min(places), max(places)) for places in places_of]
         calls: dict[str, list[int]] = {}
         for at, step in enumerate(program):
             if step.op == "call_module":
@@ -239,4 +244,10 @@ class _Steps:
         if step.op != "call_function" or ":" in step.target or "dropout" in step.target:
             return True
         target: Any = find_target(step.target)
-        return any(result.alias_info is not None for result in target._schema.returns)
+        if any(result.alias_info is not None for result in target._schema.returns):
+            return True
+        # What is composed of other operators may hand on what it gets, and does not say so.
+        composed = torch._C._dispatch_has_kernel_for_dispatch_key(
+            target.name(), "CompositeImplicitAutograd"
+        )
+        return composed and not any(name in step.target for name in _MAKES_NEW)

@@ -204,13 +204,17 @@ def chosen_cuts(
         most: Bytes for each.
     """
     names = frozenset(name for cut in cuts for name in cut.live)
-    run = ProgramRun(network, plan, kept, [inputs[:1]], keep=names)
+    # A copy: what views of it are kept then count as one image, not as all.
+    run = ProgramRun(network, plan, kept, [inputs[:1].clone()], keep=names)
     run.run()
     return affordable(cuts, {name: _bytes(run.value(name)) for name in names}, most)
 
 
 def _bytes(value: Any) -> int:
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+    """What a value keeps in memory; of a view, all that it is a view of."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(_bytes, value))
+    return value.untyped_storage().nbytes() if isinstance(value, Tensor) else 0
 
 
 class _Recorder(nn.Module):
@@ -225,7 +229,11 @@ class _Recorder(nn.Module):
         self.recording = Recording()
         self.differs = False
 
-    def batch(self, number: int, inputs: Tensor) -> Any:
+    def forward(self, inputs: Tensor) -> Any:
+        """Outputs as the network itself computes them: a batch size is measured so."""
+        return self.network(inputs)
+
+    def numbered_batch(self, number: int, inputs: Tensor) -> Any:
         """Outputs of a batch; those of the first are compared with the network's own."""
         if number == 0:
             network, plan, kept = self.network, self._plan, self._kept
@@ -252,7 +260,7 @@ class _Continued(nn.Module):
         self.network = network
         self._plan, self._kept, self._known, self._cut = plan, kept, known, cut
 
-    def batch(self, number: int, inputs: Tensor) -> Any:
+    def numbered_batch(self, number: int, inputs: Tensor) -> Any:
         """Outputs of a batch."""
         known = self._known.at(self._cut, number)
         at = self._cut.position

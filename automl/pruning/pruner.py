@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
+from automl.graph.interpret import consumers
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
+from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.laid_back import computes_the_same, laid_back
@@ -238,9 +241,21 @@ class Pruner:
 
     @property
     def fitted_together(self) -> list[tuple[str, str]]:
-        """Pairs of instructions of the plan: layers, and the sums with shortcuts they repay."""
-        sites = find_sites(self.trace.model, self.plan)
-        return [(site.call.name, site.sum_name) for site in sites if site.sum_name is not None]
+        """Pairs of instructions of the plan that no network may have a refit between.
+
+        Layers, and the sums with shortcuts they repay; and layers, and whatever else reads a tensor
+        that their refit writes: the batch norm that takes the intercept, layers with tied weights.
+        """
+        model, readers = self.trace.model, _readers(self.trace.model, self.plan)
+        pairs = []
+        for site in find_sites(model, self.plan):
+            layer = model.get_submodule(site.call.target)
+            norm = None if site.norm is None else model.get_submodule(site.norm)
+            written = [layer.weight, layer.bias, getattr(norm, "running_mean", None)]
+            others = [name for tensor in written for name in readers.get(id(tensor), ())]
+            others += [] if site.sum_name is None else [site.sum_name]
+            pairs += [(site.call.name, name) for name in others if name != site.call.name]
+        return pairs
 
     def refitting(
         self, slim: nn.Module, kept: Kept, units: KeptUnits, cuts: tuple[Cut, ...], most: float
@@ -339,6 +354,23 @@ class Pruner:
         settings = None if self._reconstruct is None else self._reconstruct.settings()
         scored_by = self.context.fingerprint(self.criterion)
         return digest(scored_by, settings, self._recalibrate, calibration)
+
+
+def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:
+    """Instructions that read each of a network's tensors, by its id."""
+    users, found = consumers(plan), dict[int, list[str]]()
+    for step in plan.program:
+        if step.op == "call_module":
+            module = model.get_submodule(step.target)
+            tensors, names = [*module.parameters(), *module.buffers()], [step.name]
+        elif step.op == "get_attr" and step.target not in plan.constants:
+            tensors = [operator.attrgetter(step.target)(model)]
+            names = [user.name for user in users[step.name]]
+        else:
+            continue
+        for tensor in tensors:
+            found.setdefault(id(tensor), []).extend(names)
+    return found
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

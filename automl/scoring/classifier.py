@@ -35,7 +35,7 @@ Rows = slice | Tensor
 class _Numbered(Protocol):
     """A network that wants to know which batch it is given."""
 
-    def batch(self, number: int, inputs: Tensor) -> Tensor:
+    def numbered_batch(self, number: int, inputs: Tensor) -> Tensor:
         """Logits of batch ``number``; a scorer's batches are the same in every call."""
 
 
@@ -64,7 +64,7 @@ class ClassifierScorer:
     """
 
     fingerprint: str
-    #: Networks with ``batch(number, inputs)`` are called by it.
+    #: Networks with ``numbered_batch(number, inputs)`` are called by it.
     numbers_batches = True
 
     def __init__(
@@ -252,7 +252,7 @@ class ClassifierScorer:
         numbered = model if isinstance(model, _Numbered) else None
         for number, rows in enumerate(self._batches()):
             inputs = self._batch(rows)
-            logits = model(inputs) if numbered is None else numbered.batch(number, inputs)
+            logits = model(inputs) if numbered is None else numbered.numbered_batch(number, inputs)
             self._check_logits(logits, rows.stop - rows.start)
             yield rows, logits
 
