@@ -60,8 +60,9 @@ class SparseConv2d:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return self.matrix.nbytes + sum(plan.offsets.nbytes for plan, _ in self.plans.values())
+        """Bytes of all arrays, with the offsets for every image size met, or for the first one."""
+        offsets = 4 * len(self.matrix.value)
+        return self.matrix.nbytes + offsets * max(len(self.plans), 1)
 
     def to_dense(self) -> Float32:
         """The weight that is multiplied with, of ``shape``."""

@@ -100,3 +100,15 @@ def test_more_channels_than_a_block_of_rows(kind, monkeypatch):
     x = np.random.default_rng(1).integers(-4, 5, (1, 30, 9, 9)).astype(np.float32)
     packed = pack_conv2d(weight, bias, tile=64)
     assert np.array_equal(packed(x), exact(x, weight, bias))
+
+
+def test_its_size_does_not_depend_on_whether_it_has_run():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((32, 16, 3, 3)).astype(np.float32)
+    packed = pack_conv2d(weight * (rng.random(weight.shape) < 0.1), padding=(1, 1))
+    before = packed.nbytes
+    packed(np.zeros((1, 16, 8, 8), np.float32))
+    assert packed.nbytes == before
+    packed(np.zeros((1, 16, 9, 9), np.float32))
+    arrays = sum(plan.offsets.nbytes for plan, _ in packed.plans.values())
+    assert packed.nbytes == packed.matrix.nbytes + arrays
