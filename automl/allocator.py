@@ -33,8 +33,8 @@ def keep_freed_memory() -> bool:
     if asked or platform.libc_ver()[0] != "glibc":
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+        mallopt = ctypes.pythonapi.mallopt  # of what is loaded already
+    except AttributeError:
         return False
     done = [mallopt(_M_MMAP_THRESHOLD, _REUSED), mallopt(_M_TRIM_THRESHOLD, _KEPT)]
     return all(done)

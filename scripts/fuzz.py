@@ -90,8 +90,6 @@ class Watch:
     def _look(self, event: str, args: tuple[Any, ...]) -> None:
         if self.folder is None:
             return
-        if event == "ctypes.dlopen" and args[0] is None:
-            return  # of the process itself, which loads nothing
         if event in _RUNS or (event == "import" and args[0] == CANARY):
             raise Ran(f"{event} {args[:1]}")
         if event in _CHANGES or (event == "open" and _writes(args)):

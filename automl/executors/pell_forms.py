@@ -9,10 +9,10 @@ lane the one that its next entry needs:
 - A group is worked through in *steps*. Each moves the window to the lane that is furthest behind
   and takes the next entries (as many as the form is deep) that every lane has in the window. Lanes
   without take zeros; ``PellLinear.fill`` is the fraction of slots that do not.
-- An entry is one byte, its place in the window, and its weight. Codebook entries hold both in one
-  byte: 4 bits each. 64 such bytes are a *block*, 4 to each 32-bit lane. Of a lane's entries in one
-  step, 16-bit ones sit side by side in pairs and 8-bit ones in fours, as one instruction takes
-  them; what one instruction takes is a *round*, and byte r of lane l belongs to round r.
+- An entry is one byte, its place in the window, and its weight. Those of ``PellCodebook`` hold both
+  in one byte: 4 bits each. 64 such bytes are a *block*, 4 to each 32-bit lane. Of a lane's entries
+  in one step, 16-bit ones sit side by side in pairs and 8-bit ones in fours, as one instruction
+  takes them; what one instruction takes is a *round*, and byte r of lane l belongs to round r.
 - Wide matrices are cut into *tiles* of columns, so that a tile's activations stay in the cache.
   A *segment* is one group in one tile.
 
@@ -294,4 +294,10 @@ class PellCodebookInt8(PellLinear):
         return super().to_dense() * self.scale
 
     def _arguments(self) -> tuple[Any, ...]:
-        return (*super()._arguments(), self.codes, self.scale, self.offset)
+        with np.errstate(invalid="ignore"):  # of a damaged file, say
+            whole = self.value.astype(np.int32)
+        coarse = (whole + 64) >> 7
+        tables = np.concatenate([np.tile(part, 4) for part in (whole - 128 * coarse, coarse)])
+        arrays = (self.tile, self.blocks, self.advance, self.index, self.codes)
+        sums = (self.place, self.bias, self.scale, self.offset)
+        return (*arrays, tables.astype(np.int8), *sums)

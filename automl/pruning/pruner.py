@@ -241,7 +241,7 @@ class Pruner:
 
     @property
     def fitted_together(self) -> list[tuple[str, str]]:
-        """Pairs of instructions of the plan that no network may have a refit between.
+        """Pairs of instructions of the plan that no cut may separate.
 
         Layers, and the sums with shortcuts they repay; and layers, and whatever else reads a tensor
         that their refit writes: the batch norm that takes the intercept, layers with tied weights.

@@ -107,19 +107,14 @@ def int8(
 
 @njit(**OPTIONS)
 def codebook_int8(
-    x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
-    bias: Any, codes: Any, scale: Any, offset: Any, fast: Any,
+    x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, codes: Any, tables: Any,
+    place: Any, bias: Any, scale: Any, offset: Any, fast: Any,
 ) -> bool:  # fmt: skip
-    """Windows of 256 activations; ``codes`` to ``offset`` as in ``PellCodebookInt8``."""
+    """Windows of 256 activations; ``tables`` as in ``pell_vector``, ``scale`` of all weights."""
     if not checks.all_finite(x.view(np.uint32)):
         return False
     step, zero = checks.levels(x)
     padded = checks.padded_uint8(x, 1 / step, zero, 256)
-    tables = np.empty(128, np.int8)
-    for i in range(64):
-        whole = np.int32(value[i % 16])
-        coarse = (whole + np.int32(64)) >> np.int32(7)
-        tables[i], tables[64 + i] = whole - np.int32(128) * coarse, coarse
     lanes = _lanes(bias)
     sums = np.zeros(2 * lanes, np.int32)
     if fast is None:
