@@ -2,7 +2,7 @@
 
 Torch takes fresh memory for every activation. Blocks of megabytes come from the system by
 themselves and go back at once, so each pass over a batch pays a page fault for every 4 KiB of every
-activation: a fifth of the time of a ResNet-56 on one thread. Memory that is used again is not as
+activation: 10 to 20 % of the time of a ResNet-56 on one thread. Memory that is used again is not as
 densely packed: a process may take half as much again.
 """
 
