@@ -145,6 +145,20 @@ class Bench:
         """The pruner of a plan of this network."""
         return pruners.repairing(self, plan)
 
+    def refining_pruner_of(self, plan: IndexPlan | MaskedPlan) -> Pruner | SparsePruner:
+        """As :meth:`pruner_of`, for the networks that a command ends with."""
+        return pruners.repairing(self, plan, refine=True)
+
+    @cached_property
+    def refining_pruner(self) -> Pruner | SparsePruner:
+        """Makes the networks that a command ends with: refined, where that is asked for."""
+        return self.refining_pruner_of(self.plan) if self.refines else self.pruner
+
+    @property
+    def refines(self) -> bool:
+        """Whether the networks that a command ends with are refined."""
+        return pruners.refines(self.config)
+
     @cached_property
     def quick_pruner(self) -> Pruner | SparsePruner:
         """The pruner, or one that repairs on as many images as ``repair.trial_images`` says."""

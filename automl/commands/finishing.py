@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from automl.commands import pruners
 from automl.commands.build import Bench
 from automl.commands.latency import kept_promise
 from automl.commands.settings import number
@@ -116,8 +118,14 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
 
 def _pruned(bench: Bench, name: str, trial: Trial) -> _Final:
     assert trial.measurement is not None  # for the type checker: chosen trials succeeded
-    network = bench.finalist_pruner.prune(trial.policy)
-    return _Final(name, network, trial.policy, trial.measurement)
+    if not bench.refines:
+        network = bench.finalist_pruner.prune(trial.policy)
+        return _Final(name, network, trial.policy, trial.measurement)
+    print(f"refining {name}", file=sys.stderr, flush=True)
+    network = pruners.training(bench, bench.refining_pruner).prune(trial.policy)
+    score, metrics = bench.careful_scorer(network)
+    measured = Measurement(score, metrics, trial.measurement.costs)
+    return _Final(name, network, trial.policy, measured)
 
 
 def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfig) -> _Final:
@@ -126,7 +134,7 @@ def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfi
     schedule = schedule_of(bench.config, grains_of(final.policy), config.epochs)
     checkpoints = folder.path / f"finetune-{final.name.split()[0]}"
     training = BenchTraining(bench, config, final.name, checkpoints)
-    session = open_session(bench.pruner, final.policy, training)
+    session = open_session(bench.refining_pruner, final.policy, training, final.network)
     network = schedule.run(session, config.epochs)
     score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, final.measurement.costs)

@@ -148,7 +148,7 @@ class _Pruning:
 
         tuning, codebook = tuning_of(self.bench.config), codebook_of(self.bench.config)
         schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
-        pruner = self.bench.pruner_of(self.plan)
+        pruner = self.bench.refining_pruner_of(self.plan)
         policy = self._with_units(pruner)
         networks = {**self._dense(), "pruned": pruner.prune(policy)}
         checkpoints = out.with_name(f"{out.name}.training")
@@ -156,7 +156,7 @@ class _Pruning:
             out.parent.mkdir(parents=True, exist_ok=True)
         if tuning.epochs:
             training = BenchTraining(self.bench, tuning, "pruned", checkpoints)
-            session = open_session(pruner, policy, training)
+            session = open_session(pruner, policy, training, networks["pruned"])
             networks[f"trained, {schedule.name}"] = schedule.run(session, tuning.epochs)
             policy = session.policy
         if codebook is not None:

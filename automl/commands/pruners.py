@@ -35,8 +35,14 @@ def prunes_with_data(config: Config) -> bool:
     return repair["reconstruction"] is not None or bool(repair["batchnorm_recalibration"])
 
 
+def refines(config: Config) -> bool:
+    """Whether the networks that a command ends with are refined."""
+    # Runs of earlier versions do not have the setting.
+    return config["repair"].get("refine") is not None
+
+
 def repairing(
-    bench: Bench, plan: IndexPlan | MaskedPlan, images: int | None = None
+    bench: Bench, plan: IndexPlan | MaskedPlan, images: int | None = None, refine: bool = False
 ) -> Pruner | SparsePruner:
     """A pruner that repairs as ``repair.*`` says.
 
@@ -44,6 +50,7 @@ def repairing(
         bench: Network, data and criterion.
         plan: What can be pruned.
         images: How many training images it repairs on; None: as many as the settings say.
+        refine: Whether it refines, too, as ``repair.refine`` says.
 
     Raises:
         InputError: A setting is off, or they do not go together.
@@ -51,7 +58,8 @@ def repairing(
     repair = bench.config["repair"]
     settings = repair["reconstruction"]
     calibration = None
-    if prunes_with_data(bench.config):
+    refine = refine and refines(bench.config)
+    if refine or prunes_with_data(bench.config):
         count = whole(repair, "repair.calibration_images", 1) if images is None else images
         calibration = _examples(bench, count)[0]
     arguments: dict[str, Any] = {
@@ -61,11 +69,18 @@ def repairing(
         "reconstruct": None if settings is None else instantiate(settings, "repair"),
         "batchnorm_recalibration": flag(repair, "repair.batchnorm_recalibration"),
     }
+    if refine:
+        arguments["refine"] = instantiate(repair["refine"], "repair.refine")
+        arguments["report"] = _report_refining
     if isinstance(plan, MaskedPlan):
         if getattr(arguments["reconstruct"], "inputs", "pruned") == "dense":
             raise InputError("repair=lookup is for granularity=channel")
         return SparsePruner(bench.trace, plan, **arguments)
     return Pruner(bench.trace, **arguments)
+
+
+def _report_refining(line: str) -> None:
+    print(f"refining {line}", file=sys.stderr, flush=True)
 
 
 def repairing_quickly(bench: Bench) -> Pruner | SparsePruner:

@@ -68,10 +68,14 @@ class ProgramRun:
 
     def run(self) -> Any:
         """Runs everything that has not run yet; returns the network's output."""
-        for instruction in self._plan.program[self._start :]:
+        self.advance(len(self._plan.program))
+        return self._decode(self._plan.program[-1].args[0])
+
+    def advance(self, position: int) -> None:
+        """Runs what has not run yet of the instructions before a position."""
+        for instruction in self._plan.program[self._start : position]:
             if instruction.op != "output":
                 self.value(instruction.name)
-        return self._decode(self._plan.program[-1].args[0])
 
     def value(self, name: str) -> Any:
         """The value of a step, running what it depends on first.

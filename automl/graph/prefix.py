@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from automl.graph.materialise import KeptUnits
-from automl.graph.program import find_target, mutated, references
+from automl.graph.program import BATCH_SIZE, find_target, mutated, references
 from automl.plan import IndexPlan, Instruction
 
 #: In names of composed operators whose results always have memory of their own.
@@ -79,6 +79,26 @@ class Prefixes:
             if tuple(some) != tuple(others)
         )
         return min(differing, default=len(self._plan.program))
+
+
+def bottlenecks(
+    model: nn.Module, plan: IndexPlan, together: Iterable[Pair] = ()
+) -> tuple[Cut, ...]:
+    """All cuts that a single value passes; the inputs and the outputs are none of them.
+
+    The size of the batch is no such value.
+
+    Args:
+        model: The dense network.
+        plan: Its plan.
+        together: Steps that no cut may separate.
+    """
+    steps, found = _Steps(model, plan, together), []
+    for position in range(1, len(plan.program)):
+        live = tuple(name for name in steps.live(position) if name != BATCH_SIZE)
+        if len(live) == 1 and steps.can_be_cut(position):
+            found.append(Cut(position, live, work=steps.work(position)))
+    return tuple(found)
 
 
 def last_cut(cuts: Sequence[Cut], position: int) -> Cut | None:

@@ -26,7 +26,8 @@ from automl.types import InputError
 #: What an integer argument becomes: (rewrite) -> JSON value.
 Resolver = Callable[[Rewrite], Any]
 
-_BATCH_NAME = "batch_size"
+#: Instruction whose value is the size of the batch.
+BATCH_SIZE = "batch_size"
 _DROPPED = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size",
             "sym_constrain_range", "_assert_async")  # fmt: skip
 #: Operators that stand for a call of a module: the class, and which settings must be its own.
@@ -171,7 +172,7 @@ class ProgramWriter:
         if self._uses_batch:
             batched = next(i.name for i in inputs if i.name in self._exported.batched_inputs)
             arguments = ({"ref": batched}, 0)
-            size = Instruction(_BATCH_NAME, "call_function", "aten.sym_size.int", arguments, {})
+            size = Instruction(BATCH_SIZE, "call_function", "aten.sym_size.int", arguments, {})
             head.append(size)
         return [*inputs, *head, *rest]
 
@@ -373,7 +374,7 @@ def references(value: Any) -> set[str]:
     if isinstance(value, dict):
         if "ref" in value:
             return {value["ref"]}
-        extra = {_BATCH_NAME} if "batch" in value else set()
+        extra = {BATCH_SIZE} if "batch" in value else set()
         return extra.union(*(references(item) for item in value.values()))
     if isinstance(value, (list, tuple)):
         return set().union(*(references(item) for item in value))

@@ -167,7 +167,7 @@ def trainable_form(module: nn.Module) -> nn.Module:
     plain.affine, plain.track_running_stats = module.weight is not None, True
     plain._parameters = dict(module._parameters)
     plain._buffers = dict(module._buffers)
-    return plain
+    return plain.train(module.training)
 
 
 def read_constant(document: dict[str, Any]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from automl.pruning.laid_back import computes_the_same, laid_back
 from automl.pruning.lookup import LookupRepairer
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
+from automl.pruning.refine import Refinement, Refiner
 from automl.pruning.sites import find_sites
 from automl.types import InputError, Kept
 
@@ -45,8 +47,11 @@ class Pruner:
             (images, ...); None leaves the layers that read pruned channels as they are.
         reconstruct: Settings of the least-squares repair; None turns it off. Ignored without
             ``calibration``.
-        batchnorm_recalibration: Re-estimate batch-norm statistics on ``calibration`` at the end.
+        batchnorm_recalibration: Re-estimate batch-norm statistics on ``calibration`` after it.
+        refine: Settings of the refinement that comes last; None for none. Ignored without
+            ``calibration``.
         context: What the criterion looks at; by default the network with ``calibration``.
+        report: Called with a line for every part of a network that was refined.
 
     Raises:
         InputError: There is no such criterion, or the context lacks what it needs.
@@ -60,7 +65,9 @@ class Pruner:
         calibration: Tensor | None = None,
         reconstruct: Reconstruction | None = Reconstruction(),  # noqa: B008 - frozen
         batchnorm_recalibration: bool = False,
+        refine: Refinement | None = None,
         context: Context | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Takes the network as it is now; its weights must not change afterwards."""
         self.trace = trace
@@ -71,6 +78,8 @@ class Pruner:
         self._calibration = calibration
         self._reconstruct = reconstruct if calibration is not None else None
         self._recalibrate = batchnorm_recalibration and calibration is not None
+        self._refine = refine if calibration is not None else None
+        self._report = report
 
     def prepare(self, ranked: bool = True) -> None:
         """Computes all that no policy changes, unless it is there.
@@ -172,6 +181,8 @@ class Pruner:
         slim = self.materialise.module_form(units)
         attach(slim, masks or {})
         self.repair(slim, kept, units, choose)
+        if self._refiner is not None and self._is_damaged(slim, kept):
+            self._refiner(slim, kept, units)
         network = self.materialise.finish(slim, kept)
         if masks or choose:
             watch(network)
@@ -210,7 +221,7 @@ class Pruner:
             known: The results of those instructions that later ones need, on the calibration
                 inputs.
         """
-        damaged = (kept < self.plan.dense).any() or masks_of(network) or choose
+        damaged = choose or self._is_damaged(network, kept)
         if self._reconstruct is not None and damaged:
             repairer = self._repairer if towards is None else self._repairer_towards(towards)
             if isinstance(repairer, Repairer):
@@ -219,6 +230,9 @@ class Pruner:
                 repairer(network, kept, units, choose)
         if self._recalibrate:
             self._recalibrate_batchnorm(network, kept)
+
+    def _is_damaged(self, network: nn.Module, kept: Kept) -> bool:
+        return bool((kept < self.plan.dense).any() or masks_of(network))
 
     # ---- networks that begin alike
 
@@ -294,6 +308,19 @@ class Pruner:
         return [named[target.name] or chosen[target.index] for target in self.plan.targets]
 
     @cached_property
+    def _refiner(self) -> Refiner | None:
+        if self._refine is None or self._calibration is None:
+            return None
+        return Refiner(
+            self.trace.model,
+            self.plan,
+            self._calibration,
+            self._refine,
+            self.fitted_together,
+            self._report,
+        )
+
+    @cached_property
     def _repairer(self) -> Repairer | LookupRepairer:
         return self._repairer_towards(self.trace.model)
 
@@ -349,11 +376,14 @@ class Pruner:
     def fingerprint(self) -> str:
         """Identifies everything besides the policy that decides what :meth:`prune` returns."""
         calibration = None
-        if self._calibration is not None and (self._reconstruct or self._recalibrate):
+        if self._calibration is not None and (
+            self._reconstruct or self._recalibrate or self._refine
+        ):
             calibration = digest(self._calibration)
         settings = None if self._reconstruct is None else self._reconstruct.settings()
         scored_by = self.context.fingerprint(self.criterion)
-        return digest(scored_by, settings, self._recalibrate, calibration)
+        refined = [] if self._refine is None else [asdict(self._refine)]  # as in older journals
+        return digest(scored_by, settings, self._recalibrate, calibration, *refined)
 
 
 def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:

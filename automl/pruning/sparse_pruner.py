@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from automl.pruning.masked_plan import Grains, MaskedPlan, MaskedWeight, is_insi
 from automl.pruning.obs_masks import ObsChoice
 from automl.pruning.pruner import Pruner
 from automl.pruning.reconstruct import Reconstruction
+from automl.pruning.refine import Refinement
 from automl.pruning.sites import find_sites
 from automl.types import InputError, Kept
 
@@ -40,7 +41,9 @@ class SparsePruner:
         calibration: As for :class:`Pruner`.
         reconstruct: As for :class:`Pruner`.
         batchnorm_recalibration: As for :class:`Pruner`.
+        refine: As for :class:`Pruner`.
         context: What the criterion looks at; by default the network with ``calibration``.
+        report: As for :class:`Pruner`.
 
     Raises:
         InputError: The criterion scores whole units only, or the context lacks what it needs.
@@ -55,7 +58,9 @@ class SparsePruner:
         calibration: Tensor | None = None,
         reconstruct: Reconstruction | None = Reconstruction(),  # noqa: B008 - frozen
         batchnorm_recalibration: bool = False,
+        refine: Refinement | None = None,
         context: Context | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Takes the network as it is now; its weights must not change afterwards."""
         self.trace = trace
@@ -66,7 +71,9 @@ class SparsePruner:
             calibration=calibration,
             reconstruct=reconstruct,
             batchnorm_recalibration=batchnorm_recalibration,
+            refine=refine,
             context=context,
+            report=report,
         )
         if isinstance(self.channels.criterion, UnitCriterion):
             self.channels.criterion.saliency(self.channels.context, [])  # refuses

@@ -44,7 +44,10 @@ class Training(Protocol):
 
 
 def open_session(
-    pruner: Pruner | SparsePruner, policy: Policy, training: Training
+    pruner: Pruner | SparsePruner,
+    policy: Policy,
+    training: Training,
+    pruned: nn.Module | None = None,
 ) -> MaskSession | ChannelSession:
     """The session that leads to a policy.
 
@@ -52,10 +55,12 @@ def open_session(
         pruner: Of the dense network.
         policy: What is kept in the end; which units, the sessions decide on the way.
         training: How to train.
+        pruned: What the pruner makes of the policy, if it is there: it is copied where everything
+            is pruned at once.
     """
     if isinstance(pruner, SparsePruner):
-        return MaskSession(pruner, policy, training)
-    return ChannelSession(pruner, policy, training)
+        return MaskSession(pruner, policy, training, pruned)
+    return ChannelSession(pruner, policy, training, pruned)
 
 
 class _Session:
@@ -90,10 +95,16 @@ class _Session:
 class MaskSession(_Session):
     """Masks inside layers; channels, where they are pruned, too, go at the first stage."""
 
-    def __init__(self, pruner: SparsePruner, policy: Policy, training: Training) -> None:
+    def __init__(
+        self,
+        pruner: SparsePruner,
+        policy: Policy,
+        training: Training,
+        pruned: nn.Module | None = None,
+    ) -> None:
         """Prunes nothing yet."""
         super().__init__(training)
-        self._pruner, self.policy = pruner, policy
+        self._pruner, self.policy, self._pruned = pruner, policy, pruned
         self._channels, self._inside = pruner.plan.split(policy.kept(pruner.plan.targets))
         self._units = pruner.units(policy)
         self._point: dict[str, Tensor] | None = None
@@ -103,7 +114,9 @@ class MaskSession(_Session):
         """Masks what now scores least, beside what is masked already, and repairs."""
         kept = _counts([w.units for w in self._pruner.plan.weights], self._inside, ratio)
         if not self._started and (kept == self._inside).all():
-            self._started, self.network = True, self._pruner.prune(self.policy)
+            self._started = True
+            ready = copy.deepcopy(self._pruned)
+            self.network = self._pruner.prune(self.policy) if ready is None else ready
             return
         self._start()
         aim = self._aim()
@@ -213,10 +226,16 @@ class ChannelSession(_Session):
     :func:`laid_back`). Repair aims at what the network computed before the stage.
     """
 
-    def __init__(self, pruner: Pruner, policy: Policy, training: Training) -> None:
+    def __init__(
+        self,
+        pruner: Pruner,
+        policy: Policy,
+        training: Training,
+        pruned: nn.Module | None = None,
+    ) -> None:
         """Prunes nothing yet."""
         super().__init__(training)
-        self._pruner, self._asked = pruner, policy
+        self._pruner, self._asked, self._pruned = pruner, policy, pruned
         self._final = policy.kept(pruner.plan.targets)
         self._units: list[Sequence[int]] = [range(t.units) for t in pruner.plan.targets]
         self._point: nn.Module | None = None
@@ -241,7 +260,8 @@ class ChannelSession(_Session):
         kept = _counts([target.units for target in pruner.plan.targets], self._final, ratio)
         if self._untouched and (kept == self._final).all():
             self._units = list(pruner.units_of(self._asked))
-            self.network = pruner.make(kept, self._units)
+            ready = copy.deepcopy(self._pruned)
+            self.network = pruner.make(kept, self._units) if ready is None else ready
         else:
             whole = laid_back(self.network, pruner.trace.model, pruner.plan, self._units)
             aim = pruner.aim(self.network, self._units) if self._trained else None
