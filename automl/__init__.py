@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from automl.graph.trace import trace as trace
     from automl.plan import IndexPlan as IndexPlan
     from automl.policy import Policy as Policy
+    from automl.pruning.refine import Refinement as Refinement
     from automl.report.loading import load_runs as load_runs
     from automl.searcher import Searcher as Searcher
     from automl.types import InputError as InputError
@@ -25,6 +26,7 @@ _HOMES = {
     "IndexPlan": "automl.plan",
     "InputError": "automl.types",
     "Policy": "automl.policy",
+    "Refinement": "automl.pruning.refine",
     "Searcher": "automl.searcher",
     "Trace": "automl.graph.trace",
     "compile": "automl.executors.compiler",

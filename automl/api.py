@@ -11,6 +11,7 @@ from automl.graph.trace import trace
 from automl.policy import Policy
 from automl.pruning.criteria import Criterion
 from automl.pruning.pruner import policy_from_ratios
+from automl.pruning.refine import Refinement
 from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios, pruner_for
 
 
@@ -22,6 +23,7 @@ def prune(
     criterion: str | Criterion = "l2",
     granularity: str | Sequence[str] = "channel",
     calibration: Tensor | None = None,
+    refine: Refinement | None = None,
     rounding: int = 1,
     exclude: Sequence[str] = (),
 ) -> nn.Module:
@@ -39,6 +41,8 @@ def prune(
             policy says it itself.
         calibration: Unlabelled inputs, shape (images, ...); the layers that read pruned channels
             are refitted on them by least squares. None: no repair.
+        refine: After that, fits the layers of a few blocks together on them, such as
+            ``automl.Refinement()``: minutes for much of the accuracy that is left to win back.
         rounding: Kept counts are multiples of this where a group is large enough.
         exclude: Shell patterns of layer names whose channels and weights must stay.
 
@@ -61,7 +65,12 @@ def prune(
     traced = trace(model, example_inputs, exclude=exclude)
     asked = ratios if isinstance(ratios, Policy) else granularity
     pruner = pruner_for(
-        traced, asked, exclude=exclude, criterion=criterion, calibration=calibration
+        traced,
+        asked,
+        exclude=exclude,
+        criterion=criterion,
+        calibration=calibration,
+        refine=refine,
     )
     if isinstance(ratios, Policy):
         return pruner.prune(ratios)

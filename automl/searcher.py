@@ -28,6 +28,7 @@ from automl.paths import atomic_write
 from automl.policy import Policy
 from automl.problem import Problem, Trial, TrialLog, best, trial_row
 from automl.pruning.masked_plan import MaskedPlan
+from automl.pruning.refine import Refinement
 from automl.pruning.sparse_pruner import pruner_for
 from automl.racing import Racing
 from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
@@ -85,6 +86,7 @@ class Searcher:
         run_dir: str | os.PathLike[str] | None = None,
         finetune: Finetune | None = None,
         calibration: Tensor | None = None,
+        refine: Refinement | None = None,
         criterion: str = "l2",
         granularity: str | Sequence[str] = "channel",
         rounding: int = 8,
@@ -112,6 +114,7 @@ class Searcher:
             finetune: ``finetune(model)`` trains the final network in place, or returns it.
             calibration: Unlabelled training inputs, shape (images, ...), on which layers that
                 read pruned channels are fitted anew; None leaves them as they are.
+            refine: How the final network is refined on them (``automl.Refinement()``); None: not.
             criterion: Which units go first; a name from conf/criterion.
             granularity: What is removed together, see ``automl.prune``.
             rounding: Kept counts are multiples of this where targets are large enough.
@@ -132,9 +135,14 @@ class Searcher:
                 malformed.
         """
         self.trace = trace(model, example_inputs, exclude=tuple(exclude))
-        self.pruner = pruner_for(
-            self.trace, granularity, exclude=exclude, criterion=criterion, calibration=calibration
-        )
+        prunes: dict[str, Any] = {
+            "exclude": exclude,
+            "criterion": criterion,
+            "calibration": calibration,
+        }
+        self.pruner = self._finisher = pruner_for(self.trace, granularity, **prunes)
+        if refine is not None:
+            self._finisher = pruner_for(self.trace, granularity, **prunes, refine=refine)
         plan = self.pruner.plan
         counted = masked_costs(plan) if isinstance(plan, MaskedPlan) else standard_costs(plan)
         steps = plan.steps(rounding) if isinstance(plan, MaskedPlan) else rounding
@@ -223,8 +231,8 @@ class Searcher:
         return torch.cat([inputs[0]] * math.ceil(3 / len(inputs[0])))
 
     def finished(self, policy: Policy) -> nn.Module:
-        """The network of a policy: pruned, repaired and, where asked for, fine-tuned."""
-        network = self.pruner.prune(policy)
+        """The network of a policy: pruned, repaired and, where asked for, refined and fine-tuned."""
+        network = self._finisher.prune(policy)
         if self._finetune is None:
             return network
         with own_random_numbers(policy.key):

@@ -42,7 +42,8 @@ RESULTS = ("policy.json", "policy_uniform.json", "model.safetensors")
 
 SETTINGS = (
     "model=digits", "data=digits", "budget.macs=0.5", "trials=10", "seed=3", "threads=1",
-    "device=cpu", "repair.calibration_images=32", "scoring.images=100", "scoring.finalists=2",
+    "device=cpu", "repair.calibration_images=32", "repair.refine.steps=5", "scoring.images=100",
+    "scoring.finalists=2",
     "latency_budget_s=0", "trace_deadline_s=600",  # on a machine that other work keeps busy
 )  # fmt: skip
 

@@ -51,6 +51,7 @@ PUBLISHED = {
 #: Settings of ``--fast``: minutes instead of hours, to see that all of it works.
 FAST = (
     "trials=8", "data.limit=300", "scoring.images=100", "repair.calibration_images=64",
+    "repair.refine.steps=10",
     "repair.trial_images=32", "scoring.finalists=2", "latency_budget_s=0.2",
 )  # fmt: skip
 

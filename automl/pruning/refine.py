@@ -383,6 +383,7 @@ class _Fit:
     ) -> None:
         self._refiner, self._segment, self._slim, self._kept = refiner, segment, slim, kept
         self._ours = _Rows(ours)
+        self._has_group_norm = any(isinstance(one, nn.GroupNorm) for one in slim.modules())
         found = [_Chunks() for _ in segment.points]
         following = _Chunks()
         for rows in torch.split(theirs, _CHUNK):
@@ -434,6 +435,9 @@ class _Fit:
 
     def _loss(self, at: Tensor) -> Tensor:
         inputs = self._ours.take(at)
+        # Of inputs that want no gradient and lie channels last, torch 2.13's group norm computes
+        # one all the same on a CPU, into memory that is not there.
+        inputs.requires_grad_(self._has_group_norm and inputs.is_floating_point())
         low = self._refiner.settings.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
             values = self._refiner.passed(self._slim, self._kept, self._segment, inputs)

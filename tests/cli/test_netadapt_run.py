@@ -11,7 +11,7 @@ from automl.runs import JOURNAL, POLICY, RESULT
 SEARCH = (
     "search", "model=digits", "data=digits", "strategy=netadapt", "budget=none",
     "budget.energy_mj=0.4", "trials=24", "threads=1", "device=cpu",
-    "repair.calibration_images=64", "latency_budget_s=0",
+    "repair.calibration_images=64", "repair.refine=null", "latency_budget_s=0",
 )  # fmt: skip
 
 

@@ -13,7 +13,9 @@ from automl.pruning.masks import masks_of, sparsity
 from automl.runs import load_pruned
 from automl.types import InputError
 
-QUICK = ("model=digits", "threads=1", "device=cpu", "repair.calibration_images=64")
+QUICK = (
+    "model=digits", "threads=1", "device=cpu", "repair.calibration_images=64", "repair.refine=null",
+)  # fmt: skip
 
 
 def prune(cli, out, *arguments):

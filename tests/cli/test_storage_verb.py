@@ -78,7 +78,7 @@ def test_a_saved_network_is_measured_with_its_zeros(cli, tmp_path):
     slim = tmp_path / "slim"
     pruned = cli(
         "prune", "model=digits", "threads=1", "device=cpu", "granularity=nm", "ratio=0.5",
-        "repair.calibration_images=16", "--out", slim,
+        "repair.calibration_images=16", "repair.refine=null", "--out", slim,
     )  # fmt: skip
     assert pruned.code == 0, pruned.err
     result = cli("storage", "--saved", slim, "--densities", "1")
