@@ -231,7 +231,7 @@ class Searcher:
         return torch.cat([inputs[0]] * math.ceil(3 / len(inputs[0])))
 
     def finished(self, policy: Policy) -> nn.Module:
-        """The network of a policy: pruned, repaired and, where asked for, refined and fine-tuned."""
+        """The network of a policy: pruned, repaired and, where asked for, refined and trained."""
         network = self._finisher.prune(policy)
         if self._finetune is None:
             return network

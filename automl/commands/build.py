@@ -157,7 +157,7 @@ class Bench:
     @property
     def refines(self) -> bool:
         """Whether the networks that a command ends with are refined."""
-        return pruners.refines(self.config)
+        return pruners.refinement_of(self.config) is not None
 
     @cached_property
     def quick_pruner(self) -> Pruner | SparsePruner:

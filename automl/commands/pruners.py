@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from automl.plan import IndexPlan
 from automl.pruning.criteria import Context
 from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.pruner import Pruner
+from automl.pruning.refine import Refinement
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
 from automl.training.config import FinetuneConfig
@@ -35,10 +36,15 @@ def prunes_with_data(config: Config) -> bool:
     return repair["reconstruction"] is not None or bool(repair["batchnorm_recalibration"])
 
 
-def refines(config: Config) -> bool:
-    """Whether the networks that a command ends with are refined."""
-    # Runs of earlier versions do not have the setting.
-    return config["repair"].get("refine") is not None
+def refinement_of(config: Config) -> Refinement | None:
+    """How the networks that a command ends with are refined; None: not at all.
+
+    Raises:
+        InputError: A setting is off.
+    """
+    # Runs of earlier versions do not have the section.
+    section = config["repair"].get("refine")
+    return None if section is None else cast(Refinement, instantiate(section, "repair.refine"))
 
 
 def repairing(
@@ -58,8 +64,10 @@ def repairing(
     repair = bench.config["repair"]
     settings = repair["reconstruction"]
     calibration = None
-    refine = refine and refines(bench.config)
-    if refine or prunes_with_data(bench.config):
+    refinement = refinement_of(bench.config)  # checked, whoever asks
+    if not refine:
+        refinement = None
+    if refinement is not None or prunes_with_data(bench.config):
         count = whole(repair, "repair.calibration_images", 1) if images is None else images
         calibration = _examples(bench, count)[0]
     arguments: dict[str, Any] = {
@@ -68,10 +76,9 @@ def repairing(
         "calibration": calibration,
         "reconstruct": None if settings is None else instantiate(settings, "repair"),
         "batchnorm_recalibration": flag(repair, "repair.batchnorm_recalibration"),
+        "refine": refinement,
+        "report": _report_refining,
     }
-    if refine:
-        arguments["refine"] = instantiate(repair["refine"], "repair.refine")
-        arguments["report"] = _report_refining
     if isinstance(plan, MaskedPlan):
         if getattr(arguments["reconstruct"], "inputs", "pruned") == "dense":
             raise InputError("repair=lookup is for granularity=channel")

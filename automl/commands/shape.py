@@ -14,7 +14,7 @@ from automl.paths import conf_dir
 from automl.types import InputError
 
 #: Settings that runs of earlier versions do not have.
-_LATER = frozenset({"logger", "depth", "codebook"})
+_LATER = frozenset({"logger", "depth", "codebook", "repair.refine"})
 #: Keys of config.yaml that are not settings of a run.
 _NOT_STORED = frozenset({"defaults", "trust", "hydra"})
 #: In place of the value of a key that is missing.

@@ -15,7 +15,8 @@ pytest.importorskip("ray")
 
 SEARCH = (
     "search", "model=digits", "data=digits", "strategy=random", "budget.macs=0.5", "trials=60",
-    "seed=3", "threads=1", "device=cpu", "repair.calibration_images=256", "repair.refine=null", "latency_budget_s=0",
+    "seed=3", "threads=1", "device=cpu", "repair.calibration_images=256", "repair.refine=null",
+    "latency_budget_s=0",
 )  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def test_nothing_is_refined_before_the_first_damage():
     slim = pruner.materialise.module_form(pruner.units_of(policy))
     made = Refiner(model, pruner.plan, inputs, FEW, pruner.fitted_together)
     found = made(slim, kept, pruner.units_of(policy))
-    assert [one.layers for one in found][0][-1] == "head" or "blocks.3.conv1" in found[0].layers
+    assert found and "blocks.3.conv1" in found[0].layers
     for name, tensor in slim.named_parameters():
         if name.startswith(("stem", "blocks.0", "blocks.1")):
             assert torch.equal(tensor, model.get_parameter(name)), name
@@ -194,7 +194,9 @@ def test_nothing_is_refined_before_the_first_damage():
 def test_an_unpruned_network_stays_as_it_is():
     model = net()
     same = pruned(model, images(), FEW, ratio=0.0)
-    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_only_weights_of_the_slim_network_change():

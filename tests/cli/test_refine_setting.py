@@ -1,0 +1,93 @@
+"""Networks that commands end with are refined as ``repair.refine`` says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from command import SEARCH
+
+from automl.cli import main
+from automl.journal import Journal
+from automl.runs import JOURNAL, RESULT, load_pruned
+
+REFINED = tuple(part for part in SEARCH if not part.startswith("repair.refine"))
+STEPS = (
+    "repair.refine.steps=40", "repair.refine.batch_size=16", "trials=4",
+    "repair.calibration_images=256",
+)  # fmt: skip
+
+
+def searched(folder, *settings):
+    """The result of a search, and the parameters of the network that it found."""
+    assert main([*settings, f"run_dir={folder}"]) == 0
+    result = json.loads((folder / RESULT).read_text())
+    return result, load_pruned(folder)
+
+
+def test_a_search_ends_with_refined_networks_but_does_not_search_them(tmp_path, capsys):
+    plain, network = searched(tmp_path / "plain", *SEARCH, *STEPS[2:])
+    assert "refining" not in capsys.readouterr().err
+    refined, better = searched(tmp_path / "refined", *REFINED, *STEPS)
+    told = capsys.readouterr().err
+    assert "refining found" in told and "refining 1/" in told
+    runs = [Journal.read(tmp_path / run / JOURNAL) for run in ("plain", "refined")]
+    trials = [[(row["policy"], row["score"]) for row in run] for run in runs]
+    assert trials[0] == trials[1]
+    assert [row["macs"] for row in plain["rows"]] == [row["macs"] for row in refined["rows"]]
+    changed = [
+        not torch.equal(one, other)
+        for one, other in zip(network.parameters(), better.parameters(), strict=True)
+    ]
+    assert any(changed)
+
+
+def test_training_begins_with_the_refined_network(tmp_path, capsys):
+    tuning = ("finetune=short", "finetune.epochs=1", "finetune.lr=1e-9")
+    result, _ = searched(tmp_path / "run", *REFINED, *STEPS, *tuning, "data.limit=100")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["found, tuned"]["score"] == pytest.approx(rows["found"]["score"], abs=0.02)
+    assert capsys.readouterr().err.count("refining found") == 1  # and not once more to train it
+
+
+def test_a_run_from_before_the_setting_goes_on_without(tmp_path, capsys):
+    run = tmp_path / "run"
+    searched(run, *SEARCH, "trials=4")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["repair"]["refine"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / RESULT).unlink()
+    assert main(["resume", str(run)]) == 0
+    assert "refining" not in capsys.readouterr().err
+    assert (run / RESULT).is_file()
+
+
+def test_apply_refines_too(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    searched(run, *SEARCH, "trials=4")
+    capsys.readouterr()
+    settings = ["model=digits", "device=cpu", "threads=1", *STEPS[:2], STEPS[3]]
+    call = ["apply", str(run), *settings, "--out", str(out)]
+    assert main(call) == 0
+    assert "refining 1/" in capsys.readouterr().err
+    assert load_pruned(out)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("repair.refine.lr=2", "Refinement.lr must be in (0, 1), got 2"),
+        ("repair.refine.steps=0", "Refinement.steps must be >= 1, got 0"),
+        ("repair.refine.step=5", "did you mean 'repair.refine.steps'?"),
+        ("repair.refine.precision=half", "Refinement.precision must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_runs(
+    tmp_path, capsys, setting, says
+):
+    run = tmp_path / "run"
+    assert main([*REFINED, setting, f"run_dir={run}"]) == 2
+    assert says in capsys.readouterr().err
+    assert not (run / JOURNAL).exists() or not (run / JOURNAL).read_text()
