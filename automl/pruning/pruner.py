@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
-from automl.graph.interpret import consumers
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
@@ -26,7 +24,7 @@ from automl.pruning.lookup import LookupRepairer
 from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
 from automl.pruning.refine import Refinement, Refiner
-from automl.pruning.sites import find_sites
+from automl.pruning.sites import fitted_together
 from automl.types import InputError, Kept
 
 if TYPE_CHECKING:
@@ -255,21 +253,8 @@ class Pruner:
 
     @property
     def fitted_together(self) -> list[tuple[str, str]]:
-        """Pairs of instructions of the plan that no cut may separate.
-
-        Layers, and the sums with shortcuts they repay; and layers, and whatever else reads a tensor
-        that their refit writes: the batch norm that takes the intercept, layers with tied weights.
-        """
-        model, readers = self.trace.model, _readers(self.trace.model, self.plan)
-        pairs = []
-        for site in find_sites(model, self.plan):
-            layer = model.get_submodule(site.call.target)
-            norm = None if site.norm is None else model.get_submodule(site.norm)
-            written = [layer.weight, layer.bias, getattr(norm, "running_mean", None)]
-            others = [name for tensor in written for name in readers.get(id(tensor), ())]
-            others += [] if site.sum_name is None else [site.sum_name]
-            pairs += [(site.call.name, name) for name in others if name != site.call.name]
-        return pairs
+        """Pairs of instructions of the plan that no cut may separate."""
+        return fitted_together(self.trace.model, self.plan)
 
     def refitting(
         self, slim: nn.Module, kept: Kept, units: KeptUnits, cuts: tuple[Cut, ...], most: float
@@ -384,23 +369,6 @@ class Pruner:
         scored_by = self.context.fingerprint(self.criterion)
         refined = [] if self._refine is None else [asdict(self._refine)]  # as in older journals
         return digest(scored_by, settings, self._recalibrate, calibration, *refined)
-
-
-def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:
-    """Instructions that read each of a network's tensors, by its id."""
-    users, found = consumers(plan), dict[int, list[str]]()
-    for step in plan.program:
-        if step.op == "call_module":
-            module = model.get_submodule(step.target)
-            tensors, names = [*module.parameters(), *module.buffers()], [step.name]
-        elif step.op == "get_attr" and step.target not in plan.constants:
-            tensors = [operator.attrgetter(step.target)(model)]
-            names = [user.name for user in users[step.name]]
-        else:
-            continue
-        for tensor in tensors:
-            found.setdefault(id(tensor), []).extend(names)
-    return found
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from torch import nn
@@ -53,6 +54,40 @@ def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
         ):
             sites.append(_site(model, layer, found[0], users, steps))
     return sites
+
+
+def fitted_together(model: nn.Module, plan: IndexPlan) -> list[tuple[str, str]]:
+    """Pairs of a program's instructions that are only fitted together.
+
+    Layers, and the sums with shortcuts they repay; and layers, and whatever else reads a tensor
+    that their refit writes: the batch norm that takes the intercept, layers with tied weights.
+    """
+    readers, pairs = _readers(model, plan), []
+    for site in find_sites(model, plan):
+        layer = model.get_submodule(site.call.target)
+        norm = None if site.norm is None else model.get_submodule(site.norm)
+        written = [layer.weight, layer.bias, getattr(norm, "running_mean", None)]
+        others = [name for tensor in written for name in readers.get(id(tensor), ())]
+        others += [] if site.sum_name is None else [site.sum_name]
+        pairs += [(site.call.name, name) for name in others if name != site.call.name]
+    return pairs
+
+
+def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:
+    """Instructions that read each of a network's tensors, by its id."""
+    users, found = consumers(plan), dict[int, list[str]]()
+    for step in plan.program:
+        if step.op == "call_module":
+            module = model.get_submodule(step.target)
+            tensors, names = [*module.parameters(), *module.buffers()], [step.name]
+        elif step.op == "get_attr" and step.target not in plan.constants:
+            tensors = [operator.attrgetter(step.target)(model)]
+            names = [user.name for user in users[step.name]]
+        else:
+            continue
+        for tensor in tensors:
+            found.setdefault(id(tensor), []).extend(names)
+    return found
 
 
 def _site(

@@ -110,7 +110,8 @@ def test_no_segment_gets_worse_on_inputs_it_was_not_fitted_on(repaired):
     assert found and all(one.after <= one.before for one in found)
 
 
-def test_where_the_fit_is_worse_the_old_weights_stay():
+def test_where_every_fit_is_worse_the_old_weights_stay(monkeypatch):
+    monkeypatch.setattr(refine, "_SLOWER", 1.0)
     lost = Refinement(layers=2, steps=3, lr=0.99, batch_size=2)
     made, slim, kept, units = refiner_of(net(), images(), lost, ratio=0.1)
     before = copy.deepcopy(slim.state_dict())
@@ -119,20 +120,27 @@ def test_where_the_fit_is_worse_the_old_weights_stay():
     assert all(torch.equal(slim.state_dict()[name], before[name]) for name in before)
 
 
+def test_where_a_fit_is_worse_smaller_steps_are_tried():
+    steep = Refinement(layers=2, steps=40, lr=0.6, batch_size=16)
+    made, slim, kept, units = refiner_of(net(), images(256), steep)
+    found = made(slim, kept, units)
+    assert sum(one.after < one.before for one in found) > len(found) / 2
+
+
 def test_every_layer_is_in_one_segment_in_order():
     made, slim, kept, units = refiner_of(net(), images())
     names = [name for one in made(slim, kept, units) for name in one.layers]
-    assert names == [site.layer.spec.name for site in made._sites]
+    assert names == [site.layer.spec.name for site in made._segments._sites]
 
 
 @settings(max_examples=12)
 @given(st.integers(1, 12))
 def test_segments_hold_enough_layers_whatever_is_asked_for(layers):
     made, slim, kept, units = refiner_of(net(), images(4))
-    made._settings = Refinement(layers=layers, steps=1, batch_size=2)
-    found = made._segments(made._probe(slim, kept, units)[0])
+    segments = made._segments
+    found = segments.between(segments.points(slim, kept, units, images(1)), layers)
     assert [name for one in found for name in one.layers] == [
-        site.layer.spec.name for site in made._sites
+        site.layer.spec.name for site in made._segments._sites
     ]
     assert len(found) == 1 or all(len(one.layers) >= layers for one in found)
     assert [one.start for one in found[1:]] == [one.stop for one in found[:-1]]
@@ -170,7 +178,7 @@ def test_the_same_function_is_recognised_as_the_same(name):
 
 def test_pruned_streams_are_compared_too():
     made, slim, kept, units = refiner_of(net(), images())
-    points, _ = made._probe(slim, kept, units)
+    points = made._segments.points(slim, kept, units, images(1))
     assert [point.channels is None for point in points] == [False] * 5 + [True]
     assert {len(point.channels) for point in points[:-1]} == {4}
 
