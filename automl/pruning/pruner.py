@@ -16,7 +16,6 @@ from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
-from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.laid_back import computes_the_same, laid_back
