@@ -11,7 +11,7 @@ from automl.graph.trace import trace
 from automl.policy import Policy
 from automl.pruning.criteria import Criterion
 from automl.pruning.pruner import policy_from_ratios
-from automl.pruning.refine import Refinement
+from automl.pruning.refine import Refinement, require_inputs
 from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios, pruner_for
 
 
@@ -51,8 +51,8 @@ def prune(
         ``torch.fx.GraphModule`` with the same parameter names.
 
     Raises:
-        InputError: If a ratio is out of range, a name is unknown, the policy is of another network
-            or the network cannot be traced.
+        InputError: If a ratio is out of range, a name is unknown, the policy is of another network,
+            the network cannot be traced, or ``refine`` comes without ``calibration``.
 
     Example:
         >>> slim = automl.prune(model, example_inputs, 0.5)
@@ -62,6 +62,7 @@ def prune(
         >>> slim.conv1.weight.shape[0]
         24
     """
+    require_inputs(refine, calibration)
     traced = trace(model, example_inputs, exclude=exclude)
     asked = ratios if isinstance(ratios, Policy) else granularity
     pruner = pruner_for(

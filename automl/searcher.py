@@ -28,7 +28,7 @@ from automl.paths import atomic_write
 from automl.policy import Policy
 from automl.problem import Problem, Trial, TrialLog, best, trial_row
 from automl.pruning.masked_plan import MaskedPlan
-from automl.pruning.refine import Refinement
+from automl.pruning.refine import Refinement, require_inputs
 from automl.pruning.sparse_pruner import pruner_for
 from automl.racing import Racing
 from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
@@ -134,6 +134,7 @@ class Searcher:
             InputError: The network cannot be traced, the budget cannot be met, or an argument is
                 malformed.
         """
+        require_inputs(refine, calibration)
         self.trace = trace(model, example_inputs, exclude=tuple(exclude))
         prunes: dict[str, Any] = {
             "exclude": exclude,

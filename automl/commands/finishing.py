@@ -134,7 +134,9 @@ def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfi
     schedule = schedule_of(bench.config, grains_of(final.policy), config.epochs)
     checkpoints = folder.path / f"finetune-{final.name.split()[0]}"
     training = BenchTraining(bench, config, final.name, checkpoints)
-    session = open_session(bench.refining_pruner, final.policy, training, final.network)
+    # Trained for a moment, it is not what the pruner makes of the policy.
+    ready = final.network if bench.finalist_pruner is bench.pruner else None
+    session = open_session(bench.refining_pruner, final.policy, training, ready)
     network = schedule.run(session, config.epochs)
     score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, final.measurement.costs)

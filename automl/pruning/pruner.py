@@ -243,12 +243,12 @@ class Pruner:
             fold: What is done to them before.
 
         Returns:
-            None where the scorer does not number its batches.
+            None where the scorer does not number its batches, and where networks are refined.
         """
         from automl.pruning.continuation import Continuation
 
         numbers = getattr(scorer, "numbers_batches", False)
-        return Continuation(self, scorer, fold) if numbers else None
+        return Continuation(self, scorer, fold) if numbers and self._refine is None else None
 
     @property
     def fitted_together(self) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ and a check on inputs that were held back.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,10 +42,12 @@ from automl.plan import IndexPlan
 from automl.pruning.masks import protect
 from automl.pruning.segments import Segment, Segments
 from automl.training.state import evaluating
-from automl.types import Kept
+from automl.types import InputError, Kept
 
 #: Inputs that pass through a network at once where nothing is fitted.
 _CHUNK = 256
+#: Inputs on which it is seen what a network computes where.
+_PROBED = 3
 #: One in so many calibration inputs checks what the others fitted, and at most so many do.
 _CHECKED, _MOST_CHECKED = 8, 512
 #: So often a segment is tried, each time with so much of the learning rate before.
@@ -79,15 +82,32 @@ class Refinement:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("layers", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Refinement.{name} must be >= 1, got {getattr(self, name)}")
+        for name, least in (("layers", 1), ("steps", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"Refinement.{name} must be a whole number >= {least}, got {value!r}"
+                )
         if not 0 < self.lr < 1:
             raise ValueError(f"Refinement.lr must be in (0, 1), got {self.lr}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(
                 f"Refinement.precision must be 'float32' or 'bfloat16', got {self.precision!r}"
             )
+
+
+def require_inputs(refine: Refinement | None, calibration: Tensor | None) -> None:
+    """Refuses what cannot be refined, or is no refinement.
+
+    Raises:
+        InputError: There are settings without inputs, or something else than settings.
+    """
+    if refine is None:
+        return
+    if not isinstance(refine, Refinement):
+        raise InputError(f"refine must be automl.Refinement(...) or None, got {refine!r}")
+    if calibration is None:
+        raise InputError("refine needs calibration=, unlabelled inputs of shape (images, ...)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +149,7 @@ class Refiner:
     ) -> None:
         """Looks for the ends of blocks; runs nothing."""
         self._model, self._plan, self._settings = model, plan, settings
-        self._inputs, self._report = calibration, report or (lambda line: None)
+        self._inputs, self._report = calibration, report or _be_silent
         self._segments = Segments(model, plan, together)
 
     def __call__(self, slim: nn.Module, kept: Kept, units: KeptUnits) -> list[Refined]:
@@ -142,46 +162,78 @@ class Refiner:
 
         Returns:
             One entry for every segment from the first one whose values differ from the dense
-            network's; none for networks that take several inputs, or one size of batch alone.
+            network's; none for networks that take several inputs, or one size of batch alone, and
+            those in float16.
+
+        Raises:
+            InputError: It is called within ``torch.inference_mode()``.
         """
-        if not self._segments.applies or len(self._inputs) < 2:
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "networks cannot be refined within torch.inference_mode(): use torch.no_grad()"
+            )
+        hindrance = self._hindrance(slim)
+        if hindrance:
+            self._report(f"left out: {hindrance}")
             return []
-        with evaluating(self._model), torch.no_grad():
-            points = self._segments.points(slim, kept, units, self._inputs[:1])
+        with evaluating(self._model), evaluating(slim), torch.no_grad():
+            # Mixed, for inputs may come class by class: all are to be fitted on, and to check.
+            mixed = torch.randperm(len(self._inputs), generator=self._generator(0))
+            points = self._segments.points(slim, kept, units, self._inputs[mixed[:_PROBED]])
             segments = self._segments.between(points, self._settings.layers)
-            count = self._affordable(max(point.size for point in points)) if points else 0
-            found, ours = [], self._inputs[:count]
-            theirs = ours
-            for number, segment in enumerate(segments, 1):
-                targets, theirs = self._dense_values(segment, theirs)
-                passes = partial(self._segments.passed, slim, kept, segment)
-                fit = _Fit(passes, self._segments.tensors(slim, segment), ours, targets)
-                generator = torch.Generator().manual_seed(self._settings.seed + number)
-                before, after = fit.run(self._settings, slim, generator)
-                ours = fit.end()
-                if before == after == 0:
-                    continue
-                refined = Refined(segment.layers, before, after)
-                found.append(refined)
-                self._report(
-                    f"{number}/{len(segments)}, error {refined.before:.4f} to {refined.after:.4f}"
-                )
+            ours = self._inputs[mixed[: self._affordable(segments)]]
+            return self._run(slim, kept, segments, ours)
+
+    def _run(
+        self, slim: nn.Module, kept: Kept, segments: Sequence[Segment], ours: Tensor
+    ) -> list[Refined]:
+        tensors = [self._segments.tensors(slim, segment) for segment in segments]
+        # What several segments read, one of them would spoil for the others.
+        readers = Counter(id(one) for parameters in tensors for one in parameters)
+        found, theirs = [], ours
+        for number, (segment, parameters) in enumerate(zip(segments, tensors, strict=True), 1):
+            targets, theirs = self._dense_values(segment, theirs)
+            own = [one for one in parameters if readers[id(one)] == 1]
+            fit = _Fit(partial(self._segments.passed, slim, kept, segment), own, ours, targets)
+            before, after = fit.run(self._settings, slim, self._generator(number))
+            ours = fit.end()
+            if before == after == 0:
+                continue
+            found.append(Refined(segment.layers, before, after))
+            self._report(f"{number}/{len(segments)}, error {before:.4f} to {after:.4f}")
         return found
 
-    def _affordable(self, size: int) -> int:
+    def _hindrance(self, slim: nn.Module) -> str:
+        """Why nothing can be refined; empty where it can."""
+        if not self._segments.applies:
+            return "the network takes several inputs, or one size of batch alone"
+        if len(self._inputs) < 2:
+            return "there is one calibration input"
+        if any(parameter.dtype == torch.float16 for parameter in slim.parameters()):
+            return "float16 is too coarse for small steps"
+        return ""
+
+    def _affordable(self, segments: Sequence[Segment]) -> int:
         """How many calibration inputs are used: all, as long as their values fit into memory."""
-        values = 3 + self._settings.layers  # ours, theirs and the next ones; targets of points
-        count = int(_MEMORY * available_memory() / (values * size))
+        points = [point for segment in segments for point in segment.points]
+        most = max((len(segment.points) for segment in segments), default=0)
+        size = max((point.size for point in points), default=1)
+        # Inputs and values of both networks, and targets; twice, while they are laid out anew.
+        count = int(_MEMORY * _free_memory(self._inputs.device) / (2 * (2 + most) * size))
         if count < len(self._inputs):
             count = max(2, count)
             self._report(f"on {count} inputs of {len(self._inputs)}: more do not fit into memory")
         return min(count, len(self._inputs))
 
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self._settings.seed + number)
+
     def _dense_values(self, segment: Segment, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
         """What a pruned network has to compute at a segment's points; and all that its end has."""
         found = []
         for rows in torch.split(inputs, _CHUNK):
-            values = self._segments.passed(self._model, self._plan.dense, segment, rows)
+            own = rows.clone() if segment.start == 0 else rows  # the network may write into it
+            values = self._segments.passed(self._model, self._plan.dense, segment, own)
             kept = (p.of_dense(value) for p, value in zip(segment.points, values, strict=True))
             found.append([*kept, values[-1]])
         *targets, end = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -263,7 +315,8 @@ class _Fit:
 
     def _distance(self, at: Tensor, low: bool = False, differentiable: bool = False) -> Tensor:
         inputs = self._inputs.take(at)
-        inputs.requires_grad_(differentiable and inputs.is_floating_point())
+        if differentiable and inputs.is_floating_point():
+            inputs = inputs.requires_grad_(True).clone()  # the network may write into it
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
             values = self._passes(inputs)
         distances = [
@@ -289,6 +342,15 @@ class _Rows:
 
     def variance(self) -> float:
         return float(self._values[:_MOST_CHECKED].float().var(correction=0))
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes there are on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def _be_silent(line: str) -> None:
+    """For those who want no lines."""
 
 
 def _size(parameter: Tensor) -> float:

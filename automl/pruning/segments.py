@@ -1,6 +1,7 @@
 """The stretches of a network between places where a single value passes.
 
-There a pruned network can be compared with the dense one, and a stretch can be run for itself.
+There a pruned network can be compared with the dense one, and a stretch can be run for itself. Of
+a network with several outputs, what lies behind the last such place belongs to no stretch.
 """
 
 from __future__ import annotations
@@ -127,9 +128,9 @@ class Segments:
         for before, call in pairwise(calls):
             between = [cut for cut in cuts if before < cut.position <= call]
             found.append([_End(cut, *axes.get(cut.live[0], (None, -1))) for cut in between])
-        last = program[-1]
-        if last.op == "output" and isinstance(last.args[0], dict) and "ref" in last.args[0]:
-            found.append([_End(Cut(len(program) - 1, (last.args[0]["ref"],)), None, -1)])
+        outputs = references(program[-1].args)
+        if len(outputs) == 1:
+            found.append([_End(Cut(len(program) - 1, tuple(outputs)), None, -1)])
         return found
 
     def _axes_of_channels(self) -> dict[str, tuple[int | None, int]]:
@@ -160,33 +161,45 @@ class Segments:
             found[site.call.args[0]["ref"]] = (site.layer.in_axis, dim)
         return found
 
-    def points(self, slim: nn.Module, kept: Kept, units: KeptUnits, example: Tensor) -> list[Point]:
+    def points(
+        self, slim: nn.Module, kept: Kept, units: KeptUnits, examples: Tensor
+    ) -> list[Point]:
         """Where a pruned network can be compared with the dense one.
 
         Args:
             slim: The pruned network in module form.
             kept: Its kept counts, shape (targets,).
             units: The kept units of every target.
-            example: One input, shape (1, ...); both networks are run on it.
+            examples: A few inputs, at least two; both networks are run on them.
         """
-        names = frozenset(end.cut.live[0] for ends in self._ends for end in ends)
-        runs = [
-            ProgramRun(network, self._plan, counts, [example.clone()], keep=names)
-            for network, counts in ((self._model, self._plan.dense), (slim, kept))
-        ]
-        for run in runs:
-            run.run()
         masks = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
+        networks = ((self._model, self._plan.dense), (slim, kept))
+        alone, together = (
+            [self._values(network, lengths, inputs) for network, lengths in networks]
+            for inputs in (examples[:1], examples)
+        )
         points = []
         for ends in self._ends:
-            possible = [
-                point
-                for end in ends
-                if (point := _point(end, masks, *(run.value(end.cut.live[0]) for run in runs)))
-            ]
+            possible = []
+            for end in ends:
+                name = end.cut.live[0]
+                point = _point(end, masks, *(values[name] for values in alone))
+                # Of tokens before examples, or folded into them, none is one example's.
+                if point is not None and all(
+                    len(values[name]) == len(inputs)
+                    for inputs, both in ((examples[:1], alone), (examples, together))
+                    for values in both
+                ):
+                    possible.append(point)
             if possible:  # where there is most to compare; of equals the last
                 points.append(max(reversed(possible), key=lambda one: one.size))
         return points
+
+    def _values(self, network: nn.Module, lengths: Kept, inputs: Tensor) -> dict[str, Any]:
+        names = frozenset(end.cut.live[0] for ends in self._ends for end in ends)
+        run = ProgramRun(network, self._plan, lengths, [inputs.clone()], keep=names)
+        run.run()
+        return {name: run.value(name) for name in names}
 
     def between(self, points: Sequence[Point], layers: int) -> list[Segment]:
         """Segments that end at some of the points, each of so many layers at least.

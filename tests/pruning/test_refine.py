@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from automl.pruning.laid_back import computes_the_same, laid_back
 from automl.pruning.masks import masks_of
 from automl.pruning.pruner import Pruner, policy_from_ratios
 from automl.pruning.refine import Refinement, Refiner
+from automl.scoring import ClassifierScorer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graph"))
 
@@ -74,7 +76,7 @@ def pruned(model, inputs, refinement, ratio=0.5, exclude=(), **arguments):
 
 def refiner_of(model, inputs, refinement=FEW, ratio=0.5, **arguments):
     """A refiner, and a network that it has not refined, with its counts and units."""
-    pruner = Pruner(automl.trace(model, inputs[:2]), calibration=inputs)
+    pruner = Pruner(automl.trace(model, inputs[:2].clone()), calibration=inputs)
     policy = policy_from_ratios(pruner, ratio, rounding=1)
     kept, units = policy.kept(pruner.plan.targets), pruner.units_of(policy)
     slim = pruner.materialise.module_form(units)
@@ -289,7 +291,9 @@ def test_networks_of_several_inputs_are_left_as_they_are():
 
 def test_where_memory_is_short_fewer_inputs_are_used_and_it_says_so(monkeypatch):
     lines: list[str] = []
-    monkeypatch.setattr(refine, "available_memory", lambda: 2 * 5 * 40 * 8 * 8 * 8 * 4)
+    value = 8 * 8 * 8 * 4  # of the dense network, at the end of a block, in bytes
+    most = 2  # points of a segment
+    monkeypatch.setattr(refine, "available_memory", lambda: 40 * 2 * 2 * (2 + most) * value)
     made, slim, kept, units = refiner_of(net(), images(), report=lines.append)
     found = made(slim, kept, units)
     assert lines[0] == "on 40 inputs of 96: more do not fit into memory"
@@ -313,9 +317,191 @@ def test_bfloat16_refines_about_as_well():
     assert {one.dtype for one in refined.parameters()} == {torch.float32}
 
 
+class SequenceFirst(nn.Module):
+    """Tokens come before examples inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.up = nn.ModuleList(nn.Linear(16, 24) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(24, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).permute(1, 0, 2)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        return self.head(x.mean(0))
+
+
+class Folded(SequenceFirst):
+    """Tokens are folded into examples inside of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        x = self.embed(x).reshape(-1, 16)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        return self.head(x.reshape(-1, tokens, 16).amax(1))
+
+
+@pytest.mark.parametrize("make", [SequenceFirst, Folded])
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_only_values_that_lie_by_example_are_compared(make, tokens):
+    torch.manual_seed(0)
+    model, inputs = make().eval(), torch.randn(300, tokens, 6)
+    refined = automl.prune(model, inputs[:2], 0.5, calibration=inputs, refine=FEW)
+    assert refined(inputs[:5]).shape == (5, 3)
+    made, slim, kept, units = refiner_of(model, inputs)
+    found = made(slim, kept, units)
+    assert all(one.after <= one.before for one in found)
+    assert found[-1].layers[-1] == "head"
+
+
+class OnePlusOne(nn.Module):
+    """One output, in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.net(x),)
+
+
+def test_a_tuple_of_one_output_is_an_end_too():
+    torch.manual_seed(0)
+    made, slim, kept, units = refiner_of(randomise(OnePlusOne()).float().eval(), images())
+    assert made(slim, kept, units)[-1].layers[-1] == "net.head"
+
+
+def test_inputs_that_come_class_by_class_are_mixed():
+    """Held back are some of every class, or what was fitted to the others would be thrown away."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 4 * torch.randn(8, 3, 8, 8, generator=generator)
+    labels = torch.arange(8).repeat_interleave(16)
+    inputs = centres[labels] + torch.randn(128, 3, 8, 8, generator=generator)
+    made, slim, kept, units = refiner_of(net(), inputs)
+    found = made(slim, kept, units)
+    assert all(one.after < 0.97 * one.before for one in found[:2])
+
+
+class Shared(nn.Module):
+    """Four blocks read the same scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.up = nn.ModuleList(nn.Linear(16, 24) for _ in range(4))
+        self.down = nn.ModuleList(nn.Linear(24, 16) for _ in range(4))
+        self.gamma = nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = 0.5 * x + self.gamma * down(torch.relu(up(x)))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("layers", "left_alone"), [(1, True), (99, False)])
+def test_what_several_segments_read_is_left_to_none_of_them(layers, left_alone):
+    torch.manual_seed(0)
+    model, inputs = Shared().eval(), torch.randn(96, 6)
+    few = Refinement(layers=layers, steps=30, batch_size=16)
+    made, slim, kept, units = refiner_of(model, inputs, few)
+    before = slim.gamma.clone()
+    found = made(slim, kept, units)
+    assert (len(found) > 1) == left_alone and all(one.after < one.before for one in found)
+    assert torch.equal(slim.gamma, before) == left_alone
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.GroupNorm(1, 3), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(8 * 16, 5),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.mul_(2).sub_(1))
+
+
+def test_inputs_stay_as_they_were_whatever_a_network_does_with_them():
+    torch.manual_seed(0)
+    inputs = images()
+    before = inputs.clone()
+    made, slim, kept, units = refiner_of(WritesIntoItsInput().eval(), inputs)
+    assert made(slim, kept, units)
+    assert torch.equal(inputs, before)
+
+
+def test_a_pruner_that_has_refined_can_be_sent_elsewhere():
+    inputs = images()
+    pruner = Pruner(automl.trace(net(), inputs[:2]), calibration=inputs, refine=FEW)
+    policy = policy_from_ratios(pruner, 0.5, rounding=1)
+    here = pruner.prune(policy).state_dict()
+    there = pickle.loads(pickle.dumps(pruner)).prune(policy).state_dict()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_networks_in_training_mode_are_refined_in_eval_mode_and_stay_as_they_were():
+    model, inputs = net(), images()
+    made, slim, kept, units = refiner_of(model, inputs)
+    other = copy.deepcopy(slim)
+    made(slim, kept, units)
+    model.train()
+    other.train()
+    made(other, kept, units)
+    assert all(module.training for one in (model, other) for module in one.modules())
+    for name, tensor in slim.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def test_trials_of_a_refining_pruner_share_nothing():
+    pruner = Pruner(automl.trace(net(), images(2)), calibration=images(), refine=FEW)
+    scorer = ClassifierScorer(images(16), None, score="kl", dense=net())
+    assert pruner.continuation(scorer) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs", "says"),
+    [
+        (lambda model: model.half(), images().half(), "float16 is too coarse for small steps"),
+        (lambda model: model, images(1), "there is one calibration input"),
+    ],
+)
+def test_what_cannot_be_refined_is_said(change, inputs, says):
+    lines: list[str] = []
+    model = net()
+    made, slim, kept, units = refiner_of(model, images(2), report=lines.append)
+    made._inputs = inputs
+    assert made(change(slim), kept, units) == []
+    assert lines == [f"left out: {says}"]
+
+
+def test_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(automl.InputError, match=r"torch\.no_grad"):
+        pruned(net(), images(), FEW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"refine": FEW}, "refine needs calibration="),
+        ({"refine": True, "calibration": images()}, "must be automl.Refinement"),
+    ],
+)
+def test_the_python_api_refuses_what_it_cannot_refine(arguments, says):
+    with pytest.raises(automl.InputError, match=says):
+        automl.prune(net(), images(2), 0.5, **arguments)
+    with pytest.raises(automl.InputError, match=says):
+        automl.Searcher(net(), images(2), lambda model: 0.0, budget={"macs": 0.5}, **arguments)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("layers", 0), ("steps", 0), ("batch_size", 0), ("lr", 0.0), ("lr", 1.0), ("lr", np.nan),
+    [("layers", 0), ("steps", 0), ("batch_size", 0), ("steps", 2.5), ("steps", True), ("seed", "a"),
+     ("seed", -1), ("layers", np.nan), ("lr", 0.0), ("lr", 1.0), ("lr", np.nan),
      ("precision", "float16")],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(setting, value):
