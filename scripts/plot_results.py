@@ -2,9 +2,9 @@
 
     python scripts/plot_results.py
 
-Left, test top-1 without any training at half of the MACs, as ``docs/policies/index.json`` has it
-(``scripts/reproduce_cifar.py`` measured it, ``tests/test_policies.py`` holds it to it); right, how
-many units of every group the best learned policy keeps.
+Left, test top-1 without labels at half of the MACs, as ``docs/policies/index.json`` has it: by
+least squares (``tests/test_policies.py`` holds it to that), and refined with 8,192 images (``prunepilot
+apply``, docs/results.md); right, how many units of every group the best policy keeps.
 """
 
 from __future__ import annotations
@@ -49,19 +49,27 @@ def main() -> None:
 
 def _accuracies(axes: object) -> None:
     index = json.loads((POLICIES / "index.json").read_text(encoding="utf-8"))
-    found = {name: 100 * index[f"{NETWORK}-{name}"]["test_top1"] for name in STRATEGIES}
     # Points, not bars: the axis does not begin at zero.
-    axes.scatter(list(found), list(found.values()), s=70, color=[COLOURS[n] for n in found])
-    for name, value in found.items():
-        axes.annotate(
-            f"{value:.2f}", (name, value), (0, -14), textcoords="offset points", ha="center"
-        )
+    for place, name in enumerate(STRATEGIES):
+        entry, colour = index[f"{NETWORK}-{name}"], COLOURS[name]
+        fitted, refined = (100 * entry[key] for key in ("test_top1", "refined_top1"))
+        axes.plot([place, place], [fitted, refined], color=colour, linewidth=1, zorder=1)
+        axes.scatter([place], [fitted], s=55, facecolor="white", edgecolor=colour, zorder=2)
+        axes.scatter([place], [refined], s=70, color=colour, zorder=2)
+        for value, shift in ((fitted, -14), (refined, 7)):
+            axes.annotate(
+                f"{value:.2f}", (place, value), (0, shift), textcoords="offset points", ha="center"
+            )
+    axes.scatter([], [], s=55, facecolor="white", edgecolor="#1b1e23", label="least squares")
+    axes.scatter([], [], s=70, color="#1b1e23", label="refined")
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    axes.set_xticks(range(len(STRATEGIES)), STRATEGIES)
     axes.axhline(100 * DENSE, color="#1b1e23", linestyle=":", linewidth=1)
     axes.annotate(f"dense {100 * DENSE:.2f}", (-0.4, 100 * DENSE), va="bottom")
     axes.set_ylim(86, 94.6)
-    axes.set_xlim(-0.5, len(found) - 0.5)
+    axes.set_xlim(-0.5, len(STRATEGIES) - 0.5)
     axes.set_ylabel("test top-1 %")
-    axes.set_title("ResNet-56, CIFAR-10, half of the MACs,\nno training at all", fontsize=10)
+    axes.set_title("ResNet-56, CIFAR-10, half of the MACs,\nno labels, no fine-tuning", fontsize=10)
 
 
 def _groups(axes: object) -> None:

@@ -31,7 +31,8 @@ def test_a_policy_has_the_costs_that_are_published(name, data_root):
     assert int(plan.macs(kept)) == KNOWN[name]["macs"]
     assert int(plan.params(kept)) == KNOWN[name]["params"]
     budget = bench.config["budget"]["macs"]
-    assert plan.macs(kept) <= budget * plan.macs(plan.dense)
+    if budget is not None:
+        assert plan.macs(kept) <= budget * plan.macs(plan.dense)
     assert np.all(kept >= 1)
 
 
