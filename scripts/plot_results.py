@@ -3,8 +3,8 @@
     python scripts/plot_results.py
 
 Left, test top-1 without labels at half of the MACs, as ``docs/policies/index.json`` has it: by
-least squares (``tests/test_policies.py`` holds it to that), and refined with 8,192 images (``prunepilot
-apply``, docs/results.md); right, how many units of every group the best policy keeps.
+least squares (``tests/test_policies.py`` holds it to that), and refined on 8,192 images
+(``prunepilot apply``, docs/results.md); right, how many units of every group the best policy keeps.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from automl.hashing import weights_hash
 from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.problem import SearchStopped
+from automl.pruning.refine import Refinement
 from automl.searcher import Searcher
 from automl.strategies.random import Random
 from automl.types import InputError
@@ -101,6 +102,16 @@ def test_the_network_applied_costs_what_the_policy_says():
     found = run.compare().loc["found"]
     assert (retraced.macs, retraced.params) == (found.macs, found.params)
     assert small is run.apply() and small(IMAGES).shape == OUTPUTS.shape
+
+
+def test_the_network_applied_is_refined_and_trials_are_not():
+    few = Refinement(steps=60, lr=0.01, batch_size=len(IMAGES) // 2)
+    plain, refined = (
+        searcher(calibration=IMAGES, refine=how).search(trials=5, seed=1) for how in (None, few)
+    )
+    assert plain.trials.score.tolist() == refined.trials.score.tolist()
+    before, after = (Evaluate()(run.apply()) for run in (plain, refined))
+    assert after > before
 
 
 def test_the_dense_network_is_left_as_it_was():
