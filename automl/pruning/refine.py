@@ -67,7 +67,7 @@ class Refinement:
     Attributes:
         layers: Segments hold so many layers at least.
         steps: Of gradient descent, for each segment.
-        batch_size: Calibration inputs in a step.
+        batch_size: Calibration inputs in a step; at most as many as there are.
         lr: Learning rate at the start, relative to the root mean square of each tensor.
         precision: ``bfloat16`` computes under autocast.
         seed: Which inputs make up the steps.
@@ -303,11 +303,12 @@ class _Fit:
             optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
             protect(optimizer, network)
             full = [group["lr"] for group in optimizer.param_groups]
+            batch = min(settings.batch_size, self._fitted)
             for step in range(settings.steps):
                 share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
                 for group, most in zip(optimizer.param_groups, full, strict=True):
                     group["lr"] = share * most
-                at = torch.randint(self._fitted, (settings.batch_size,), generator=generator)
+                at = torch.randint(self._fitted, (batch,), generator=generator)
                 loss = self._distance(at, settings.precision == "bfloat16", wanted)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
