@@ -56,9 +56,9 @@ def _accuracies(axes: object) -> None:
         axes.plot([place, place], [fitted, refined], color=colour, linewidth=1, zorder=1)
         axes.scatter([place], [fitted], s=55, facecolor="white", edgecolor=colour, zorder=2)
         axes.scatter([place], [refined], s=70, color=colour, zorder=2)
-        for value, shift in ((fitted, -14), (refined, 7)):
+        for value in (fitted, refined):
             axes.annotate(
-                f"{value:.2f}", (place, value), (0, shift), textcoords="offset points", ha="center"
+                f"{value:.2f}", (place, value), (7, 0), textcoords="offset points", va="center"
             )
     axes.scatter([], [], s=55, facecolor="white", edgecolor="#1b1e23", label="least squares")
     axes.scatter([], [], s=70, color="#1b1e23", label="refined")
@@ -67,7 +67,7 @@ def _accuracies(axes: object) -> None:
     axes.axhline(100 * DENSE, color="#1b1e23", linestyle=":", linewidth=1)
     axes.annotate(f"dense {100 * DENSE:.2f}", (-0.4, 100 * DENSE), va="bottom")
     axes.set_ylim(86, 94.6)
-    axes.set_xlim(-0.5, len(STRATEGIES) - 0.5)
+    axes.set_xlim(-0.5, len(STRATEGIES) - 0.3)
     axes.set_ylabel("test top-1 %")
     axes.set_title("ResNet-56, CIFAR-10, half of the MACs,\nno labels, no fine-tuning", fontsize=10)
 
