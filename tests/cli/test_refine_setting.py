@@ -79,7 +79,7 @@ def test_apply_refines_too(tmp_path, capsys):
     ("setting", "says"),
     [
         ("repair.refine.lr=2", "Refinement.lr must be in (0, 1), got 2"),
-        ("repair.refine.steps=0", "Refinement.steps must be >= 1, got 0"),
+        ("repair.refine.steps=0", "Refinement.steps must be a whole number >= 1, got 0"),
         ("repair.refine.step=5", "did you mean 'repair.refine.steps'?"),
         ("repair.refine.precision=half", "Refinement.precision must be"),
     ],
