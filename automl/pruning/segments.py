@@ -6,6 +6,7 @@ a network with several outputs, what lies behind the last such place belongs to 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -253,8 +254,10 @@ class Segments:
             if step.op == "call_module" and position in inside:
                 for parameter in network.get_submodule(step.target).parameters():
                     found[id(parameter)] = parameter
-            elif step.op == "get_attr" and step.name in read:
-                tensor = _attribute(network, step.target)
+            elif step.name in read and step.op == "get_attr":
+                if step.target in self._plan.constants:
+                    continue
+                tensor = operator.attrgetter(step.target)(network)
                 if isinstance(tensor, nn.Parameter):
                     found[id(tensor)] = tensor
         return [one for one in found.values() if one.is_floating_point() and one.numel()]
@@ -281,8 +284,3 @@ def _is_activation(step: Instruction, model: nn.Module) -> bool:
     if step.op == "call_module":
         return isinstance(model.get_submodule(step.target), _ACTIVATIONS)
     return step.op == "call_function" and step.target.split(".")[1:2] in _POINTWISE
-
-
-def _attribute(network: nn.Module, path: str) -> Any:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(network.get_submodule(owner), leaf, None)
