@@ -196,7 +196,8 @@ class Refiner:
             own = [one for one in parameters if readers[id(one)] == 1]
             fit = _Fit(partial(self._segments.passed, slim, kept, segment), own, ours, targets)
             before, after = fit.run(self._settings, slim, self._generator(number))
-            ours = fit.end()
+            if number < len(segments):
+                ours = fit.end()
             if before == after == 0:
                 continue
             found.append(Refined(segment.layers, before, after))
