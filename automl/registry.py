@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+from automl.conf_files import conf_files
 from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.types import InputError
@@ -22,10 +24,7 @@ def settings_of(group: str, name: str) -> dict[str, Any]:
     """
     if name not in names(group):
         raise InputError(f"no {group} is called {name!r}; {did_you_mean(name, names(group))}")
-    import yaml
-
-    text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    return copy.deepcopy(conf_files()[f"{group}/{name}"])
 
 
 def load(group: str, name: str, settings: dict[str, Any]) -> Any:

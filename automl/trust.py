@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import yaml
-
-from automl.paths import conf_dir
+from automl.conf_files import conf_files
 from automl.types import InputError
 
 #: Sources of networks beside dotted paths; their names lead to no file and no download.
@@ -187,18 +185,14 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 
 @cache
-def _documents() -> tuple[tuple[str, Any], ...]:
-    files = sorted(conf_dir().rglob("*.yaml"))
-    return tuple((f.parent.name, yaml.safe_load(f.read_text(encoding="utf-8"))) for f in files)
-
-
-@cache
 def _known_targets() -> frozenset[str]:
-    nodes = [node for _, document in _documents() for node in _nodes(document)]
+    nodes = _nodes(list(conf_files().values()))
     return frozenset(n["_target_"] for n in nodes if isinstance(n, Mapping) and "_target_" in n)
 
 
 @cache
 def _known_factories() -> frozenset[str]:
-    found = [document["factory"] for group, document in _documents() if group == "model"]
+    found = [
+        content["factory"] for name, content in conf_files().items() if name.startswith("model/")
+    ]
     return frozenset(factory for factory in found if factory)

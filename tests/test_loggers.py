@@ -211,6 +211,7 @@ def test_the_command_writes_scalars_and_wall_time(tmp_path):
     from automl.cli import main
 
     settings = "search model=digits strategy=random trials=2 latency_budget_s=0 logger=tensorboard"
+    settings += " repair.refine=null"
     assert main([*settings.split(), f"run_dir={tmp_path / 'run'}", "device=cpu", "threads=1"]) == 0
     assert set(read_scalars(tmp_path / "run" / "tensorboard")["score"]) == {0, 1}
     result = json.loads((tmp_path / "run" / RESULT).read_text())

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-import yaml
-
+from automl.conf_files import conf_files
 from automl.paths import conf_dir
 
 ROOT = "config"
 
 
-def groups() -> dict[str, dict[str, str]]:
+@cache
+def groups() -> Mapping[str, Mapping[str, str]]:
     """Group -> option -> what the option is, in alphabetical order."""
     return {
         directory.name: {file.stem: _about(file) for file in sorted(directory.glob("*.yaml"))}
@@ -54,7 +56,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 def describe() -> str:
     """All groups with their options, then config.yaml as it stands: what --help shows."""
     text = (conf_dir() / f"{ROOT}.yaml").read_text(encoding="utf-8")
-    chosen = _defaults(text)
+    chosen = default_choices()
     lines = [
         "groups (group=option, then group.key=value; * is the default; model also takes",
         "torchvision:NAME, timm:NAME and my.package.factory):",
@@ -83,19 +85,15 @@ def _about(file: Path) -> str:
 
 def default_choices() -> dict[str, str]:
     """Group -> the option that config.yaml chooses."""
-    return _defaults((conf_dir() / f"{ROOT}.yaml").read_text(encoding="utf-8"))
-
-
-def _defaults(text: str) -> dict[str, str]:
-    entries = yaml.safe_load(text)["defaults"]
+    entries = conf_files()[ROOT]["defaults"]
     return {
         key: option for entry in entries if isinstance(entry, dict) for key, option in entry.items()
     }
 
 
 def _keys(group: str, option: str) -> list[str]:
-    text = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")
-    return [f"{group}.{key}" for key in yaml.safe_load(text) or {} if key != "_target_"]
+    content = conf_files()[f"{group}/{option}"] or {}
+    return [f"{group}.{key}" for key in content if key != "_target_"]
 
 
 def _after_defaults(text: str) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import yaml
-
 from automl.commands.options import ROOT, groups
-from automl.paths import conf_dir
+from automl.conf_files import conf_files
 from automl.types import InputError
 
 #: Settings that runs of earlier versions do not have.
@@ -95,5 +93,4 @@ def _chosen(root: Mapping[str, Any]) -> list[str]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    text = (conf_dir() / f"{name}.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text) or {})
+    return dict(conf_files()[name] or {})

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from automl.cost.latency import Times
 from automl.cost.sparse_latency import DENSE, Executed, MaskedCounts, SparseOperators, SparseSum
-from automl.executors.autotune import pack
 from automl.executors.baselines import with_replaced
 from automl.executors.latency_networks import Deployed
 from automl.executors.latency_record import weights_of
@@ -75,6 +74,9 @@ class MaskedDeployed:
     def _packed(
         self, network: nn.Module, kept: Kept, layer_of: Callable[[Any, Executed], Any]
     ) -> nn.Module:
+        # Imported here: the kernels' compiler takes a quarter of a second of every start.
+        from automl.executors.autotune import pack
+
         ways: dict[str, nn.Module] = {}
         for name, how in self.executed(kept).items():
             if how.format != DENSE:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from automl.cost.lut.signature import Signature, canonical
 from automl.executors import formats
-from automl.executors.autotune import pack
 from automl.executors.kernels_version import kernels_version
 from automl.executors.latency_record import details
 from automl.types import InputError
@@ -79,6 +78,9 @@ def packed_call(signature: Signature, tail: Callable[[Tensor], Tensor]) -> tuple
     Raises:
         InputError: No executor runs this format.
     """
+    # Imported here: the kernels' compiler takes a quarter of a second of every start.
+    from automl.executors.autotune import pack
+
     form = signature.format
     if form not in (*_CONVOLUTION, *formats.names()):
         raise InputError(f"cannot measure {signature}: format {form!r} has no executor")
