@@ -154,8 +154,15 @@ def load_pruned(folder: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn
     return network.eval()
 
 
-def load_structure(folder: Path, trust: Sequence[str] = ()) -> tuple[nn.Module, IndexPlan, Policy]:
+def load_structure(
+    folder: Path, trust: Sequence[str] = (), policy_file: str = POLICY
+) -> tuple[nn.Module, IndexPlan, Policy]:
     """The pruned network with whatever weights, its dense network's plan, and the policy.
+
+    Args:
+        folder: Where the files lie.
+        trust: As in :func:`load_pruned`.
+        policy_file: Name of the policy in it.
 
     Raises:
         InputError: A file is missing or damaged, they do not belong together, or the factory is
@@ -164,7 +171,7 @@ def load_structure(folder: Path, trust: Sequence[str] = ()) -> tuple[nn.Module, 
     rebuild = Rebuild.load(folder / REBUILD)
     check_factory(rebuild.factory, rebuild.kwargs, trust, str(folder / REBUILD))
     plan = IndexPlan.from_json(_read(folder / PLAN).decode("utf-8", "replace"))
-    policy = Policy.load(folder / POLICY)
+    policy = Policy.load(folder / policy_file)
     units = kept_units(policy, plan)
     try:
         dense = load_model(
@@ -175,7 +182,7 @@ def load_structure(folder: Path, trust: Sequence[str] = ()) -> tuple[nn.Module, 
         raise
     except Exception as error:  # a damaged plan can make torch stumble over nearly anything
         raise InputError(
-            f"{folder}: plan.json, policy.json and rebuild.json do not make a network "
+            f"{folder}: plan.json, {policy_file} and rebuild.json do not make a network "
             f"({one_line(error)[:120]}); export the run again"
         ) from error
     return network, plan, policy

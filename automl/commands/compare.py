@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from automl.commands.options import add_trust_argument
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SUMMARY = "compare runs: strategy x budget, mean and standard error over seeds, against uniform"
-EXAMPLE = "prunepilot compare runs/sweep --out tables --pareto latency_ratio"
+EXAMPLE = (
+    "prunepilot compare runs/sweep --out tables --pareto latency_ratio\n"
+    "  prunepilot compare runs/a runs/b --time 60"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COST[,GAIN]",
         help="show only what no other network beats in both, as latency_ratio,test_top1",
     )
+    parser.add_argument(
+        "--time",
+        metavar="SECONDS",
+        type=float,
+        help="time all dense, found and uniform networks again, side by side: what runs hold was "
+        "measured at different times",
+    )
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and writes it where asked."""
-    return show(args.paths, args.out, args.pareto)
+    return show(args.paths, args.out, args.pareto, args.time, args.trust)
 
 
-def show(paths: Sequence[Path], out: Path | None = None, pareto: str | None = None) -> int:
+def show(
+    paths: Sequence[Path],
+    out: Path | None = None,
+    pareto: str | None = None,
+    seconds: float | None = None,
+    trust: Sequence[str] = (),
+) -> int:
     """Prints the comparison of all runs below the paths.
 
     Args:
         paths: Folders of runs or sweeps.
         out: Where to write it as CSV, Markdown and LaTeX; None writes nothing.
         pareto: Columns of a Pareto front, ``COST`` or ``COST,GAIN``.
+        seconds: Time all networks again, side by side, for so long; None takes the runs' times.
+        trust: Factories that may be called for it beside PrunePilot's own.
 
     Returns:
         0.
@@ -50,6 +72,8 @@ def show(paths: Sequence[Path], out: Path | None = None, pareto: str | None = No
     from automl.report.loading import finals, load_runs, problems
     from automl.types import InputError
 
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise InputError(f"--time must be a number of seconds above 0, got {seconds:g}")
     runs = load_runs(*paths)
     for line in problems(runs):
         print(line)
@@ -57,6 +81,11 @@ def show(paths: Sequence[Path], out: Path | None = None, pareto: str | None = No
     if found.empty:
         named = ", ".join(map(str, paths))
         raise InputError(f"no run has finished in {named}; run the search or sweep again")
+    if seconds is not None:
+        from automl.commands.compare_time import timed
+
+        runs = timed(runs, seconds, trust)
+        found = finals(runs)
     table = compare(found)
     if pareto:
         table = _front(table, pareto)

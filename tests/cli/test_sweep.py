@@ -1,15 +1,27 @@
 import json
+import math
 import shutil
 import time
 
+import pandas as pd
 import pytest
 from command import SEARCH, Result, start
 
 from automl.cli import main
+from automl.commands.compare_time import timed
 from automl.commands.sweep import cells_of
 from automl.journal import Journal
 from automl.report.loading import load_runs
-from automl.runs import FAILED, JOURNAL, POLICY, RESULT, RunFolder, config_hash
+from automl.runs import (
+    FAILED,
+    JOURNAL,
+    PLAN,
+    POLICY,
+    POLICY_UNIFORM,
+    RESULT,
+    RunFolder,
+    config_hash,
+)
 from automl.types import InputError
 
 SMALL = [part for part in SEARCH[1:] if not part.startswith(("strategy", "seed", "budget"))]
@@ -75,6 +87,46 @@ def test_a_killed_sweep_is_finished_by_the_same_command(swept, tmp_path):
     assert again.code == 0 and "done before" in again.out
     assert done.stat().st_mtime_ns == first
     assert policies(folder) == policies(swept[0])
+
+
+def test_networks_of_all_cells_are_timed_side_by_side(swept, tmp_path, capsys):
+    copy = tmp_path / "sweep"
+    shutil.copytree(swept[0], copy)
+    inside = [
+        "granularity=unstructured",
+        "repair=none",
+        "strategy=uniform",
+        "budget=none",
+        "budget.params=0.5",
+    ]
+    settings = [part for part in SMALL if not part.startswith(("trials", "repair"))]
+    assert main(["search", *settings, *inside, "trials=1", f"run_dir={copy / 'inside'}"]) == 0
+    (copy / "strategy=random,seed=1" / PLAN).write_text("{}")
+    capsys.readouterr()
+    assert main(["compare", str(copy), "--time", "0.01", "--out", str(tmp_path / "tables")]) == 0
+    err = capsys.readouterr().err
+    whole = copy / "strategy=random,seed=0"
+    distinct = {(whole / name).read_bytes() for name in (POLICY, POLICY_UNIFORM)}
+    assert f"timing {1 + len(distinct)} networks side by side" in err
+    (line,) = [line for line in err.splitlines() if "is not timed: " in line]
+    assert "random,seed=1" in line and "plan" in line
+    table = pd.read_csv(tmp_path / "tables" / "compare.csv").set_index(["budget", "strategy"])
+    macs, params = (next(b for b, _ in table.index if b.startswith(k)) for k in ("macs", "params"))
+    times = table["latency_ratio"]
+    assert 0.1 < times[macs, "random"] < 2 and 0.1 < times[macs, "uniform"] < 2
+    assert math.isnan(times[params, "uniform"])  # zeros inside layers save no time by themselves
+    runs = load_runs(whole)
+    again = timed(runs, 0.01)
+    assert again["latency_ratio"][again["network"] == "dense"].item() == 1.0
+    assert (again["test_top1"] == runs["test_top1"]).all()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_times_to_compare_for_are_checked(seconds, tmp_path, capsys):
+    assert main(["compare", str(tmp_path), f"--time={seconds}"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "prunepilot: error: --time must be a number of seconds"
+    )
 
 
 def test_a_failing_cell_stops_no_other_and_says_why(tmp_path, capsys):
