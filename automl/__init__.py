@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from automl.executors.compiler import compile as compile
     from automl.graph.trace import Trace as Trace
     from automl.graph.trace import trace as trace
+    from automl.model_folder import load_pruned as load_pruned
     from automl.plan import IndexPlan as IndexPlan
     from automl.policy import Policy as Policy
     from automl.pruning.refine import Refinement as Refinement
@@ -30,6 +31,7 @@ _HOMES = {
     "Searcher": "automl.searcher",
     "Trace": "automl.graph.trace",
     "compile": "automl.executors.compiler",
+    "load_pruned": "automl.model_folder",
     "load_runs": "automl.report.loading",
     "prune": "automl.api",
     "trace": "automl.graph.trace",

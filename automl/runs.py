@@ -16,9 +16,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from automl.paths import atomic_write
 from automl.types import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -291,10 +290,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def load_pruned(run_dir: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn.Module:
-    """The pruned network of a run (see :func:`automl.model_folder.load_pruned`)."""
-    from automl.model_folder import load_pruned as load  # here, because it imports torch
-
-    return load(run_dir, trust)

@@ -82,7 +82,7 @@ class Searcher:
         evaluate: Evaluate | Scorer,
         *,
         budget: Budget | Mapping[str, Any],
-        strategy: str | Strategy = "random",
+        strategy: str | Strategy = "amc",
         run_dir: str | os.PathLike[str] | None = None,
         finetune: Finetune | None = None,
         calibration: Tensor | None = None,

@@ -1,6 +1,7 @@
 import doctest
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,9 @@ def broken_links(page):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.exists():
-            broken.append(target)
+        docs = ROOT / "docs"
+        if not file.exists() or (docs in page.parents and docs not in file.parents):
+            broken.append(target)  # what is outside of docs/ is not part of the site
         elif anchor and anchor not in {
             slug(h) for h in re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
         }:
@@ -54,6 +56,15 @@ def test_a_broken_link_and_a_missing_anchor_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# One two\n[a](gone.md) [b](#one-two) [c](#three) `[d](e.md)`\n")
     assert broken_links(page) == ["gone.md", "#three"]
+
+
+def test_a_page_that_leads_out_of_the_site_is_found(monkeypatch, tmp_path):
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    (tmp_path / "README.md").touch()
+    page.write_text("[a](../README.md) [b](page.md)")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert broken_links(page) == ["../README.md"]
 
 
 def test_every_page_is_in_the_navigation_once():

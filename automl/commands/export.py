@@ -143,7 +143,8 @@ def _written(
 ) -> Exported:
     """One format, loaded again and compared with the network."""
     from automl.export import compared, export_program
-    from automl.runs import WEIGHTS, load_pruned
+    from automl.model_folder import load_pruned
+    from automl.runs import WEIGHTS
 
     if name != "safetensors":
         return export_program(name, network, inputs, out)
@@ -176,7 +177,7 @@ def _latencies(
 def _note(one: Exported) -> str:
     """How to load what needs PrunePilot, in brackets."""
     if one.format == "safetensors":
-        return " (load the folder with automl.runs.load_pruned)"
+        return " (load the folder with automl.load_pruned)"
     if one.format != "packed":
         return ""
     from automl.export.packed import packing

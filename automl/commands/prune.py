@@ -170,7 +170,7 @@ class _Pruning:
             checkpoint.unlink()
         self._show(networks, policy)
         form = "a graph module" if self._needs_graph(policy) else "the model's own classes"
-        print(f"wrote {out} ({form}; load it with automl.runs.load_pruned)")
+        print(f"wrote {out} ({form}; load it with automl.load_pruned)")
         return 0
 
     def _dense(self) -> dict[str, nn.Module]:

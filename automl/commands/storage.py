@@ -85,7 +85,7 @@ def _saved(args: argparse.Namespace) -> Network:
     Raises:
         InputError: There is no network in the folder, or settings are given beside it.
     """
-    from automl.runs import load_pruned
+    from automl.model_folder import load_pruned
     from automl.types import InputError
 
     if args.overrides:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from automl.runs import load_pruned
+from automl.model_folder import load_pruned
 
 GPT = ("model=gpt_tiny", "data.limit=256", "threads=1", "device=cpu", "repair=none")
 ONE = ("depth.blocks=blocks", "depth.remove=1")

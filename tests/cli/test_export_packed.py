@@ -8,7 +8,7 @@ from torch import nn
 from automl.cli import main
 from automl.executors.autotune import PackedModule
 from automl.export import packed
-from automl.runs import load_pruned
+from automl.model_folder import load_pruned
 from automl.types import InputError
 
 SMALL = [part for part in SEARCH if not part.startswith(("trials", "strategy", "budget"))]

@@ -3,7 +3,7 @@ import torch
 from command import SEARCH
 
 from automl.cli import main
-from automl.runs import load_pruned
+from automl.model_folder import load_pruned
 
 SMALL = [part for part in SEARCH if not part.startswith("trials")]
 

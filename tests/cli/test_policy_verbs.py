@@ -2,8 +2,8 @@ import pytest
 from command import SEARCH
 
 from automl.cli import main
+from automl.model_folder import load_pruned
 from automl.policy import Policy
-from automl.runs import load_pruned
 
 PRUNE = [part for part in SEARCH[1:] if "=" in part and not part.startswith(("strategy", "budget"))]
 

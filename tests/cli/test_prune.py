@@ -9,8 +9,8 @@ import torch
 
 from automl.commands.compose import compose
 from automl.commands.training import BenchTraining
+from automl.model_folder import load_pruned
 from automl.pruning.masks import masks_of, sparsity
-from automl.runs import load_pruned
 from automl.types import InputError
 
 QUICK = (

@@ -11,7 +11,8 @@ from command import SEARCH
 
 from automl.cli import main
 from automl.journal import Journal
-from automl.runs import JOURNAL, RESULT, load_pruned
+from automl.model_folder import load_pruned
+from automl.runs import JOURNAL, RESULT
 
 REFINED = tuple(part for part in SEARCH if not part.startswith("repair.refine"))
 STEPS = (

@@ -9,7 +9,8 @@ from command import SEARCH, start, wait_for_trials
 
 from automl.cli import main
 from automl.journal import Journal
-from automl.runs import FINALISTS, JOURNAL, POLICY, RESULT, load_pruned
+from automl.model_folder import load_pruned
+from automl.runs import FINALISTS, JOURNAL, POLICY, RESULT
 
 ROWS = ["dense", "uniform", "found"]
 

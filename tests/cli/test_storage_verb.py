@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from automl.cost.storage import FORMATS, largest
+from automl.model_folder import load_pruned
 from automl.models.digits import digits_cnn
-from automl.runs import load_pruned
 
 ON_CPU = ("threads=1", "device=cpu", "repair=none")
 
