@@ -245,6 +245,37 @@ def test_scoring_is_repeatable_and_changes_nothing(images, labels):
     assert network.training and network[0].training and not network[1].training
 
 
+class Overwriting(nn.Module):
+    """Normalises in place, as networks in use do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_network()
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5).mul_(2))
+
+
+@pytest.mark.parametrize("dense", [None, Overwriting().eval()])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_networks_that_write_into_their_inputs_get_the_same_every_time(
+    images, labels, dense, channels_last
+):
+    network = Overwriting().eval()
+    own = images.float()
+    plain = own.clone()
+    score = "loss" if dense is None else "kl"
+    scorer = ClassifierScorer(
+        own, labels, dense=dense, score=score, batch_size=16, channels_last=channels_last
+    )
+    found = [scorer(network)[1] for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert torch.equal(own, plain)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(network(plain.clone()), labels.long())
+    assert found[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_modes_come_back_when_the_network_fails(images, labels):
     network = nn.Sequential(nn.Flatten(), nn.Linear(5, 5))  # cannot take the images
     with pytest.raises(RuntimeError):

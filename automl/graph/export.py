@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -166,7 +166,7 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     """
     try:
         with torch.no_grad():
-            model(*example_inputs)
+            model(*fresh(example_inputs))
     except InputError:  # the time is over
         raise
     except Exception as error:
@@ -178,6 +178,11 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
             f"the forward of {type(model).__name__} fails on the example inputs ({shapes}): "
             f"{_first_line(error)}"
         ) from error
+
+
+def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Copies of inputs, for a network that may write into what it is given."""
+    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

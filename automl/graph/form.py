@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from automl.graph.export import Deadline, quiet
+from automl.graph.export import Deadline, fresh, quiet
 from automl.graph.materialise import Materialiser
 from automl.plan import IndexPlan, ModulePatch
 from automl.plan_axes import Axis
@@ -191,9 +191,9 @@ def _forms_agree(
     _randomise(slim)
     try:
         with quiet(), torch.no_grad():
-            found = _tensors(slim(*inputs))  # first, as it is what fails
+            found = _tensors(slim(*fresh(inputs)))  # first, as it is what fails
             graph = materialise.as_graph(slim, kept_units)
-            return _equal(_tensors(graph(*inputs)), found)
+            return _equal(_tensors(graph(*fresh(inputs))), found)
     except Exception:  # whatever the user's code raises when its sizes do not follow
         return False
 

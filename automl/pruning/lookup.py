@@ -31,7 +31,7 @@ from automl.plan import IndexPlan, Instruction
 from automl.pruning.masks import masks_of
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, as_matrices, write
 from automl.pruning.regression import Fit, moments, regularised
-from automl.pruning.sampling import layout, patches, sample, thinned
+from automl.pruning.sampling import channel_dim, layout, patches, sample, thinned
 from automl.pruning.sites import Site, find_sites
 from automl.types import InputError, Kept
 
@@ -136,7 +136,8 @@ class LookupRepairer:
     ) -> _Layer:
         module: Any = model.get_submodule(site.call.target)
         one: Tensor = module(data[:1])
-        places = sample(one.expand(len(data), *one.shape[1:]), self._settings.points, generator)
+        outputs = one.expand(len(data), *one.shape[1:])
+        places = sample(outputs, channel_dim(module), self._settings.points, generator)
         places = thinned(places, module.weight[0].numel())
         inputs = patches(data, module, places)
         gram, mean = moments(inputs, _centred(module, site))

@@ -16,6 +16,7 @@ from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
+from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.laid_back import computes_the_same, laid_back
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Inputs on which it is checked that a network laid back computes the same.
 _COMPARED = 16
+#: Inputs in a batch whose statistics batch norms take.
+_STATISTICS = 256
 
 
 class Pruner:
@@ -69,6 +72,7 @@ class Pruner:
         """Takes the network as it is now; its weights must not change afterwards."""
         self.trace = trace
         self.plan = trace.plan
+        _require_one_input(trace.plan, calibration)
         self.criterion = _criterion(criterion)
         self.context = context or Context(trace.model, trace.plan, calibration)
         require(self.criterion, self.context)
@@ -334,7 +338,14 @@ class Pruner:
         network = slim
         if not isinstance(slim, GraphModule):
             network = self.materialise.finish(slim, kept)
-        recalibrate_batchnorm(network, torch.split(self._calibration, 256))
+        try:
+            recalibrate_batchnorm(network, _parts(self._calibration))
+        except ValueError as error:
+            if len(self._calibration) > 1:
+                raise
+            raise InputError(
+                "batch norms cannot be estimated anew on one calibration input: give two or more"
+            ) from error
 
     def for_inference(self, network: nn.Module) -> nn.Module:
         """The same function without the batch norms that can be folded into layers.
@@ -368,6 +379,31 @@ class Pruner:
         scored_by = self.context.fingerprint(self.criterion)
         refined = [] if self._refine is None else [asdict(self._refine)]  # as in older journals
         return digest(scored_by, settings, self._recalibrate, calibration, *refined)
+
+
+def _require_one_input(plan: IndexPlan, calibration: object) -> None:
+    """Refuses calibration inputs that no repair can be made on."""
+    if calibration is None:
+        return
+    if not isinstance(calibration, Tensor):
+        raise InputError(
+            "calibration must be a tensor of unlabelled inputs, shape (images, ...), got "
+            f"{type(calibration).__name__}"
+        )
+    inputs = sum(step.op == "placeholder" for step in plan.program)
+    if inputs != 1:
+        raise InputError(
+            f"the network takes {inputs} inputs, and repair needs those of one: leave calibration "
+            "out (on the command line repair=none)"
+        )
+
+
+def _parts(inputs: Tensor) -> list[Tensor]:
+    """Batches of 256, the last with one more where it would be alone: it has no variance."""
+    parts = list(torch.split(inputs, _STATISTICS))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

@@ -26,7 +26,7 @@ none; intercepts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -42,6 +42,7 @@ from automl.pruning.regression import Fit, solve
 from automl.pruning.sampling import (
     LEAST_SAMPLES,
     SAMPLES_PER_FEATURE,
+    channel_dim,
     gather,
     layout,
     patches,
@@ -112,10 +113,17 @@ class Reconstruction:
 
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    """What the dense network has at the sampled positions of a site, shape (samples, channels)."""
+    """What the dense network has at the sampled positions of a site, shape (samples, channels).
+
+    Attributes:
+        output: The layer's.
+        total: The sum's with the shortcut; None where there is none of the layer's own shape.
+        shape: Of all of the layer's output.
+    """
 
     output: Tensor
     total: Tensor | None
+    shape: torch.Size
 
 
 class Repairer:
@@ -209,18 +217,20 @@ class Repairer:
         run = _Collector(model, self._plan, self._inputs, wanted)
         for name, value in run.values():
             for site in self._sites.values():
+                layer = model.get_submodule(site.call.target)
+                channels = channel_dim(layer)
                 if site.call.name == name:
-                    positions = sample(value, self._settings.points, generator)
-                    weight = model.get_submodule(site.call.target).weight
-                    assert isinstance(weight, Tensor)
-                    positions = thinned(positions, weight[0].numel())
+                    positions = sample(value, channels, self._settings.points, generator)
+                    assert isinstance(layer.weight, Tensor)
+                    positions = thinned(positions, layer.weight[0].numel())
                     self._positions[name] = positions
-                    self._targets[name] = _Targets(gather(value, positions), None)
+                    output = gather(value, channels, positions)
+                    self._targets[name] = _Targets(output, None, value.shape)
                 elif site.sum_name == name and self._settings.shortcut:
-                    positions = self._positions[site.call.name]
-                    output = self._targets[site.call.name].output
-                    total = gather(value, positions)
-                    self._targets[site.call.name] = _Targets(output, total)
+                    found = self._targets[site.call.name]
+                    if value.shape == found.shape:
+                        total = gather(value, channels, self._positions[site.call.name])
+                        self._targets[site.call.name] = replace(found, total=total)
 
     # ---- one layer
 
@@ -260,9 +270,10 @@ class Repairer:
         keep = slice(None) if axis is None else torch.from_numpy(np.flatnonzero(masks[axis]))
         if targets.total is not None and site.shortcut is not None:
             shortcut = self._early(run, site)
-            if shortcut is not None:
+            channels = channel_dim(slim.get_submodule(site.call.target))
+            if shortcut is not None and _is_alike(shortcut, targets.shape, channels):
                 positions = self._positions[site.call.name]
-                drifted = targets.total[:, keep] - gather(shortcut, positions)
+                drifted = targets.total[:, keep] - gather(shortcut, channels, positions)
                 return _through_norm_backwards(drifted, slim, site)
         return targets.output[:, keep]
 
@@ -274,6 +285,15 @@ class Repairer:
             return None
         value = run.value(site.shortcut)
         return value if isinstance(value, Tensor) else None
+
+
+def _is_alike(value: Tensor, shape: torch.Size, channels: int) -> bool:
+    """Whether a value has that shape, but for its channels: a smaller one is spread in a sum."""
+    if value.dim() != len(shape):
+        return False
+    sizes, wanted = list(value.shape), list(shape)
+    del sizes[channels], wanted[channels]
+    return sizes == wanted
 
 
 def _reads_less(site: Site, changed: NDArray[np.bool_]) -> bool:

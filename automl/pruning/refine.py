@@ -299,7 +299,7 @@ class _Fit:
         # Of inputs that want no gradient and lie channels last, torch 2.13's group norm computes
         # one all the same on a CPU, into memory that is not there.
         wanted = any(isinstance(module, nn.GroupNorm) for module in network.modules())
-        with _trainable(self._parameters), torch.enable_grad():
+        with _trainable(self._parameters, network), torch.enable_grad():
             groups = [{"params": [one], "lr": _size(one) * lr} for one in self._parameters]
             optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
             protect(optimizer, network)
@@ -361,13 +361,17 @@ def _size(parameter: Tensor) -> float:
 
 
 @contextmanager
-def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    flags = [parameter.requires_grad for parameter in parameters]
+def _trainable(parameters: Sequence[nn.Parameter], network: nn.Module) -> Iterator[None]:
+    """Gradients for some of a network's parameters and no others, and none left behind."""
+    chosen = {id(parameter) for parameter in parameters}
+    everything = {id(parameter): parameter for parameter in (*network.parameters(), *parameters)}
+    flags = [(parameter, parameter.requires_grad) for parameter in everything.values()]
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for parameter, _ in flags:
+            parameter.requires_grad_(id(parameter) in chosen)
         yield
     finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.grad = None
+        for parameter, flag in flags:
+            if id(parameter) in chosen:
+                parameter.grad = None
             parameter.requires_grad_(flag)

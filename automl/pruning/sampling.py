@@ -10,9 +10,14 @@ from torch import Tensor, nn
 SAMPLES_PER_FEATURE, LEAST_SAMPLES = 256, 2048
 
 
-def sample(value: Tensor, points: int, generator: torch.Generator) -> Tensor:
-    """Random positions (samples, 1 + spatial dims): image first; channels are left out."""
-    spatial = value.shape[2:] if value.dim() > 3 else value.shape[1:-1]
+def channel_dim(layer: nn.Module) -> int:
+    """Where a layer's outputs have their channels: behind the batch, or last."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def sample(value: Tensor, channels: int, points: int, generator: torch.Generator) -> Tensor:
+    """Random positions (samples, 1 + spatial dims): image first; ``channels`` is left out."""
+    spatial = value.movedim(channels, -1).shape[1:-1]
     count = min(points, int(np.prod(spatial, dtype=np.int64)))
     images = torch.arange(value.shape[0]).repeat_interleave(count)
     columns = [images]
@@ -31,18 +36,15 @@ def thinned(positions: Tensor, features: int) -> Tensor:
     return positions[::step]
 
 
-def gather(value: Tensor, positions: Tensor) -> Tensor:
-    """Values at positions, shape (samples, channels)."""
-    index = tuple(positions.unbind(1))
-    if value.dim() > 3:
-        return value.movedim(1, -1)[index]
-    return value[index]
+def gather(value: Tensor, channels: int, positions: Tensor) -> Tensor:
+    """Values at positions, shape (samples, channels); ``channels`` is the dimension they lie in."""
+    return value.movedim(channels, -1)[tuple(positions.unbind(1))]
 
 
 def patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
     """Inputs of the sampled outputs, shape (groups, samples, features of a group)."""
     if isinstance(layer, nn.Linear):
-        return gather(data, positions)[None]
+        return gather(data, channel_dim(layer), positions)[None]
     assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
     rows, columns = layer.kernel_size
     pad = (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])

@@ -116,7 +116,10 @@ def _site(
 
 
 def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
-    return step.op == "call_module" and hasattr(model.get_submodule(step.target), "running_var")
+    """Whether it is a batch norm that keeps statistics: others have no mean to write to."""
+    if step.op != "call_module":
+        return False
+    return getattr(model.get_submodule(step.target), "running_var", None) is not None
 
 
 def _is_dropout(model: nn.Module, step: Instruction) -> bool:

@@ -131,6 +131,7 @@ class ClassifierScorer:
         self._inputs: Tensor | None = None
         self._targets: Tensor | None = None
         self._reference: Tensor | None = None
+        self._overwritten: bool | None = None  # whether networks write into what they are given
 
     @classmethod
     def from_batches(
@@ -252,7 +253,10 @@ class ClassifierScorer:
         numbered = model if isinstance(model, _Numbered) else None
         for number, rows in enumerate(self._batches()):
             inputs = self._batch(rows)
-            logits = model(inputs) if numbered is None else numbered.numbered_batch(number, inputs)
+            with self._kept(inputs) as given:
+                logits = (
+                    model(given) if numbered is None else numbered.numbered_batch(number, given)
+                )
             self._check_logits(logits, rows.stop - rows.start)
             yield rows, logits
 
@@ -330,6 +334,21 @@ class ClassifierScorer:
         # So that channels stay last: chosen as a tensor whose channels are the last dimension.
         chosen = self._inputs.permute(0, 2, 3, 1).index_select(0, rows)
         return chosen.permute(0, 3, 1, 2)
+
+    @contextlib.contextmanager
+    def _kept(self, inputs: Tensor) -> Iterator[Tensor]:
+        """What a network is given of inputs that the next one needs: some write into it.
+
+        Whether they do is seen on the first batch; others are not copied.
+        """
+        if self._overwritten is None:
+            before = inputs.clone()
+            yield inputs
+            self._overwritten = not torch.equal(before, inputs)
+            if self._overwritten:
+                inputs.copy_(before)
+        else:
+            yield inputs.clone() if self._overwritten else inputs
 
     def _normalised(self, rows: Rows) -> Tensor:
         """The network's inputs for ``rows``, on the device, in the type and layout to be used."""

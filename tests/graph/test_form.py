@@ -45,6 +45,26 @@ class Heads(Tokens):
         return x + self.proj(y)
 
 
+class Overwriting(nn.Module):
+    """Normalises what it is given in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last, self.head = conv_bn(3, 8), conv_bn(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.5).mul_(2)
+        return self.head(torch.relu(self.last(torch.relu(self.conv(x)))).mean((2, 3)))
+
+
+def test_networks_that_write_into_their_inputs_keep_their_classes_and_the_users_inputs_stay():
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = images.clone()
+    found = trace(randomise(Overwriting()).eval(), images)
+    assert torch.equal(images, before)
+    assert not graph_targets(found)
+
+
 def test_attributes_follow_the_sizes_they_stand_for():
     found = trace(randomise(Heads(fixed_scale=True)), TOKENS)
     assert not found.plan.graph_targets

@@ -111,6 +111,21 @@ def test_fingerprint_tells_settings_apart(trace):
     assert len(prints) == 5  # without repair the images do not matter
 
 
+@pytest.mark.parametrize("count", [1, 2, 257])
+def test_batch_norms_are_estimated_anew_on_any_number_of_inputs_that_have_a_variance(count):
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)]
+    trace = automl.trace(nn.Sequential(*layers).eval(), torch.randn(2, 6))
+    settings = {"reconstruct": None, "batchnorm_recalibration": True}
+    pruner = Pruner(trace, calibration=torch.randn(count, 6), **settings)
+    policy = policy_from_ratios(pruner, 0.5, 1)
+    if count == 1:
+        with pytest.raises(InputError, match="one calibration input: give two or more"):
+            pruner.prune(policy)
+    else:
+        assert pruner.prune(policy)[1].running_var.gt(0).all()
+
+
 def test_batchnorm_recalibration_changes_only_the_statistics(trace):
     images = torch.randn(64, 3, 32, 32)
     plain = Pruner(trace)

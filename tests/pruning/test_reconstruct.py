@@ -13,6 +13,7 @@ from automl.pruning.pruner import Pruner, policy_from_ratios
 from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.regression import solve
 from automl.pruning.sampling import thinned
+from automl.types import InputError
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -119,6 +120,81 @@ def test_every_kind_of_reader_is_repaired(images, kind):
         nn.Linear(behind.out_channels * 4, 4),
     ).eval()
     assert damage(net, images, Reconstruction(points=20)) < 0.8 * damage(net, images, None)
+
+
+class ChannelsLast(nn.Module):
+    """Linear layers over images whose channels lie last, as in ConvNeXt and Swin."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 1)
+        self.wide, self.back = nn.Linear(channels, 32), nn.Linear(32, channels)
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x):
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.back(torch.relu(self.wide(x)))
+        return self.head(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("channels", [6, 8, 16])  # as wide as the images, and not
+def test_linear_layers_over_images_are_fitted_along_their_channels(images, channels):
+    torch.manual_seed(0)
+    net = ChannelsLast(channels).eval()
+    exclude = ["stem", "back"]
+    none = damage(net, images, None, exclude=exclude)
+    for settings in (Reconstruction(), Reconstruction(inputs="dense")):
+        assert damage(net, images, settings, exclude=exclude) < 0.3 * none
+
+
+class Spread(nn.Module):
+    """A sum whose other operand is one row for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 32), nn.Linear(32, 12)
+        self.row = nn.Parameter(torch.randn(12))
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x))) + self.row))
+
+
+def test_a_sum_with_something_smaller_is_no_shortcut():
+    torch.manual_seed(0)
+    net, inputs = Spread().eval(), torch.randn(256, 6)
+    trace = automl.trace(net, inputs[:2], exclude=["second"])
+    pruner = Pruner(trace, calibration=inputs)
+    assert damage(net, inputs, Reconstruction(), exclude=["second"]) < 0.5 * damage(
+        net, inputs, None, exclude=["second"]
+    )
+    assert pruner.prune(policy_from_ratios(pruner, 0.5, rounding=1))(inputs).isfinite().all()
+
+
+def test_batch_norms_without_statistics_are_no_place_for_an_intercept(images):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16, track_running_stats=False)]
+    layers += [nn.ReLU(), nn.Conv2d(16, 8, 3, bias=False)]
+    layers += [nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    assert damage(net, images, Reconstruction(points=20)) < damage(net, images, None)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x, y):
+        return self.c(torch.relu(self.a(x) + self.b(y)))
+
+
+def test_what_cannot_be_repaired_on_is_refused_in_a_line():
+    inputs = torch.randn(32, 8)
+    with pytest.raises(InputError, match="takes 2 inputs, and repair needs those of one"):
+        automl.prune(Two().eval(), (inputs[:2], inputs[:2]), 0.5, calibration=inputs)
+    with pytest.raises(InputError, match=r"calibration must be a tensor .* got tuple"):
+        automl.prune(Two().eval(), (inputs[:2], inputs[:2]), 0.5, calibration=(inputs, inputs))
 
 
 def test_the_dense_network_is_not_touched(images):

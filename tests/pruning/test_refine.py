@@ -220,6 +220,30 @@ def test_only_weights_of_the_slim_network_change():
     assert not any(module.training for module in network.modules())
 
 
+class Tied(nn.Module):
+    """The embedding is the classifier too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        parts = [(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(4)]
+        self.blocks = nn.ModuleList(nn.Sequential(*layers) for layers in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.embedding(x)
+        for block in self.blocks:
+            found = found + block(found)
+        return nn.functional.linear(found.mean(1), self.embedding.weight)
+
+
+def test_tensors_that_are_not_fitted_get_no_gradients():
+    torch.manual_seed(0)
+    model, tokens = Tied().eval(), torch.randint(0, 20, (64, 7))
+    ratios = {"blocks.0.0": 0.5, "blocks.3.0": 0.5}
+    network = automl.prune(model, (tokens[:2],), ratios, calibration=tokens, refine=FEW)
+    assert all(one.grad is None and one.requires_grad for one in network.parameters())
+
+
 def test_frozen_weights_are_refined_and_stay_frozen():
     model = net()
     model.requires_grad_(False)
