@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _known_or_raise(error: Exception) -> int:
-    from automl.types import InputError  # here, because it imports numpy
+    from automl.types import FailedError, InputError  # here, because it imports numpy
 
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f"{error.filename}: " if error.filename else ""
@@ -118,6 +118,9 @@ def _known_or_raise(error: Exception) -> int:
         return BAD_INPUT
     if isinstance(error, MemoryError):
         print("prunepilot: failed: out of memory; what is finished is kept", file=sys.stderr)
+        return FAILED
+    if isinstance(error, FailedError):
+        print(f"prunepilot: failed: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     if not isinstance(error, InputError):
         raise error

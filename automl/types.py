@@ -28,6 +28,13 @@ class InputError(ValueError):
     """
 
 
+class FailedError(RuntimeError):
+    """What was asked for ran and failed: the message is one line that says why.
+
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One layer as cost models and agents see it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from automl.commands import pruners
 from automl.commands.build import Bench
 from automl.commands.latency import kept_promise
+from automl.commands.refined import forget, kept
 from automl.commands.settings import number
 from automl.commands.table import Row
 from automl.commands.training import (
@@ -37,7 +39,7 @@ from automl.runs import (
     config_hash,
 )
 from automl.training.config import FinetuneConfig
-from automl.types import CostModel, Measurement
+from automl.types import CostModel, FailedError, Measurement
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ class _Final:
     measurement: Measurement
 
 
-def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConfig) -> None:
+def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConfig) -> list[str]:
     """Fine-tunes and measures the final networks, and writes them with the result.
 
     Args:
@@ -91,18 +93,28 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
         folder: Where to write.
         finals: What the search ended with.
         tuning: How to fine-tune; no epochs, no fine-tuning.
+
+    Returns:
+        A line for every network whose training failed; it stays as it was before.
     """
-    pruned = [_pruned(bench, name, trial) for name, trial in finals.distinct.items()]
+    refined = folder.path / "refined"
+    pruned = [_pruned(bench, refined, name, trial) for name, trial in finals.distinct.items()]
     dense = _Final("dense", bench.loaded.model, None, finals.dense)
-    networks = [dense, *pruned]
-    if tuning.epochs:
-        networks += [_tuned(bench, folder, final, tuning) for final in pruned]
+    networks, found, failures = [dense, *pruned], pruned[-1], list[str]()
+    for final in pruned if tuning.epochs else ():
+        try:
+            networks.append(_tuned(bench, folder, final, tuning))
+        except FailedError as error:
+            failures.append(f"{final.name}: {error}")
+        else:
+            found = networks[-1] if final is pruned[-1] else found
     codebook = codebook_of(bench.config)
     if codebook is not None:
-        networks.append(_shared(bench, folder, networks[-1], codebook))
+        found = _shared(bench, folder, found, codebook)
+        networks.append(found)
     latencies = _latencies(bench, networks)
     rows = [_row(bench, final, latencies.get(final.name)) for final in networks]
-    _save(bench, folder, networks[-1])
+    _save(bench, folder, found)
     finals.best["uniform"].policy.save(folder.file(POLICY_UNIFORM))
     promise = kept_promise(bench, finals, folder.path)
     result = {
@@ -114,15 +126,19 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     folder.write_json(RESULT, result)  # last: it says that the run is done
     for checkpoint in folder.path.glob("finetune-*.pt"):
         checkpoint.unlink()
+    forget(refined)
+    return failures
 
 
-def _pruned(bench: Bench, name: str, trial: Trial) -> _Final:
+def _pruned(bench: Bench, refined: Path, name: str, trial: Trial) -> _Final:
     assert trial.measurement is not None  # for the type checker: chosen trials succeeded
     if not bench.refines:
         network = bench.finalist_pruner.prune(trial.policy)
         return _Final(name, network, trial.policy, trial.measurement)
     print(f"refining {name}", file=sys.stderr, flush=True)
-    network = pruners.training(bench, bench.refining_pruner).prune(trial.policy)
+    pruner = bench.refining_pruner
+    trained = pruners.training(bench, pruner)
+    network = kept(refined, bench, pruner, trial.policy, lambda: trained.prune(trial.policy))
     score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, trial.measurement.costs)
     return _Final(name, network, trial.policy, measured)

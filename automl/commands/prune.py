@@ -136,6 +136,7 @@ class _Pruning:
 
         Training that was cut goes on where it was, from checkpoints beside ``out``.
         """
+        from automl.commands.refined import forget, kept
         from automl.commands.training import (
             BenchTraining,
             codebook_of,
@@ -150,10 +151,14 @@ class _Pruning:
         schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
         pruner = self.bench.refining_pruner_of(self.plan)
         policy = self._with_units(pruner)
-        networks = {**self._dense(), "pruned": pruner.prune(policy)}
-        checkpoints = out.with_name(f"{out.name}.training")
-        if tuning.epochs or (codebook is not None and codebook.epochs):
-            out.parent.mkdir(parents=True, exist_ok=True)
+        whole = out.absolute()  # a name of its own, whatever it is called from here
+        checkpoints = whole.with_name(f"{whole.name}.training")
+        trains = tuning.epochs > 0 or (codebook is not None and codebook.epochs > 0)
+        if trains:
+            whole.parent.mkdir(parents=True, exist_ok=True)
+        remembered = trains and self.bench.refines
+        first = kept(checkpoints, self.bench, pruner, policy) if remembered else None
+        networks = {**self._dense(), "pruned": pruner.prune(policy) if first is None else first}
         if tuning.epochs:
             training = BenchTraining(self.bench, tuning, "pruned", checkpoints)
             session = open_session(pruner, policy, training, networks["pruned"])
@@ -166,8 +171,9 @@ class _Pruning:
             )
         _make(out)
         self._save(out, list(networks.values())[-1], policy)
-        for checkpoint in out.parent.glob(f"{glob.escape(checkpoints.name)}-*.pt"):
+        for checkpoint in whole.parent.glob(f"{glob.escape(checkpoints.name)}-*.pt"):
             checkpoint.unlink()
+        forget(checkpoints)
         self._show(networks, policy)
         form = "a graph module" if self._needs_graph(policy) else "the model's own classes"
         print(f"wrote {out} ({form}; load it with automl.load_pruned)")
@@ -208,7 +214,7 @@ class _Pruning:
     def _show(self, networks: Mapping[str, nn.Module], policy: Policy) -> None:
         """Prints costs and, where there is data that fits, accuracy."""
         from automl.commands.prune_table import costs_of, print_networks
-        from automl.types import InputError
+        from automl.types import FailedError, InputError
 
         note = None
         try:
@@ -222,7 +228,12 @@ class _Pruning:
         pruned = costs_of(self.plan, policy.kept(self.plan.targets))
         first = [costs_of(whole, whole.dense), costs_of(self.plan, dense)][: len(self._dense())]
         costs = [*first, *[pruned] * (len(networks) - len(first))]
-        print_networks(self.bench.loaded.name, policy, networks, costs, scorers)
+        name = self.bench.loaded.name
+        try:
+            print_networks(name, policy, networks, costs, scorers)
+        except (InputError, FailedError) as error:  # what is pruned is saved, and shown without
+            note = f"accuracy was not measured: {error}"
+            print_networks(name, policy, networks, costs, {})
         if note is not None:
             print(note)
 

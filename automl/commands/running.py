@@ -110,9 +110,17 @@ class SearchRun:
                     finals = run._search(strategy, journal, title)
                     engine.close()  # its workers are of no more use
                     journal.write_parquet(self.folder.file(TRIALS))
-                finish(self.bench, self.folder, finals, tuning)
+                failures = finish(self.bench, self.folder, finals, tuning)
         self._show()
-        return 0
+        for line in failures:
+            print(f"prunepilot: failed: {line}; {self._how_to_train()}", file=sys.stderr)
+        return 1 if failures else 0
+
+    def _how_to_train(self) -> str:
+        return (
+            f"to train with other settings: prunepilot apply {self.folder.path} --fine-tune "
+            f"model={self.config['choices']['model']} --out NEW finetune.lr=..."
+        )
 
     @contextmanager
     def with_engine(self) -> Iterator[SearchRun]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from automl.types import FailedError
 
-class ScoreError(RuntimeError):
+
+class ScoreError(FailedError):
     """A network could not be scored: its outputs, or the score, are not finite.
 
     Attributes:

@@ -30,13 +30,13 @@ from automl.training.learning_rate import learning_rate
 from automl.training.loss import finetune_loss
 from automl.training.regularizers import Penalty
 from automl.training.state import evaluating, restored_modes
-from automl.types import InputError, Scorer
+from automl.types import FailedError, InputError, Scorer
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class FinetuneError(RuntimeError):
+class FinetuneError(FailedError):
     """Training ran and failed: the loss is no longer a finite number."""
 
 

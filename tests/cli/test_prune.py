@@ -62,6 +62,38 @@ def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, monkeypatch):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_the_current_folder_can_be_pruned_into(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("prune", *QUICK, "ratio=.5", "repair=none", "--out", ".")
+    assert result.code == 0, result.err
+    assert load_pruned(tmp_path)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def two_heads():
+    """A network whose outputs are no logits."""
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(1, 16, 3), torch.nn.Conv2d(16, 16, 3)
+            self.one, self.other = torch.nn.Linear(16, 10), torch.nn.Linear(16, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3))
+            return self.one(x), self.other(x)
+
+    return Two()
+
+
+def test_networks_that_cannot_be_scored_are_pruned_and_shown_without(cli, tmp_path):
+    own = [f"model={__name__}.two_heads", "model.input_shape=[1,8,8]", "data=digits"]
+    out = tmp_path / "out"
+    result = cli("prune", *own, "ratio=.5", "repair=none", "device=cpu", "--out", out)
+    assert result.code == 0, result.err
+    assert "accuracy was not measured: the network returns tuple" in result.out
+    assert f"wrote {out}" in result.out
+
+
 def test_a_mixed_policy_is_pruned_again_without_saying_the_grain(cli, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     plain = ("granularity=[channel,block:1x4]", "granularity.layers={linear: nm:4}", "ratio=.5")

@@ -10,8 +10,10 @@ import yaml
 from command import SEARCH
 
 from automl.cli import main
+from automl.commands.training import BenchTraining
 from automl.journal import Journal
 from automl.model_folder import load_pruned
+from automl.pruning.refine import Refiner
 from automl.runs import JOURNAL, RESULT
 
 REFINED = tuple(part for part in SEARCH if not part.startswith("repair.refine"))
@@ -51,6 +53,69 @@ def test_training_begins_with_the_refined_network(tmp_path, capsys):
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["found, tuned"]["score"] == pytest.approx(rows["found"]["score"], abs=0.02)
     assert capsys.readouterr().err.count("refining found") == 1  # and not once more to train it
+
+
+def cut_in_training(monkeypatch, call):
+    """Runs a command that is interrupted after the first epoch."""
+    report = BenchTraining._report
+
+    def interrupted(self, row, epochs, last):
+        report(self, row, epochs, last)
+        if row.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchTraining, "_report", interrupted)
+        assert main(call) == 130
+
+
+def refuse(*arguments):
+    raise AssertionError("refined a second time")
+
+
+TUNING = ("finetune=short", "finetune.epochs=2", "data.limit=100")
+
+
+def test_what_was_refined_is_not_refined_again_after_a_cut_in_training(tmp_path, monkeypatch):
+    run, call = tmp_path / "run", [*REFINED, *STEPS, *TUNING]
+    _, undisturbed = searched(tmp_path / "whole", *call)
+    cut_in_training(monkeypatch, [*call, f"run_dir={run}"])
+    assert list(run.glob("refined-*"))
+    # Whatever memory is free now would not be asked either.
+    monkeypatch.setattr(Refiner, "__call__", refuse)
+    assert main(["resume", str(run)]) == 0
+    assert not list(run.glob("refined-*"))
+    ours, theirs = load_pruned(run).state_dict(), undisturbed.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_prune_goes_on_from_what_it_had_refined(tmp_path, monkeypatch):
+    settings = ["model=digits", "device=cpu", "threads=1", "ratio=0.5", *STEPS[:2], STEPS[3]]
+    call = ["prune", *settings, *TUNING, "--out", str(tmp_path / "out")]
+    cut_in_training(monkeypatch, call)
+    monkeypatch.setattr(Refiner, "__call__", refuse)
+    assert main(call) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_training_that_diverges_leaves_the_run_with_its_untrained_networks(tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = [*SEARCH, *TUNING, "trials=2", "finetune.lr=1e9", f"run_dir={run}"]
+    assert main(settings) == 1
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("prunepilot: failed: ")]
+    assert len(lines) == len([name for name in lines if "diverged in epoch 1" in name]) > 0
+    assert f"prunepilot apply {run} --fine-tune model=digits" in lines[0]
+    names = [row["name"] for row in json.loads((run / RESULT).read_text())["rows"]]
+    assert names[-1].startswith("found") and not any("tuned" in name for name in names)
+    assert load_pruned(run)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert main(["resume", str(run)]) == 0
+
+
+def test_training_that_diverges_is_one_line_of_prune_too(tmp_path, capsys):
+    settings = ["model=digits", "ratio=0.5", "repair=none", *TUNING, "finetune.lr=1e9"]
+    assert main(["prune", *settings, "--out", str(tmp_path / "out")]) == 1
+    assert "prunepilot: failed: fine-tuning diverged in epoch 1" in capsys.readouterr().err
 
 
 def test_a_run_from_before_the_setting_goes_on_without(tmp_path, capsys):
