@@ -66,7 +66,14 @@ def cpu_features() -> list[str]:
 
 
 def available_memory() -> float:
-    """Bytes that can be had without swapping; half of the memory where the system does not say."""
+    """Bytes that can be had without swapping; half of the memory where the system does not say.
+
+    Of a container or a job with a limit of its own, no more than is left of that.
+    """
+    return min(_of_the_machine(), left_of_the_group())
+
+
+def _of_the_machine() -> float:
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
@@ -74,6 +81,44 @@ def available_memory() -> float:
     with suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
     return math.inf
+
+
+def left_of_the_group(
+    groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that the control groups of this process still allow; infinity without a limit.
+
+    Args:
+        groups: Where the system lists them.
+        mounted: Where they are described, of version 1 or 2.
+    """
+    left = math.inf
+    with suppress(OSError, ValueError):
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                names, top = ("memory.max", "memory.current", "inactive_file"), mounted
+            elif "memory" in controllers.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                top = mounted / "memory"
+            else:
+                continue
+            folder = top / path.strip("/")
+            # Those above limit it too; within a container they are mounted as the top.
+            for one in {folder, top, *(p for p in folder.parents if top in p.parents)}:
+                left = min(left, _left_of(one, *names))
+    return left
+
+
+def _left_of(folder: Path, most: str, used: str, cached: str) -> float:
+    try:
+        limit = float((folder / most).read_text(encoding="utf-8"))  # "max" where there is none
+        usage = float((folder / used).read_text(encoding="utf-8"))
+        lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        files = sum(float(line.split()[1]) for line in lines if line.split()[0] == cached)
+    except (OSError, ValueError, IndexError):
+        return math.inf
+    return max(0.0, limit - usage + files)  # files that are cached are given back on demand
 
 
 def cuda_devices() -> list[str]:

@@ -1,8 +1,16 @@
 import getpass
 import json
+import math
 import platform
 
-from automl.environment import available_memory, environment, versions
+import pytest
+
+from automl.environment import (
+    available_memory,
+    environment,
+    left_of_the_group,
+    versions,
+)
 
 
 def test_it_is_plain_data_with_what_results_depend_on():
@@ -28,3 +36,22 @@ def test_the_memory_that_can_be_had_is_a_number_of_bytes(monkeypatch):
     assert available_memory() > 1 << 20
     monkeypatch.setattr("pathlib.Path.read_text", lambda *args, **kwargs: "MemAvailable:\n")
     assert available_memory() > 1 << 20  # from the size of the whole
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_job_is_what_its_limit_leaves(tmp_path, version):
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    groups, mounted = tmp_path / "cgroup", tmp_path / "mounted"
+    groups.write_text({1: "5:cpu:/\n4:memory:/jobs/a\n", 2: "0::/jobs/a\n"}[version])
+    top = mounted / "memory" if version == 1 else mounted
+    for folder, limit, used in ((top / "jobs" / "a", "max", 10), (top / "jobs", "1000", 300)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"active_file 7\n{names[2]} 200\n")
+    assert left_of_the_group(groups, mounted) == 900
+    assert left_of_the_group(tmp_path / "none", mounted) == math.inf
+    assert available_memory() <= left_of_the_group()

@@ -8,13 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automl.types import InputError
+
 FILE = "model.pt2"
 PACKAGES = ()
 
 
 def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
-    """Writes the network with any batch size; see ``automl.export``."""
-    program = torch.export.export(network, (inputs,), dynamic_shapes=({0: batch()},))
+    """Writes the network with any batch size; see ``automl.export``.
+
+    Raises:
+        InputError: torch cannot export the network.
+    """
+    # A batch of one would be taken for a constant.
+    several = inputs if len(inputs) > 1 else inputs.expand(3, *inputs.shape[1:]).contiguous()
+    try:
+        program = torch.export.export(network, (several,), dynamic_shapes=({0: batch()},))
+    except Exception as error:  # torch raises nearly anything here
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(f"this network cannot be exported by torch: {reason}") from error
     torch.export.save(program, folder / FILE)
     return folder / FILE
 

@@ -348,7 +348,11 @@ class _Rows:
 
 def _free_memory(device: torch.device) -> float:
     """Bytes there are on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch keeps for itself counts as taken there, and can be had all the same.
+    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def _be_silent(line: str) -> None:

@@ -39,6 +39,27 @@ def test_a_written_program_computes_the_same_for_any_batch_size(tmp_path, networ
         assert torch.allclose(found, network(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_example_is_enough_to_write_a_program_for_any_batch_size(tmp_path, network, name):
+    module = installed(name)
+    done = export_program(name, network, torch.randn(1, 3, 8, 8), tmp_path)
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(torch.as_tensor(module.run(done.file, x)), network(x), atol=1e-5)
+
+
+class Endless(nn.Module):
+    def forward(self, x):
+        while x.sum() > 0:
+            x = x - 1
+        return x
+
+
+def test_what_torch_cannot_export_is_one_line(tmp_path):
+    module = installed("pt2")
+    with pytest.raises(InputError, match="this network cannot be exported by torch: "):
+        module.write(Endless(), torch.randn(2, 3), tmp_path)
+
+
 def test_a_program_that_computes_something_else_is_refused(tmp_path, network, monkeypatch):
     module = installed("pt2")
     other = copy.deepcopy(network)
