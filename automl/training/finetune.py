@@ -261,8 +261,6 @@ class _Run:
         first_step = (epoch - 1) * self.feed.steps
         with _seeded(epoch_seed(self.config.seed, epoch), self.feed.device):
             for step, (x, y) in enumerate(self.feed.epoch(epoch), first_step):
-                if len(x) == 1 and self.config.batch_size > 1:
-                    continue  # a left-over example alone has no batch statistics
                 self._set_lr(learning_rate(self.config, step, self.feed.steps))
                 total += self._step(x, y, step).double() * len(x)
                 seen += len(x)
@@ -274,14 +272,9 @@ class _Run:
 
     def _step(self, x: Tensor, y: Tensor | None, step: int) -> Tensor:
         """One step on a batch; returns its loss, a scalar on the device."""
+        teacher = self._teacher_logits(x)  # first: the network may write into x
         with self._precision():
-            logits = self.model(x)
-            if not isinstance(logits, Tensor):
-                raise InputError(
-                    f"in training the network returns {type(logits).__name__}, not logits of "
-                    "shape (batch, classes); wrap it, or bring your own finetune(model)"
-                )
-            loss = finetune_loss(logits, y, self._teacher_logits(x), self.config)
+            loss = finetune_loss(self._logits(x), y, teacher, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         self._with_penalty(loss, step).backward()  # type: ignore[no-untyped-call]
         if self.config.max_grad_norm is not None:
@@ -295,11 +288,31 @@ class _Run:
         penalty = None if self.regularizer is None else self.regularizer.penalty(self.model, step)
         return loss if penalty is None else loss + penalty
 
+    def _logits(self, x: Tensor) -> Tensor:
+        try:
+            logits = self.model(x)
+        except ValueError as error:
+            if len(x) > 1:
+                raise
+            # What BatchNorm says of one value per channel.
+            raise InputError(
+                f"the network cannot be trained on a batch of one example ({error}); give batches "
+                "of two or more, and a data loader drop_last=True"
+            ) from error
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"in training the network returns {type(logits).__name__}, not logits of "
+                "shape (batch, classes); wrap it, or bring your own finetune(model)"
+            )
+        return logits
+
     def _teacher_logits(self, x: Tensor) -> Tensor | None:
         if self.teacher is None:
             return None
-        with torch.no_grad():
-            logits: Tensor = self.teacher(x)
+        # A block of its own: autocast keeps casts of weights to its end, and those made here have
+        # no gradient. A copy, because a network may write into its input.
+        with torch.no_grad(), self._precision():
+            logits: Tensor = self.teacher(x.clone())
         return logits
 
     def _set_lr(self, lr: float) -> None:
