@@ -63,6 +63,7 @@ class BenchTraining:
             checkpoint=None if path is None else path.with_name(f"{path.name}-{self._stage}.pt"),
             progress=lambda row: self._report(row, epochs, last),
             after_step=after_step,
+            stage=self._stage_in_words(),
         )
 
     def _config(self, epochs: int, last: bool) -> FinetuneConfig:
@@ -74,6 +75,13 @@ class BenchTraining:
             early_stop_patience=config.early_stop_patience if last else None,
             seed=config.seed + self._stage - 1,  # stages see other orders of the data
         )
+
+    def _stage_in_words(self) -> str:
+        """Such as ``1 of RigL(drop=0.3, every=20, updates=10)``."""
+        settings = dict(self.bench.config["schedule"])
+        kind = str(settings.pop("_target_")).rpartition(".")[2]
+        told = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+        return f"{self._stage} of {kind}({told})"
 
     def _report(self, row: EpochRow, epochs: int, last: bool) -> None:
         stage = "" if last and self._stage == 1 else f" stage {self._stage}"

@@ -121,7 +121,7 @@ class Feed:
         if not isinstance(self.source, BatchSource):
             return digest(self.steps)
         settings = [None if v is None else list(v) for v in (self.mean, self.std)]
-        return digest(self.source.images, self.source.labels, settings, _described(self.augment))
+        return digest(self.source.images, self.source.labels, settings, described(self.augment))
 
     def _moved(self, x: Tensor) -> Tensor:
         last = self.channels_last and x.ndim == 4
@@ -130,11 +130,11 @@ class Feed:
         return x.to(self.device, non_blocking=True, copy=True, memory_format=layout)
 
 
-def _described(augment: Any) -> str:
+def described(function: Any) -> str:
     """A name that is the same in every process, unlike the default repr of an object."""
-    if dataclasses.is_dataclass(augment):
-        return repr(augment)
-    named = augment if hasattr(augment, "__qualname__") else type(augment)
+    if dataclasses.is_dataclass(function):
+        return repr(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 

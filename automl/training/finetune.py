@@ -25,7 +25,7 @@ from automl.hashing import digest, weights_hash
 from automl.pruning.masks import protect
 from automl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from automl.training.config import FinetuneConfig
-from automl.training.feed import BatchSource, Feed, ReadyBatches, epoch_seed
+from automl.training.feed import BatchSource, Feed, ReadyBatches, described, epoch_seed
 from automl.training.learning_rate import learning_rate
 from automl.training.loss import finetune_loss
 from automl.training.regularizers import Penalty
@@ -105,6 +105,7 @@ def finetune(
     progress: Callable[[EpochRow], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     regularizer: Penalty | None = None,
+    stage: str | None = None,
 ) -> FinetuneResult:
     """Trains ``model`` in place and leaves it with its best weights.
 
@@ -134,8 +135,10 @@ def finetune(
             is trained. False starts over, and replaces it after the first epoch.
         progress: Called with every new row of the history.
         after_step: Called after every step of the optimiser with the number of steps done since
-            the first epoch; may change weights and masks.
+            the first epoch, those before a resumed one among them; may change weights and masks.
         regularizer: Added to the loss and applied after every step; reported losses are without.
+        stage: What the run is a part of, in words: which schedule, its settings, and how far it
+            is. A checkpoint of another stage is refused. None for a run on its own.
 
     Returns:
         History and which epoch was kept.
@@ -157,8 +160,9 @@ def finetune(
         _move(teacher, device, channels_last=False)
     feed = Feed(train, config.batch_size, config.seed, device, mean, std, augment, channels_last)
     run = _Run(
-        model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step, regularizer
-    )
+        model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step, regularizer,
+        stage,
+    )  # fmt: skip
     with restored_modes(model), contextlib.ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
@@ -193,6 +197,7 @@ class _Run:
         checkpoint: Path | None,
         after_step: Callable[[int], None] | None,
         regularizer: Penalty | None,
+        stage: str | None,
     ) -> None:
         self.model = model
         self.config = config
@@ -203,6 +208,7 @@ class _Run:
         self.checkpoint = checkpoint
         self.after_step = after_step
         self.regularizer = regularizer
+        self.stage = stage
         self.optimizer = _optimizer(model, config)
         protect(self.optimizer, model)
         self.history: list[EpochRow] = []
@@ -372,6 +378,8 @@ class _Run:
             "training data": self.feed.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
             **({} if regularizer is None else {"regularizer": regularizer.name}),
+            **({} if self.after_step is None else {"after_step": described(self.after_step)}),
+            **({} if self.stage is None else {"stage": self.stage}),
         }
 
 

@@ -403,6 +403,8 @@ def test_resume_false_starts_over(digits, tmp_path):
         ("another training data", {"mean": (0.5,)}),
         ("dtype=float32, not bfloat16", {"dtype": torch.bfloat16}),
         ("validation=None", {"validation_scorer": UserScorer(lambda model: 0.0)}),
+        ("after_step=None, not builtins.print", {"after_step": print}),
+        ("stage=None, not 1 of rigl", {"stage": "1 of rigl"}),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_in_one_line(digits, tmp_path, told, change):
