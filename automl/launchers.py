@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,29 +70,59 @@ class Joblib:
     def launch(self, run: Run, cells: Sequence[Any], folder: Path) -> Iterator[tuple[Any, Any]]:
         """See :class:`Launcher`."""
         try:
-            from joblib.externals.loky import as_completed, get_reusable_executor
+            from joblib.externals.loky import FIRST_COMPLETED, wait
         except ImportError:
             raise _needs("joblib") from None
 
         waiting, suspects = list(cells), []
+        running: dict[Any, Any] = {}  # by their futures
         while waiting:
-            executor = get_reusable_executor(max_workers=self.jobs, kill_workers=True)
-            futures = {executor.submit(run, cell): cell for cell in waiting}
-            waiting = []
-            for future in as_completed(futures):
-                cell = futures[future]
-                if future.exception() is None:
-                    yield cell, future.result()
-                else:  # its worker died, or another's death broke the pool
-                    suspects.append(cell)
-            executor.shutdown(kill_workers=True)
-        # One worker's death fails all cells that were waiting; alone, the guilty one shows itself.
+            with _workers(self.jobs) as executor:
+                while _fill(running, executor, run, waiting, self.jobs + 1):
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        cell = running.pop(future)
+                        if future.exception() is None:
+                            yield cell, future.result()
+                        else:  # its worker died, or another's death broke the pool
+                            suspects.append(cell)
+        # One worker's death fails all cells that were running; alone, the guilty one shows itself.
         for cell in suspects:
-            executor = get_reusable_executor(max_workers=1, kill_workers=True)
-            future = executor.submit(run, cell)
-            error = future.exception()
-            yield cell, future.result() if error is None else error
-            executor.shutdown(kill_workers=True)
+            with _workers(1) as executor:
+                future = executor.submit(run, cell)
+                error = future.exception()
+                yield cell, future.result() if error is None else error
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[Any]:
+    """Processes that end with the block, whatever ends it.
+
+    Those of a sweep that is interrupted would else run all cells that wait, before Python exits.
+    """
+    from joblib.externals.loky import get_reusable_executor
+
+    executor = get_reusable_executor(max_workers=jobs, kill_workers=True)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(kill_workers=True)
+
+
+def _fill(
+    running: dict[Any, Any], executor: Any, run: Run, waiting: list[Any], most: int
+) -> dict[Any, Any]:
+    """Hands out cells that wait until so many run; none where a worker's death broke the pool.
+
+    One more than there are workers waits for the first that is free. All at once, loky's thread
+    would stumble over those that it has not handed out yet when workers are killed.
+    """
+    from joblib.externals.loky import BrokenProcessPool
+
+    with suppress(BrokenProcessPool):
+        while waiting and len(running) < most:
+            future = executor.submit(run, waiting[0])
+            running[future] = waiting.pop(0)
+    return running
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 import operator
 import os
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,18 @@ class Square:
         return cell**2
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A cell's work that takes a while, and leaves a file."""
+
+    folder: Path
+
+    def __call__(self, cell: int) -> int:
+        time.sleep(0.2)
+        (self.folder / str(cell)).touch()
+        return cell
+
+
 def outcomes(launcher, tmp_path, run=Square(), cells=(1, 2, 3)):
     return dict(launcher.launch(run, list(cells), tmp_path))
 
@@ -37,6 +51,17 @@ def test_joblib_reports_the_cell_that_killed_its_worker_and_runs_the_others(tmp_
     found = outcomes(Joblib(jobs=2), tmp_path, Square(deadly=2), (1, 2, 3, 4))
     assert isinstance(found.pop(2), Exception)
     assert found == {1: 1, 3: 9, 4: 16}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_joblib_runs_no_more_cells_once_the_sweep_is_interrupted(tmp_path, jobs):
+    launched = Joblib(jobs=jobs).launch(Mark(tmp_path), list(range(20)), tmp_path)
+    next(launched)
+    launched.close()  # as an exception in the loop over it does
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert 1 <= len(left) < 20
+    time.sleep(0.6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_slurm_runs_cells_as_jobs(tmp_path):

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from automl.executors.latency_table import NetworkTable
 
 
+#: What is aimed at the budget: predictions are corrected for networks that fill it.
+_OF_BUDGET = frozenset({"latency", "latency_table"})
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """The dense network with all that belongs to it, each made when it is first asked for.
@@ -48,14 +52,15 @@ class Bench:
     config: Config
 
     def sharing(self, config: Config) -> Bench:
-        """A bench with another strategy, budget or the like, and all that is made already.
+        """A bench with another strategy, budget or the like, and all of it that is made already.
 
         Args:
             config: Settings equal to these in everything that ``Bench`` builds from but the
                 strategy.
         """
         other = Bench(config)
-        made = {name: value for name, value in vars(self).items() if name != "config"}
+        own = {"config"} if config["budget"] == self.config["budget"] else {"config", *_OF_BUDGET}
+        made = {name: value for name, value in vars(self).items() if name not in own}
         vars(other).update(made)
         return other
 

@@ -129,7 +129,8 @@ def training(bench: Bench, pruner: Pruner | SparsePruner) -> Pruner | SparsePrun
     config: FinetuneConfig = instantiate(settings["finetune"], "short_term.finetune")
     if config.epochs == 0:
         return pruner
-    if bench.config["dtype"] == "float16":
+    # As in finetune: a precision of its own comes before the run's type.
+    if (config.precision or bench.config["dtype"]) == "float16":
         raise InputError("dtype=float16 cannot train; use bfloat16 or float32")
     images = bench.data.train
     if settings["images"] is not None:

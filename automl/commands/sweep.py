@@ -37,8 +37,8 @@ from automl.types import InputError
 
 #: Settings that do not change what a ``Bench`` holds besides its strategy.
 _NOT_BENCH = frozenset(
-    "strategy budget trials run_dir baselines finetune max_failures latency_budget_s choices "
-    "launcher engine logger overrides".split()
+    "strategy budget trials run_dir baselines finetune codebook max_failures latency_budget_s "
+    "choices launcher engine logger overrides".split()
 )
 #: What the overview and comparisons go by besides settings.
 _OWN_AXES = ("strategy=", "seed=")
@@ -203,9 +203,13 @@ _BENCHES: dict[str, Bench] = {}
 
 def _key(config: Mapping[str, Any]) -> str:
     parts = {name: value for name, value in config.items() if name not in _NOT_BENCH}
-    # The seed only matters for random weights and to criteria that look at more than weights.
+    # The seed only matters for random weights, to criteria that look at more than weights, and to
+    # short training.
     if config["model"].get("checkpoint") and not Bench(config).criterion.needs:
         del parts["seed"]
+    short = config["short_term"]
+    if short["finetune"]["epochs"] == 0:
+        parts["short_term"] = {**short, "finetune": {**short["finetune"], "seed": None}}
     return digest(parts)
 
 

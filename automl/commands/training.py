@@ -63,6 +63,7 @@ class BenchTraining:
             checkpoint=None if path is None else path.with_name(f"{path.name}-{self._stage}.pt"),
             progress=lambda row: self._report(row, epochs, last),
             after_step=after_step,
+            stage=self._stage_in_words(),
         )
 
     def _config(self, epochs: int, last: bool) -> FinetuneConfig:
@@ -74,6 +75,13 @@ class BenchTraining:
             early_stop_patience=config.early_stop_patience if last else None,
             seed=config.seed + self._stage - 1,  # stages see other orders of the data
         )
+
+    def _stage_in_words(self) -> str:
+        """Such as ``1 of RigL(drop=0.3, every=20, updates=10)``."""
+        settings = dict(self.bench.config["schedule"])
+        kind = str(settings.pop("_target_")).rpartition(".")[2]
+        told = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+        return f"{self._stage} of {kind}({told})"
 
     def _report(self, row: EpochRow, epochs: int, last: bool) -> None:
         stage = "" if last and self._stage == 1 else f" stage {self._stage}"
@@ -91,12 +99,36 @@ class BenchTraining:
         return next(iter(batches))
 
     def untrained(self) -> nn.Module:
-        """What the model's factory makes from the run's seed, without a checkpoint."""
-        loaded = self.bench.loaded
-        seed = seed_of(self.bench.config)
-        return load_model(
-            loaded.factory, kwargs=loaded.kwargs, input_shape=loaded.input_shape, seed=seed
-        ).model
+        """What the model's factory makes from the run's seed, without a checkpoint.
+
+        Raises:
+            InputError: It makes the same from another seed: weights that are trained, or known.
+        """
+        loaded, seed = self.bench.loaded, seed_of(self.bench.config)
+        network, another = (
+            load_model(
+                loaded.factory, kwargs=loaded.kwargs, input_shape=loaded.input_shape, seed=one
+            ).model
+            for one in (seed, seed + 1)
+        )
+        if _same_weights(network, another):
+            raise InputError(
+                f"schedule=lottery starts from random weights, and {loaded.factory} makes the same "
+                "for every seed: leave out what loads trained ones (model.kwargs, as weights or "
+                "pretrained), or choose another schedule"
+            )
+        return network
+
+
+def _same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Whether most weights are equal; those of norms and biases begin so in any network."""
+    pairs = [
+        (ours, theirs)
+        for ours, theirs in zip(first.parameters(), second.parameters(), strict=True)
+        if ours.dim() > 1
+    ]
+    equal = sum(int((ours == theirs).sum()) for ours, theirs in pairs)
+    return 2 * equal > sum(ours.numel() for ours, _ in pairs)
 
 
 def codebook_of(config: Any) -> FinetuneConfig | None:
@@ -114,7 +146,7 @@ def codebook_of(config: Any) -> FinetuneConfig | None:
             f"codebook.values must be null or {SHARED_VALUES}, got {section['values']}"
         )
     training: FinetuneConfig = instantiate(section["finetune"], "codebook.finetune")
-    _check_dtype(config, training)
+    _check_dtype(config, training, "codebook.finetune")
     return training
 
 
@@ -138,9 +170,13 @@ def with_shared_weights(
     return copied
 
 
-def _check_dtype(config: Any, training: FinetuneConfig) -> None:
-    if training.epochs and config["dtype"] == "float16":
-        raise InputError("dtype=float16 cannot fine-tune; use bfloat16 or float32")
+def _check_dtype(config: Any, training: FinetuneConfig, name: str) -> None:
+    # As in finetune: a precision of its own comes before the run's type.
+    if training.epochs and (training.precision or config["dtype"]) == "float16":
+        raise InputError(
+            "dtype=float16 cannot fine-tune; use bfloat16 or float32, for training alone by "
+            f"{name}.precision"
+        )
 
 
 def tuning_of(config: Any) -> FinetuneConfig:
@@ -150,7 +186,7 @@ def tuning_of(config: Any) -> FinetuneConfig:
         InputError: A setting is off, or the type cannot be trained in.
     """
     tuning: FinetuneConfig = instantiate(config["finetune"], "finetune")
-    _check_dtype(config, tuning)
+    _check_dtype(config, tuning, "finetune")
     return tuning
 
 

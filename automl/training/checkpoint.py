@@ -1,7 +1,7 @@
 """Saves a fine-tuning run after every epoch, whole or not at all, and finds it again.
 
-A checkpoint carries the identity of its run (settings, network, starting weights, data), so that
-it is never continued by another one.
+A checkpoint carries the identity of its run (settings, network, starting weights, data, the stage
+of a schedule), so that it is never continued by another one.
 """
 
 from __future__ import annotations

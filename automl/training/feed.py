@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -90,14 +91,17 @@ class Feed:
     @property
     def steps(self) -> int:
         """Batches in one epoch."""
-        if isinstance(self.source, BatchSource):
-            return -(-len(self.source.images) // self.batch_size)
-        return len(self.source)
+        if not isinstance(self.source, BatchSource):
+            return len(self.source)
+        whole, rest = divmod(len(self.source.images), self.batch_size)
+        # One image left over is left out: alone it has no batch statistics.
+        alone = rest == 1 and whole > 0
+        return whole + (rest > 0 and not alone)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``, on the device."""
+        """The batches of epoch ``number``, on the device; the reader may write into inputs."""
         if isinstance(self.source, BatchSource):
-            yield from self.source.batches(
+            batches = self.source.batches(
                 self.batch_size,
                 device=self.device,
                 mean=self.mean,
@@ -107,6 +111,7 @@ class Feed:
                 channels_last=self.channels_last,
                 augment=self.augment,
             )
+            yield from islice(batches, self.steps)
             return
         for x, y in self.source:
             yield self._moved(x), None if y is None else y.to(self.device, non_blocking=True)
@@ -116,19 +121,20 @@ class Feed:
         if not isinstance(self.source, BatchSource):
             return digest(self.steps)
         settings = [None if v is None else list(v) for v in (self.mean, self.std)]
-        return digest(self.source.images, self.source.labels, settings, _described(self.augment))
+        return digest(self.source.images, self.source.labels, settings, described(self.augment))
 
     def _moved(self, x: Tensor) -> Tensor:
-        if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x.to(self.device, non_blocking=True)
+        last = self.channels_last and x.ndim == 4
+        layout = torch.channels_last if last else torch.preserve_format
+        # A copy in any case: a list's batches come again, and some networks write into their input.
+        return x.to(self.device, non_blocking=True, copy=True, memory_format=layout)
 
 
-def _described(augment: Any) -> str:
+def described(function: Any) -> str:
     """A name that is the same in every process, unlike the default repr of an object."""
-    if dataclasses.is_dataclass(augment):
-        return repr(augment)
-    named = augment if hasattr(augment, "__qualname__") else type(augment)
+    if dataclasses.is_dataclass(function):
+        return repr(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 

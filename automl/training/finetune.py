@@ -25,7 +25,7 @@ from automl.hashing import digest, weights_hash
 from automl.pruning.masks import protect
 from automl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from automl.training.config import FinetuneConfig
-from automl.training.feed import BatchSource, Feed, ReadyBatches, epoch_seed
+from automl.training.feed import BatchSource, Feed, ReadyBatches, described, epoch_seed
 from automl.training.learning_rate import learning_rate
 from automl.training.loss import finetune_loss
 from automl.training.regularizers import Penalty
@@ -105,6 +105,7 @@ def finetune(
     progress: Callable[[EpochRow], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     regularizer: Penalty | None = None,
+    stage: str | None = None,
 ) -> FinetuneResult:
     """Trains ``model`` in place and leaves it with its best weights.
 
@@ -134,15 +135,18 @@ def finetune(
             is trained. False starts over, and replaces it after the first epoch.
         progress: Called with every new row of the history.
         after_step: Called after every step of the optimiser with the number of steps done since
-            the first epoch; may change weights and masks.
+            the first epoch, those before a resumed one among them; may change weights and masks.
         regularizer: Added to the loss and applied after every step; reported losses are without.
+        stage: What the run is a part of, in words: which schedule, its settings, and how far it
+            is. A checkpoint of another stage is refused. None for a run on its own.
 
     Returns:
         History and which epoch was kept.
 
     Raises:
         InputError: The checkpoint is damaged or of another run; dtype is float16; nothing can be
-            trained; there are no training data.
+            trained; there are no training data, or a batch of one, of which the network takes no
+            statistics.
         ValueError: Settings ask for a teacher or a scorer that is not given.
         FinetuneError: The loss became NaN or infinite. The checkpoint is that of the epoch before.
         automl.scoring.ScoreError: The validation scorer could not score the network.
@@ -157,8 +161,9 @@ def finetune(
         _move(teacher, device, channels_last=False)
     feed = Feed(train, config.batch_size, config.seed, device, mean, std, augment, channels_last)
     run = _Run(
-        model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step, regularizer
-    )
+        model, config, feed, teacher, validation_scorer, dtype, checkpoint, after_step, regularizer,
+        stage,
+    )  # fmt: skip
     with restored_modes(model), contextlib.ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
@@ -193,6 +198,7 @@ class _Run:
         checkpoint: Path | None,
         after_step: Callable[[int], None] | None,
         regularizer: Penalty | None,
+        stage: str | None,
     ) -> None:
         self.model = model
         self.config = config
@@ -203,6 +209,7 @@ class _Run:
         self.checkpoint = checkpoint
         self.after_step = after_step
         self.regularizer = regularizer
+        self.stage = stage
         self.optimizer = _optimizer(model, config)
         protect(self.optimizer, model)
         self.history: list[EpochRow] = []
@@ -261,8 +268,6 @@ class _Run:
         first_step = (epoch - 1) * self.feed.steps
         with _seeded(epoch_seed(self.config.seed, epoch), self.feed.device):
             for step, (x, y) in enumerate(self.feed.epoch(epoch), first_step):
-                if len(x) == 1 and self.config.batch_size > 1:
-                    continue  # a left-over example alone has no batch statistics
                 self._set_lr(learning_rate(self.config, step, self.feed.steps))
                 total += self._step(x, y, step).double() * len(x)
                 seen += len(x)
@@ -274,14 +279,9 @@ class _Run:
 
     def _step(self, x: Tensor, y: Tensor | None, step: int) -> Tensor:
         """One step on a batch; returns its loss, a scalar on the device."""
+        teacher = self._teacher_logits(x)  # first: the network may write into x
         with self._precision():
-            logits = self.model(x)
-            if not isinstance(logits, Tensor):
-                raise InputError(
-                    f"in training the network returns {type(logits).__name__}, not logits of "
-                    "shape (batch, classes); wrap it, or bring your own finetune(model)"
-                )
-            loss = finetune_loss(logits, y, self._teacher_logits(x), self.config)
+            loss = finetune_loss(self._logits(x), y, teacher, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         self._with_penalty(loss, step).backward()  # type: ignore[no-untyped-call]
         if self.config.max_grad_norm is not None:
@@ -295,11 +295,31 @@ class _Run:
         penalty = None if self.regularizer is None else self.regularizer.penalty(self.model, step)
         return loss if penalty is None else loss + penalty
 
+    def _logits(self, x: Tensor) -> Tensor:
+        try:
+            logits = self.model(x)
+        except ValueError as error:
+            if len(x) > 1:
+                raise
+            # What BatchNorm says of one value per channel.
+            raise InputError(
+                f"the network cannot be trained on a batch of one example ({error}); give batches "
+                "of two or more, and a data loader drop_last=True"
+            ) from error
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"in training the network returns {type(logits).__name__}, not logits of "
+                "shape (batch, classes); wrap it, or bring your own finetune(model)"
+            )
+        return logits
+
     def _teacher_logits(self, x: Tensor) -> Tensor | None:
         if self.teacher is None:
             return None
-        with torch.no_grad():
-            logits: Tensor = self.teacher(x)
+        # A block of its own: autocast keeps casts of weights to its end, and those made here have
+        # no gradient. A copy, because a network may write into its input.
+        with torch.no_grad(), self._precision():
+            logits: Tensor = self.teacher(x.clone())
         return logits
 
     def _set_lr(self, lr: float) -> None:
@@ -359,6 +379,8 @@ class _Run:
             "training data": self.feed.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
             **({} if regularizer is None else {"regularizer": regularizer.name}),
+            **({} if self.after_step is None else {"after_step": described(self.after_step)}),
+            **({} if self.stage is None else {"stage": self.stage}),
         }
 
 

@@ -54,6 +54,9 @@ def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, monkeypatch):
         assert cli("prune", *QUICK, *arguments, "--out", out).code == 130
     assert not out.exists()
     assert (tmp_path / "cut.training-1.pt").exists()
+    another = cli("prune", *QUICK, *arguments, "schedule=linear", "schedule.stages=1", "--out", out)
+    assert another.code == 2 and another.err.count("\n") == 1
+    assert "stage=1 of OneShot(), not 1 of Gradual(ramp=linear, stages=1)" in another.err
     result = cli("prune", *QUICK, *arguments, "--out", out)
     assert result.code == 0, result.err
     assert "2/2" in result.err and "1/2" not in result.err

@@ -9,7 +9,8 @@ from command import SEARCH, Result, start
 
 from automl.cli import main
 from automl.commands.compare_time import timed
-from automl.commands.sweep import cells_of
+from automl.commands.compose import compose
+from automl.commands.sweep import _key, _shared_bench, cells_of
 from automl.journal import Journal
 from automl.report.loading import load_runs
 from automl.runs import (
@@ -190,3 +191,35 @@ def test_cells_are_named_after_what_varies(tmp_path):
     ]  # fmt: skip
     with pytest.raises(InputError, match="cannot read"):
         cells_of(["seed"], tmp_path)
+
+
+def test_cells_that_differ_in_the_seed_share_what_no_seed_changes():
+    def key(*settings):
+        return _key(compose(["model=digits", *settings]))
+
+    def shared(*settings):
+        return key("seed=0", *settings) == key("seed=1", *settings)
+
+    assert shared() and shared("codebook=kmeans") and shared("finetune=short")
+    assert not shared("short_term=brief")  # networks of trials are trained in another order
+    assert not shared("criterion=random") and not shared("model.checkpoint=null")
+    assert key() != key("repair=none")
+
+
+def test_latency_near_one_budget_is_not_handed_to_the_cells_of_another(monkeypatch):
+    monkeypatch.setattr(
+        "automl.commands.latency.latency_cost", lambda bench: bench.config["budget"]["latency_ms"]
+    )
+    monkeypatch.setattr("automl.commands.sweep._BENCHES", {})
+
+    def cell(budget, strategy="amc"):
+        settings = ["model=digits", "budget=none", f"+budget.latency_ms={budget}"]
+        return _shared_bench(compose([*settings, f"strategy={strategy}"]))
+
+    first = cell(0.3)
+    costs = first.costs
+    assert first.latency == 0.3
+    assert cell(0.6).latency == 0.6
+    assert cell(0.6, "uniform").latency == 0.6
+    assert cell(0.6).costs is costs  # all else is shared
+    assert "latency_table" not in vars(cell(0.3))

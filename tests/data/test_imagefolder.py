@@ -26,7 +26,7 @@ def test_validation_and_test_are_held_out_of_training_where_they_have_no_folder(
     assert torch.bincount(data.validation.labels).tolist() == [2, 2, 2]
     assert data.train.images.shape == (48, 3, 16, 16)
     assert data.train.images.dtype == torch.uint8
-    assert sizes(load(picture_root, validation_size=9)) == [42, 9, 9]
+    assert sizes(load(picture_root, validation_size=9)) == [45, 9, 6]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -34,6 +34,7 @@ def test_folders_of_their_own_are_used(picture_root, name):
     write_pictures(picture_root / name, {"ant": 4, "cat": 2}, seed=1)
     data = load(picture_root)
     assert sizes(data) == [54, 6, 6]
+    assert sizes(load(picture_root, validation_size=3)) == [54, 3, 6]
     assert data.validation.labels.tolist() == [0, 0, 0, 0, 2, 2]
     write_pictures(picture_root / "test", {"bee": 5}, seed=2)
     data = load(picture_root)
@@ -81,6 +82,30 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
     assert decode(tmp_path / "x.png", "x").shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "png"), (np.int32, "ppm")])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path, kind, suffix):
+    grey = np.array([[0, 128, 129, 257], [32768, 65000, 65406, 65535]])
+    Image.fromarray(grey.astype(kind)).save(tmp_path / f"x.{suffix}")
+    pixels = decode(tmp_path / f"x.{suffix}", "x")
+    assert pixels.shape == (3, 2, 4)
+    assert (pixels == np.round(grey / 257)).all()
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_grey_of_more_bits_is_refused(tmp_path, value):
+    Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "x.tiff")
+    with pytest.raises(InputError, match="grey of more than 16 bits"):
+        decode(tmp_path / "x.tiff", "x")
+
+
+def test_a_picture_of_far_too_many_pixels_is_refused_in_one_line(tmp_path, monkeypatch):
+    Image.new("L", (40, 40)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"x is too large \(.*1600 pixels") as caught:
+        decode(tmp_path / "x.png", "x")
+    assert "\n" not in str(caught.value)
+
+
 def test_hidden_folders_and_other_files_are_passed_over(picture_root):
     (picture_root / "train" / ".cache").mkdir()
     (picture_root / "train" / "ant" / "notes.txt").touch()
@@ -109,6 +134,8 @@ def test_folders_that_cannot_be_split_are_refused(picture_root, tmp_path):
     (picture_root / "train" / "dog").rmdir()
     with pytest.raises(InputError, match="below the 60 training images"):
         load(picture_root, validation_size=60)
+    with pytest.raises(InputError, match="leaves 5 training pictures, too few to hold 6 out"):
+        load(picture_root, validation_size=55)
     with pytest.raises(InputError, match="test_halves needs a folder test or val"):
         load(picture_root, split="test_halves")
 

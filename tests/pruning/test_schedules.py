@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,8 @@ from automl.pruning.schedules.gradual import RAMPS, Gradual
 from automl.pruning.schedules.lottery import Lottery
 from automl.pruning.schedules.rigl import RigL
 from automl.pruning.schedules.session import open_session, regrown
+from automl.training.config import FinetuneConfig
+from automl.training.finetune import finetune
 from automl.types import InputError
 
 SCHEDULES = schedules.names()
@@ -115,7 +119,7 @@ def test_lottery_tickets_are_rewound_after_every_round_but_not_at_the_end():
 def test_rigl_regrows_at_its_steps_and_then_leaves_the_mask_alone():
     rigl = RigL(every=2, drop=0.4, updates=2)
     found = [entry for entry in said(rigl, 9) if isinstance(entry, tuple)]
-    assert found == [("train", 9, True), ("regrow", 0.4), ("regrow", pytest.approx(0.2))]
+    assert found == [("train", 9, True), ("regrow", 0.4, 1), ("regrow", pytest.approx(0.2), 2)]
 
 
 # ---- moving masks
@@ -274,7 +278,7 @@ def test_regrown_weights_start_at_zero_and_learn(traces):
     session = open_session(pruner, policy_of(pruner, 0.9), Training("cnn"))
     session.prune(lambda final: final)
     before = {name: mask.clone() for name, mask in masks_of(session.network).items()}
-    session.regrow(0.5)
+    session.regrow(0.5, 1)
     after = masks_of(session.network)
     name = "blocks.1.conv2.weight"
     new = after[name] & ~before[name]
@@ -283,6 +287,73 @@ def test_regrown_weights_start_at_zero_and_learn(traces):
     session.train(2)
     assert (session.network.get_parameter(name)[new] != 0).any()
     assert (session.network.get_parameter(name)[~after[name]] == 0).all()
+
+
+@dataclass
+class Cut:
+    """Trains with checkpoints, and is cut after an epoch; writes down which batches are drawn."""
+
+    checkpoint: Path
+    after: int | None = None
+    drawn: list[int] = field(default_factory=list)
+
+    def __call__(self, network, epochs, last, after_step) -> None:
+        def progress(row):
+            if row.epoch == self.after:
+                raise KeyboardInterrupt
+
+        images, labels = data()
+        batches = list(zip(images.split(8), labels.split(8), strict=True))
+        config = FinetuneConfig(epochs=epochs, lr=0.05)
+        finetune(
+            network, batches, config,
+            checkpoint=self.checkpoint, progress=progress, after_step=after_step,
+        )  # fmt: skip
+
+    def batch(self, number):
+        self.drawn.append(number)
+        generator = torch.Generator().manual_seed(number)
+        return torch.randn(8, 1, 8, 8, generator=generator), torch.arange(8)
+
+
+def test_rigl_goes_on_where_it_was_cut_to_the_same_bits(traces, tmp_path):
+    pruner = pruner_of(traces["cnn"], "unstructured")
+    policy, rigl = policy_of(pruner, 0.8), RigL(every=3, updates=4)
+
+    def run(training):
+        return rigl.run(open_session(pruner, policy, training), 4)
+
+    whole = run(Cut(tmp_path / "whole.pt"))
+    with pytest.raises(KeyboardInterrupt):
+        run(Cut(tmp_path / "cut.pt", after=2))
+    training = Cut(tmp_path / "cut.pt")
+    assert_equal(run(training), whole)
+    assert training.drawn == [3, 4]  # of 16 steps, 8 are done, with 2 updates
+
+
+@pytest.mark.parametrize("repairs", [False, True])
+def test_the_last_stage_of_progressive_trains_the_network_that_is_returned(traces, repairs):
+    """Layer norms over pruned channels compute something else with zeros in their place."""
+    pruner = pruner_of(traces["vit"], "channel", repairs=repairs)
+    training, images, left = Training("vit"), data()[0], []
+
+    class Watched(Training):
+        def __call__(self, network, epochs, last, after_step):
+            training(network, epochs, last, after_step)
+            with torch.no_grad():
+                left.append(network.eval()(images))
+
+    session = open_session(pruner, policy_of(pruner, 0.5), Watched("vit"))
+    network = schedules.load("progressive", stages=2).run(session, 2)
+    assert torch.equal(network(images), left[-1])
+
+
+def test_masks_that_stop_halfway_are_cut_at_the_end(traces):
+    pruner = pruner_of(traces["vit"], "channel")
+    policy = policy_of(pruner, 0.5)
+    session = open_session(pruner, policy, Training("vit"))
+    session.blend(0.5)
+    assert_pruned(pruner, policy, session.finish())
 
 
 # ---- refusals

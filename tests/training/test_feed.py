@@ -42,6 +42,25 @@ def test_steps_count_the_smaller_last_batch(images):
     assert feed.steps == len(list(feed.epoch(1))) == 3
 
 
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "sizes"),
+    [(17, 8, [8, 8]), (18, 8, [8, 8, 2]), (9, 8, [8]), (1, 8, [1]), (3, 1, [1, 1, 1]), (0, 8, [])],
+)
+def test_one_image_left_over_is_no_batch(images, examples, batch_size, sizes):
+    feed = Feed(images.subset(slice(examples)), batch_size, 0, CPU)
+    assert [len(x) for x, _ in feed.epoch(1)] == sizes
+    assert feed.steps == len(sizes)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_ready_batches_are_the_readers_to_write_into(channels_last):
+    batches = [(torch.rand(2, 3, 4, 4), None), (torch.rand(2, 5), None)]
+    before = [x.clone() for x, _ in batches]
+    for x, _ in Feed(batches, 8, 0, CPU, channels_last=channels_last).epoch(1):
+        x.zero_()
+    assert all(torch.equal(x, old) for (x, _), old in zip(batches, before, strict=True))
+
+
 def test_ready_batches_come_as_they_are():
     batches = [(torch.rand(2, 3, 4, 4), torch.tensor([0, 1])), (torch.rand(1, 3, 4, 4), None)]
     feed = Feed(batches, 8, 0, CPU, channels_last=True)

@@ -205,6 +205,68 @@ def test_a_single_left_over_example_does_not_break_batchnorm(digits):
     finetune(network, digits[0].subset(slice(33)), FinetuneConfig(epochs=1, batch_size=32))
 
 
+def test_steps_are_counted_without_the_left_over_example(digits):
+    config, counted = FinetuneConfig(epochs=3, lr=0.1, batch_size=32), []
+    alone = digits[0].subset(slice(65))
+    result = finetune(make_network(), alone, config, after_step=counted.append)
+    assert counted == [1, 2, 3, 4, 5, 6]
+    # Half a cosine over the steps that are taken: 2 of 6, 4 of 6.
+    assert [row.lr for row in result.history] == pytest.approx([0.1, 0.075, 0.025])
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_batches_of_one_example_are_trained_on(ready):
+    torch.manual_seed(0)
+    x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 3))
+    batches = [(x[i : i + 1], y[i : i + 1]) for i in range(4)]
+    train = batches if ready else TensorSet(x[:1], y[:1])
+    counted = []
+    finetune(network, train, FinetuneConfig(epochs=1), after_step=counted.append)
+    assert counted == ([1, 2, 3, 4] if ready else [1])
+
+
+def test_a_batch_of_one_example_that_batchnorm_cannot_take_is_refused_in_one_line():
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+    batches = [(torch.rand(2, 4), torch.tensor([0, 1])), (torch.rand(1, 4), torch.tensor([0]))]
+    with pytest.raises(InputError, match=r"batch of one example \(Expected more than 1 value"):
+        finetune(network, batches, FinetuneConfig(epochs=1))
+
+
+class Subtracting(nn.Module):
+    """Writes into its input, or (``saves``) needs it as it was for its gradient."""
+
+    def __init__(self, saves=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.saves = nn.Linear(4, 3), saves
+
+    def forward(self, x):
+        return self.linear(x) if self.saves else self.linear(x.sub_(1.0))
+
+
+@pytest.mark.parametrize("student", [False, True])
+def test_networks_that_write_into_their_input_are_distilled(student):
+    x = torch.randn(8, 4)
+    before, networks = x.clone(), [Subtracting(saves=student), Subtracting()]
+    wanted = networks[1](x.clone()).softmax(1)
+    told = networks[0](x.clone()).softmax(1)
+    config = FinetuneConfig(epochs=1, distill_weight=1.0, distill_temperature=1.0)
+    result = finetune(networks[0], [(x, None)], config, distill_from=networks[1])
+    divergence = (wanted * (wanted / told).log()).sum(1).mean().item()
+    assert result.history[0].train_loss == pytest.approx(divergence, abs=1e-6)
+    assert torch.equal(x, before)
+
+
+def test_weights_shared_with_the_teacher_learn_under_autocast():
+    network = nn.Linear(4, 3)
+    teacher = nn.Sequential(network, nn.ReLU())
+    before = network.weight.detach().clone()
+    config = FinetuneConfig(epochs=1, lr=0.1, distill_weight=1.0, precision="bfloat16")
+    finetune(network, [(torch.randn(8, 4), None)], config, distill_from=teacher)
+    assert not torch.equal(network.weight, before)
+
+
 # Repeatability
 
 
@@ -341,6 +403,8 @@ def test_resume_false_starts_over(digits, tmp_path):
         ("another training data", {"mean": (0.5,)}),
         ("dtype=float32, not bfloat16", {"dtype": torch.bfloat16}),
         ("validation=None", {"validation_scorer": UserScorer(lambda model: 0.0)}),
+        ("after_step=None, not builtins.print", {"after_step": print}),
+        ("stage=None, not 1 of rigl", {"stage": "1 of rigl"}),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_in_one_line(digits, tmp_path, told, change):

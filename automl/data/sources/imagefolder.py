@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from automl.data.augment import PadCropFlip
 from automl.data.cache import Decoding, Images, Labels, decoded
-from automl.data.formats.pictures import SUFFIXES, decode
+from automl.data.formats.pictures import SUFFIXES, VERSION, decode
 from automl.data.parts import IMAGENET_MEAN, IMAGENET_STD, Pool, fingerprint
 from automl.data.request import DataRequest
 from automl.data.roots import data_root
@@ -120,7 +120,14 @@ def _holdout(listings: dict[str, _Listing], request: DataRequest) -> list[_Part]
     for part in ("val", "test"):
         if part not in listings:
             default = max(1, len(train.files) // 10)
-            size = request.held_out(default, len(kept), "imagefolder")
+            size = (
+                default if part == "test" else request.held_out(default, len(kept), "imagefolder")
+            )
+            if size >= len(kept):
+                raise InputError(
+                    f"data.validation_size leaves {len(kept)} training pictures, too few to hold "
+                    f"{size} out for a test: set it lower, or add a folder test"
+                )
             rest, chosen = hold_out(train.labels[kept], size, request.seed)
             parts.append((train, kept[chosen]))
             kept = kept[rest]
@@ -157,7 +164,8 @@ def _decode(parts: Sequence[_Part], size: int) -> list[tuple[Pool, Indices]]:
             labels = listing.labels[used]
             start = partial(_start, files, labels, size)
             # Labels are part of the key: they come from all folders' names, not from the files.
-            content = decoded("imagefolder", files, f"{size} {labels.tolist()}", start)
+            settings = f"{VERSION} {size} {labels.tolist()}"
+            content = decoded("imagefolder", files, settings, start)
             pools[id(listing)] = (Pool(content.images, content.labels, content.digest), used)
     taken = []
     for listing, indices in parts:

@@ -29,7 +29,10 @@ class Session(Protocol):
         """
 
     def blend(self, share: float) -> None:
-        """Zeroes this share of the weights that the final policy removes, the least first."""
+        """Zeroes this share of the weights that the final policy removes, the least first.
+
+        At 1, which is for the last stage, channels that go are cut off.
+        """
 
     def train(
         self, epochs: int, *, last: bool = False, after_step: AfterStep | None = None
@@ -45,8 +48,14 @@ class Session(Protocol):
     def rewind(self) -> None:
         """Gives what is left of the network the weights of that point."""
 
-    def regrow(self, fraction: float) -> None:
-        """Drops this fraction of every mask's weights and grows as many others by gradient."""
+    def regrow(self, fraction: float, number: int) -> None:
+        """Drops this fraction of every mask's weights and grows as many others by gradient.
+
+        Args:
+            fraction: Which part of the weights.
+            number: Which regrowing it is, from 1: every one looks at another batch, and one
+                that is resumed at the batch that it would have seen.
+        """
 
     def finish(self) -> nn.Module:
         """The pruned network, in eval mode."""

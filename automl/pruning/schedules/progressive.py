@@ -17,9 +17,10 @@ class Progressive:
 
     The units that the final policy removes (channels, kernels, blocks, ...) are fixed by the first
     scores. At stage t of n the t / n of their weights with the least magnitude are zero, wherever
-    in the doomed units they are, so that the network leaves them behind bit by bit; after the last
-    stage they are all zero, and the structure is there. The idea is the progressive sparse masks
-    of Intel Neural Compressor, between unstructured and the target pattern.
+    in the doomed units they are, so that the network leaves them behind bit by bit; at the last
+    stage they are all zero, and the structure is there, to be trained once more. The idea is the
+    progressive sparse masks of Intel Neural Compressor, between unstructured and the target
+    pattern.
 
     Attributes:
         stages: How many masks, the target included, >= 2.

@@ -67,7 +67,7 @@ class RigL:
         def update(steps: int) -> None:
             number, rest = divmod(steps, self.every)
             if rest == 0 and 1 <= number <= self.updates:
-                session.regrow(self.fraction(number - 1))
+                session.regrow(self.fraction(number - 1), number)
 
         session.train(epochs, last=True, after_step=update)
         return session.finish()

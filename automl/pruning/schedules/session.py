@@ -17,7 +17,7 @@ from automl.graph.materialise import Materialiser
 from automl.policy import Policy
 from automl.pruning.granularities.ranking import top
 from automl.pruning.laid_back import laid_back
-from automl.pruning.masks import SUFFIX, attach, detach, enforce, masks_of
+from automl.pruning.masks import SUFFIX, attach, enforce, masks_of
 from automl.pruning.pruner import Pruner
 from automl.pruning.schedules import AfterStep
 from automl.pruning.sparse_pruner import SparsePruner
@@ -74,7 +74,6 @@ class _Session:
 
     def __init__(self, training: Training) -> None:
         self._training = training
-        self._updates = 0
         #: Whether the weights are no longer the dense network's: repair then aims at what the
         #: network computed before it was pruned further, or training would be undone.
         self._trained = False
@@ -87,7 +86,7 @@ class _Session:
         self._trained = True
         self.network.eval()
 
-    def regrow(self, fraction: float) -> None:
+    def regrow(self, fraction: float, number: int) -> None:
         """Refuses; sessions of masks do it."""
         raise InputError("only weights inside layers can be regrown; see schedule=rigl")
 
@@ -184,11 +183,10 @@ class MaskSession(_Session):
         self.network.load_state_dict(self._point, strict=False)
         enforce(self.network)
 
-    def regrow(self, fraction: float) -> None:
+    def regrow(self, fraction: float, number: int) -> None:
         """Moves the least weights of every mask to where the gradient is largest."""
-        self._updates += 1
         masks = masks_of(self.network)
-        gradients = self._gradients(list(masks))
+        gradients = self._gradients(list(masks), number)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         moved = {
             name: regrown(mask, parameters[name].detach(), gradients[name], fraction)
@@ -198,9 +196,9 @@ class MaskSession(_Session):
             mask.copy_(moved[name])  # in place: hooks and optimisers hold this tensor
         enforce(self.network)
 
-    def _gradients(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Gradients of the masked weights as if they were not, on a fresh batch, in eval mode."""
-        inputs, labels = self._training.batch(self._updates)
+    def _gradients(self, names: Sequence[str], number: int) -> dict[str, Tensor]:
+        """Gradients of the masked weights as if they were not, on a batch, in eval mode."""
+        inputs, labels = self._training.batch(number)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         loss = self._pruner.channels.context.loss
         if loss is None:
@@ -239,7 +237,6 @@ class ChannelSession(_Session):
         self._final = policy.kept(pruner.plan.targets)
         self._units: list[Sequence[int]] = [range(t.units) for t in pruner.plan.targets]
         self._point: nn.Module | None = None
-        self._blended = False
         #: Whether the network is still a copy of the dense one.
         self._untouched = True
         self.network = pruner.trace.materialise(self._units)
@@ -264,18 +261,25 @@ class ChannelSession(_Session):
             self.network = pruner.make(kept, self._units) if ready is None else ready
         else:
             whole = laid_back(self.network, pruner.trace.model, pruner.plan, self._units)
-            aim = pruner.aim(self.network, self._units) if self._trained else None
+            aim = self._aim()
             context = replace(pruner.context, model=whole, cache={})
             scores = pruner.criterion(context)
             self._units = [
                 _best(score, units, count)
                 for score, units, count in zip(scores, self._units, kept.tolist(), strict=True)
             ]
-            materialise = Materialiser(whole, pruner.plan)
-            slim = materialise.module_form(self._units)
-            pruner.repair(slim, kept, self._units, towards=aim)
-            self.network = materialise.finish(slim, kept)
+            self._cut(whole, kept, aim)
         self._untouched = False
+
+    def _aim(self) -> nn.Module | None:
+        return self._pruner.aim(self.network, self._units) if self._trained else None
+
+    def _cut(self, whole: nn.Module, kept: Kept, aim: nn.Module | None) -> None:
+        """Cuts the network out of one of the dense network's shapes, and repairs it."""
+        materialise = Materialiser(whole, self._pruner.plan)
+        slim = materialise.module_form(self._units)
+        self._pruner.repair(slim, kept, self._units, towards=aim)
+        self.network = materialise.finish(slim, kept)
 
     def train(
         self, epochs: int, *, last: bool = False, after_step: AfterStep | None = None
@@ -285,13 +289,20 @@ class ChannelSession(_Session):
         self._untouched = False
 
     def blend(self, share: float) -> None:
-        """Masks the part of the channels that go that has the least magnitude."""
-        self._blended = True
-        pruner = self._pruner
-        aim = pruner.aim(self.network, self._units) if self._trained else None
+        """Masks the part of the channels that go that has the least magnitude.
+
+        At 1 they are cut off: layer norms compute something else without them than with zeros, and
+        what is trained and chosen last has to be the network that is returned.
+        """
+        pruner, aim = self._pruner, self._aim()
         _blend(self.network, self._target, share)
-        pruner.repair(self.network, pruner.plan.dense, self._units, towards=aim)
-        enforce(self.network)
+        if share < 1:
+            pruner.repair(self.network, pruner.plan.dense, self._units, towards=aim)
+            enforce(self.network)
+            return
+        whole = laid_back(self.network, pruner.trace.model, pruner.plan, self._units)
+        self._units = list(pruner.units_of(self._asked))
+        self._cut(whole, self._final, aim)
 
     @cached_property
     def _target(self) -> dict[str, Tensor]:
@@ -340,10 +351,8 @@ class ChannelSession(_Session):
 
     def finish(self) -> nn.Module:
         """The slim network."""
-        if self._blended:
-            detach(self.network)
-            self._units = list(self._pruner.units_of(self._asked))
-            self.network = Materialiser(self.network, self._pruner.plan)(self._units)
+        if masks_of(self.network):  # blended, but not to the end
+            self.blend(1.0)
         return self.network.eval()
 
 
