@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from automl.hashing import digest, weights_hash
 from automl.pruning.masks import protect
+from automl.scoring.errors import ScoreError
 from automl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from automl.training.config import FinetuneConfig
 from automl.training.feed import BatchSource, Feed, ReadyBatches, described, epoch_seed
@@ -329,17 +330,14 @@ class _Run:
     def _mean(self, total: Tensor, seen: int) -> float:
         loss = total.item() / seen
         if not math.isfinite(loss):
-            raise FinetuneError(
-                f"fine-tuning diverged in epoch {self._epochs_done() + 1} (loss {loss}): "
-                f"lower lr ({self.config.lr:g}) or set max_grad_norm"
-            )
+            raise FinetuneError(self._diverged(self._epochs_done() + 1, f"loss {loss}"))
         return loss
 
     def _record(self, epoch: int, lr: float, loss: float | None, start: float) -> EpochRow:
         """Scores the network, keeps it where it is the best, and adds the epoch to the history."""
         score, metrics = None, {}
         if self.scorer is not None:
-            score, reported = self.scorer(self.model)
+            score, reported = self._scored(epoch)
             # Plain floats: a checkpoint with NumPy's would not load with weights_only.
             score = float(score)
             metrics = {name: float(value) for name, value in reported.items()}
@@ -348,6 +346,21 @@ class _Run:
         row = EpochRow(epoch, lr, loss, score, metrics, time.perf_counter() - start)
         self.history.append(row)
         return row
+
+    def _scored(self, epoch: int) -> tuple[float, Mapping[str, float]]:
+        assert self.scorer is not None  # for the type checker
+        try:
+            return self.scorer(self.model)
+        except ScoreError as error:
+            if epoch == 0:
+                raise
+            raise FinetuneError(self._diverged(epoch, str(error))) from error
+
+    def _diverged(self, epoch: int, how: str) -> str:
+        return (
+            f"fine-tuning diverged in epoch {epoch} ({how}): "
+            f"lower lr ({self.config.lr:g}) or set max_grad_norm"
+        )
 
     def _epochs_done(self) -> int:
         return self.history[-1].epoch if self.history else 0
