@@ -54,7 +54,7 @@ _ELSEWHERE, _ERROR = 2, 0.4
 #: Entries of the table of damages beyond which solving takes seconds: then neighbours must do.
 _QUICKLY_SOLVED = 1000
 #: The uniform policy, the dense network, and one policy from the analysis.
-_OVERHEAD = 3
+OVERHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Informed:
 def probes_for(problem: Problem, trials: int, share: float) -> int:
     """How many of ``trials`` go to the analysis; the same for every budget."""
     free = sum(len(grid) > 1 for grid in problem.grids)
-    return max(0, min(max(int(share * trials), free), trials - _OVERHEAD))
+    return max(0, min(max(int(share * trials), free), trials - OVERHEAD))
 
 
 class _Search:
