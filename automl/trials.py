@@ -16,9 +16,13 @@ from automl.types import InputError, Measurement
 
 Status = Literal["ok", "discarded", "failed"]
 
-#: How errors begin, or what they say, whose cause is the machine and not the policy.
+#: How errors begin, or what they say, whose cause is the machine and not the policy. Workers are
+#: lost to the system's lack of memory above all, or to a time limit that no result depends on.
 _OUTSIDE = re.compile(
-    r"^(MemoryError|OutOfMemoryError|OSError|PermissionError)\b|can't allocate memory"
+    r"^(MemoryError|OutOfMemoryError|WorkerLost|OSError|PermissionError|BlockingIOError"
+    r"|BrokenPipeError|Connection\w*Error)\b"
+    r"|can't allocate memory|cannot allocate memory|out of memory|_ALLOC_FAILED",
+    re.IGNORECASE,
 )
 
 
@@ -183,8 +187,8 @@ def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
     The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
     and answered from the journal they would stop this run at the same place. In the journal they
     are the last rows, unless other trials ran beside them; by index they are in a row anyway.
-    Failures that were not the policy's fault (no memory, a full disk) are left out too: scored
-    again, the run comes to the result that it would have had without them.
+    Failures that were not the policy's fault (no memory, a lost worker, a full disk) are left out
+    too: scored again, the run comes to the result that it would have had without them.
     """
     rows = [row for row in map(check_row, journal or ()) if not _was_outside(row)]
     by_index = sorted(rows, key=lambda row: int(row["index"]))
