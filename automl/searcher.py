@@ -33,7 +33,7 @@ from automl.pruning.sparse_pruner import pruner_for
 from automl.racing import Racing
 from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
 from automl.scoring import UserScorer
-from automl.seeding import own_random_numbers
+from automl.seeding import MOST_SEED, own_random_numbers
 from automl.strategies import load
 from automl.types import (
     CostModel,
@@ -179,6 +179,8 @@ class Searcher:
         for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name} must be an integer >= {least}, got {value!r}")
+        if seed > MOST_SEED:
+            raise InputError(f"seed must be at most {MOST_SEED}, got {seed}")
         if self._folder is None:
             return self._run(self._log, trials, seed)
         with self._folder.lock():

@@ -330,3 +330,11 @@ def test_nothing_in_a_search_warns_and_policies_are_plain_json():
         warnings.simplefilter("error")
         run = searcher(calibration=IMAGES).search(trials=2)
     assert json.loads(run.policy.to_json())["model_hash"] == run.searcher.pruner.model_hash
+
+
+@pytest.mark.parametrize("strategy", ["cmaes", "tpe", "random"])
+def test_seeds_that_generators_do_not_take_are_refused_before_anything_is_scored(strategy):
+    evaluate = Evaluate()
+    with pytest.raises(InputError, match="seed must be at most 4294967295, got 4294967296"):
+        searcher(evaluate, strategy=strategy).search(trials=2, seed=2**32)
+    assert evaluate.calls == 0
