@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automl.hints import did_you_mean
-from automl.problem import Problem, best
+from automl.problem import Problem, best_within
 from automl.types import InputError, SearchResult
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class AMC:
 
         self._session = Session(problem, self, trials, seed)
         found = self._session.run()
-        allowed = [t for t in found if problem.within(t.policy.kept(problem.targets))]
-        return SearchResult(best(allowed).policy, tuple(found))
+        return SearchResult(best_within(problem, found).policy, tuple(found))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the agent of the last search, for the setting ``agent``; returns the file.

@@ -27,12 +27,13 @@ import numpy as np
 
 from automl.fitting import Floats, Ints
 from automl.hints import did_you_mean
-from automl.problem import Problem, Trial, best
+from automl.problem import Problem, Trial, best_within
 from automl.strategies.sensitivity_analysis import (
     SCORE,
     Analysis,
     curves,
     damages,
+    least_damage,
     plan_probes,
 )
 from automl.strategies.sensitivity_model import Interaction
@@ -180,13 +181,12 @@ class Informed:
         """
         tried = [trial for trial in trials if trial.status != "failed"]
         damage = damages(self._analysis.dense, tried)
-        known = damage > 0
-        if not known.any():
+        if not (damage > 0).any():
             return None
-        targets = self._problem.targets
-        kept = np.array([trial.policy.kept(targets) for trial in tried])[known]
+        damage = np.maximum(damage, least_damage(damage))
+        kept = np.array([trial.policy.kept(self._problem.targets) for trial in tried])
         units = self._problem.space.units
-        model = Interaction.fitted(self.alone(kept), kept / units, damage[known])
+        model = Interaction.fitted(self.alone(kept), kept / units, damage)
         return lambda some: model.improvement(self.alone(some), some / units)
 
     def alone(self, kept: Kept) -> Floats:
@@ -220,8 +220,8 @@ class _Search:
             for trial in analysis.trials:
                 self._add(trial)
             self._continue(analysis)
-        allowed = [t for t in self._found.values() if problem.within(self._kept(t))]
-        return SearchResult(best(allowed).policy, tuple(self._found.values()))
+        found = tuple(self._found.values())
+        return SearchResult(best_within(problem, found).policy, found)
 
     def _continue(self, analysis: Analysis) -> None:
         informed = Informed(self._problem, analysis, self._settings.damage)

@@ -320,3 +320,9 @@ def test_a_loaded_agents_policy_is_played_first_without_a_wall_too(tmp_path):
         started.search(problem(), 3, 0)
     first = started._session.found[0]
     assert first.policy.kept(problem().targets).tolist() == own.tolist()
+
+
+def test_a_search_without_a_policy_within_the_budget_says_so():
+    strategy = AMC(wall=False, candidates=0, **SMALL)
+    with pytest.raises(SearchStopped, match="none of 3 trials met the budget; allow more trials"):
+        strategy.search(problem(0.05, rounding=4), 3, 0)
