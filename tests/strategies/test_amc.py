@@ -1,5 +1,6 @@
 import contextlib
 import json
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -326,3 +327,27 @@ def test_a_search_without_a_policy_within_the_budget_says_so():
     strategy = AMC(wall=False, candidates=0, **SMALL)
     with pytest.raises(SearchStopped, match="none of 3 trials met the budget; allow more trials"):
         strategy.search(problem(0.05, rounding=4), 3, 0)
+
+
+def test_credit_of_many_targets_is_the_same_by_way_of_the_episodes(monkeypatch):
+    rng = np.random.default_rng(0)
+    units = np.full(200, 64)
+    kept = 8 * rng.integers(1, 9, (30, 200))
+    damage = np.exp(3 * (1 - kept[:, 2] / 64) + 0.1 * rng.standard_normal(30)) / 100
+    found = Credit(kept, -damage, units)
+    monkeypatch.setattr("automl.strategies.amc_credit._FEW_FEATURES", 600)
+    expected = Credit(kept, -damage, units)
+    np.testing.assert_allclose(found.shares(kept), expected.shares(kept), atol=1e-9)
+    assert found.alpha == pytest.approx(expected.alpha)
+
+
+def test_credit_of_many_targets_takes_no_table_of_their_pairs():
+    rng = np.random.default_rng(0)
+    kept = 8 * rng.integers(1, 9, (10, 1000))
+    tracemalloc.start()
+    try:
+        Credit(kept, -rng.random(10), np.full(1000, 64))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6  # the pairs of 3,000 features would be 72 MB
