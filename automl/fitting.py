@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,8 +128,10 @@ class Space:
         """
         if not targets:
             raise InputError("nothing in this network can be pruned; `trace` says why")
-        if isinstance(rounding, int):
-            rounding = [rounding] * len(targets)
+        if isinstance(rounding, Integral):
+            rounding = [int(rounding)] * len(targets)
+        if not isinstance(rounding, Sequence) or not all(isinstance(r, Integral) for r in rounding):
+            raise InputError(f"rounding must be one or several whole numbers, got {rounding!r}")
         if min(rounding) < 1:
             raise InputError(f"rounding must be >= 1, got {min(rounding)}")
         if not 0 <= min_keep <= 1:

@@ -45,11 +45,10 @@ def load_csv(path: str | os.PathLike[str]) -> Policy:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise InputError(f"cannot read policy {str(path)!r}: {reason}") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; it needs {','.join(COLUMNS)}")
-    decisions = tuple(_decision(row, f"{path}, line {rows.line_num}") for row in rows)
+    try:
+        decisions = _decisions(csv.DictReader(io.StringIO(text, newline="")), path)
+    except csv.Error as error:  # a field of more characters than any name has
+        raise InputError(f"{path}: {error}") from None
     try:
         return Policy(decisions)
     except ValueError as error:
@@ -81,11 +80,21 @@ def _kept(ratio: float, units: int) -> int:
     return max(1, round((1 - ratio) * units))
 
 
+def _decisions(rows: csv.DictReader[str], path: str | os.PathLike[str]) -> tuple[Decision, ...]:
+    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}; it needs {','.join(COLUMNS)}")
+    return tuple(_decision(row, f"{path}, line {rows.line_num}") for row in rows)
+
+
 def _decision(row: dict[str, Any], where: str) -> Decision:
     try:
         units, ratio = int(row["units"]), float(row["ratio"])
     except (TypeError, ValueError):
         raise InputError(f"{where}: units must be a whole number and ratio a number") from None
+    short = [name for name in COLUMNS if row[name] is None]
+    if short:
+        raise InputError(f"{where}: there is no {short[0]}")
     if not 1 <= units <= MOST_UNITS:
         raise InputError(f"{where}: units must be in [1, {MOST_UNITS}], got {row['units'][:30]}")
     if not 0 <= ratio < 1:

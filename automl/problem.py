@@ -41,7 +41,7 @@ from automl.types import CostModel, InputError, Kept, Measurement, Resource, Sco
 
 __all__ = [
     "Plan", "Problem", "Pruner", "Ranker", "SearchStopped", "Trial", "TrialLog", "best",
-    "trial_row",
+    "best_within", "trial_row",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -457,6 +457,20 @@ class Problem:
                 f"{self._failures_in_a_row} trials in a row failed, the last with {trial.error}; "
                 "mend that, then resume"
             )
+
+
+def best_within(problem: Problem, trials: Sequence[Trial]) -> Trial:
+    """The best of the trials that meet the budget (see ``best``).
+
+    Raises:
+        SearchStopped: None meets it, or none of those that do succeeded.
+    """
+    allowed = [t for t in trials if problem.within(t.policy.kept(problem.targets))]
+    if not allowed and any(trial.status == "ok" for trial in trials):
+        raise SearchStopped(
+            f"none of {len(trials)} trials met the budget; allow more trials or a larger budget"
+        )
+    return best(allowed)
 
 
 def _error(done: Done) -> str | None:

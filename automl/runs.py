@@ -5,6 +5,7 @@
 | config.yaml | the resolved settings; two runs are the same run if these are equal |
 | environment.json | versions, processor and threads when the run was started |
 | trials.jsonl, trials.parquet | the journal, and the same as a table once the run is done |
+| comparisons.jsonl | what else was scored beside a search from Python, such as ``compare`` does |
 | finalists.jsonl | the best trials, scored again on all validation data |
 | agent.safetensors, learning.csv | what AMC learned, and how |
 | plan.json | the dense network's layers, groups and prunable units |
@@ -34,6 +35,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 SCORING = "scoring.json"
 JOURNAL = "trials.jsonl"
+COMPARISONS = "comparisons.jsonl"
 FINALISTS = "finalists.jsonl"
 LANDING = "landing.json"
 TRIALS = "trials.parquet"
@@ -275,8 +277,9 @@ def _require_small(config: Any) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether this may be of a run that was killed before it had a config.yaml."""
-    return name in (_LOCK, ENVIRONMENT, SCORING) or _PARTIAL.fullmatch(name) is not None
+    """Whether this may be of a run that has no config.yaml: killed before that, or not begun."""
+    before = (_LOCK, ENVIRONMENT, SCORING, COMPARISONS, f"{COMPARISONS}{_LOCK}")
+    return name in before or _PARTIAL.fullmatch(name) is not None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

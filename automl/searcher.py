@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,9 +33,9 @@ from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.refine import Refinement, require_inputs
 from automl.pruning.sparse_pruner import pruner_for
 from automl.racing import Racing
-from automl.runs import JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
+from automl.runs import COMPARISONS, JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
 from automl.scoring import UserScorer
-from automl.seeding import own_random_numbers
+from automl.seeding import MOST_SEED, own_random_numbers
 from automl.strategies import load
 from automl.types import (
     CostModel,
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 Finetune = Callable[[nn.Module], nn.Module | None]
+
+#: Settings that are plain data as they are.
+_SCALARS = (bool, int, float, str)
 
 #: What ``SearchRun.export`` can write.
 FORMATS = ("safetensors", *PROGRAMS)
@@ -159,6 +164,7 @@ class Searcher:
         self._engine, self._racing = engine, racing
         self._folder = None if run_dir is None else RunFolder(Path(run_dir))
         self._log: list[Row] = []
+        self._compared: list[Row] = []
         self._make_problem(None, racing=racing)
 
     def search(self, trials: int = 200, seed: int = 0) -> SearchRun:
@@ -179,21 +185,24 @@ class Searcher:
         for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name} must be an integer >= {least}, got {value!r}")
+        if seed > MOST_SEED:
+            raise InputError(f"seed must be at most {MOST_SEED}, got {seed}")
         if self._folder is None:
-            return self._run(self._log, trials, seed)
+            return self._run(self._log, self._compared, trials, seed)
         with self._folder.lock():
             self._folder.start(self._identity(seed), environment)
+            compared = _rows(self._folder.file(COMPARISONS))
             with Journal(self._folder.file(JOURNAL)) as journal:
-                run = self._run(journal, trials, seed)
+                run = self._run(journal, compared, trials, seed)
                 journal.write_parquet(self._folder.file(TRIALS))
             run.policy.save(self._folder.file(POLICY))
         return run
 
-    def _run(self, log: TrialLog, trials: int, seed: int) -> SearchRun:
+    def _run(self, log: TrialLog, known: Iterable[Row], trials: int, seed: int) -> SearchRun:
         path = None if self._folder is None else self._folder.path
         watch = Guarded(self._callbacks, self._on_trial)
         with self._open_engine() as engine, watch.to_the_end():
-            problem = self._make_problem(log, watch.on_trial, engine, self._racing)
+            problem = self._make_problem(log, watch.on_trial, engine, self._racing, known)
             dense = problem.dense  # first: where it cannot be scored, nothing can
             settings, limits = self._identity(seed), problem.limits
             watch.on_search_start(SearchInfo(settings, dense.costs, limits, path))
@@ -212,13 +221,23 @@ class Searcher:
 
     @contextmanager
     def problem(self) -> Iterator[Problem]:
-        """The problem, with everything scored so far; holds the run folder's lock."""
+        """The problem, with everything scored so far; holds the run folder's lock.
+
+        What is scored here goes to a journal of its own (``comparisons.jsonl``), so that the
+        search's holds nothing but the search. A search knows it all the same.
+
+        Raises:
+            InputError: The run folder is in use.
+        """
         with ExitStack() as opened:
             engine = opened.enter_context(self._open_engine())
-            log: TrialLog = self._log
+            log: TrialLog = self._compared
+            known = self._log
             if self._folder is not None:
-                log = opened.enter_context(Journal(self._folder.file(JOURNAL)))
-            yield self._make_problem(log, engine=engine)
+                opened.enter_context(self._folder.lock())
+                known = _rows(self._folder.file(JOURNAL))
+                log = opened.enter_context(Journal(self._folder.file(COMPARISONS)))
+            yield self._make_problem(log, engine=engine, known=known)
 
     def several_examples(self) -> Tensor:
         """Example inputs, at least three, to check exported programs on.
@@ -246,6 +265,7 @@ class Searcher:
         on_trial: Callable[[Trial], None] | None = None,
         engine: Engine | None = None,
         racing: Racing | None = None,
+        known: Iterable[Row] = (),
     ) -> Problem:
         return Problem(
             self.pruner.plan,
@@ -254,6 +274,7 @@ class Searcher:
             self.budget,
             self._costs,
             journal=log,
+            known=known,
             on_trial=on_trial,
             max_failures=self._max_failures,
             engine=engine,
@@ -311,6 +332,7 @@ class SearchRun:
 
         Args:
             strategies: Names from conf/strategy, or strategies; ``"uniform"`` if none is given.
+                Of several of one name the second is called ``"NAME 2"``, and so on.
 
         Returns:
             One row each, by name: score, metrics and costs, all before fine-tuning.
@@ -321,7 +343,7 @@ class SearchRun:
                 other = load(strategy) if isinstance(strategy, str) else strategy
                 name = strategy if isinstance(strategy, str) else type(strategy).__name__
                 found = other.search(problem, self.asked, self.seed)
-                rows[name] = _measured(problem, found.policy)
+                rows[_free(name, rows)] = _measured(problem, found.policy)
             rows["found"] = _measured(problem, self.policy)
         fields = ({"score": m.score, "metrics": m.metrics, "costs": m.costs} for m in rows.values())
         return frame(fields).set_axis(list(rows), axis="index")
@@ -389,14 +411,43 @@ def _scorer(evaluate: Evaluate | Scorer, score_key: str | None) -> Scorer:
 
 
 def _describe(strategy: Strategy) -> dict[str, Any]:
-    """Class and settings, as plain data."""
+    """Class and settings, as plain data.
+
+    Of lists and mappings those that the constructor takes: others may be results. What is None or
+    empty is left out, which says the same.
+    """
     kind = type(strategy)
+    try:
+        taken: Collection[str] = signature(kind).parameters
+    except ValueError:  # of a class that is not written in Python
+        taken = ()
     settings = {
-        name: value
+        name: _plain(value)
         for name, value in vars(strategy).items()
-        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+        if not name.startswith("_") and (name in taken or isinstance(value, _SCALARS))
     }
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings}
+    described = {name: value for name, value in settings.items() if value not in (None, [], {})}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **described}
+
+
+def _plain(value: Any) -> Any:
+    """Like a value, but plain data: tuples are lists; None where it is none, or what it holds."""
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else None
+
+
+def _rows(path: Path) -> list[Row]:
+    """The rows of a journal, none where there is no journal."""
+    return Journal.read(path) if path.exists() else []
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, numbered where it is taken."""
+    numbered = (f"{name} {number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
 def _measured(problem: Problem, policy: Policy) -> Measurement:

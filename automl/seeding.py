@@ -9,6 +9,9 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
+#: NumPy's older generators, which searches of libraries draw from, take no larger seeds.
+MOST_SEED = 2**32 - 1
+
 
 @contextmanager
 def own_random_numbers(key: str) -> Iterator[None]:

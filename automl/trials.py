@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from types import NoneType
@@ -16,9 +16,13 @@ from automl.types import InputError, Measurement
 
 Status = Literal["ok", "discarded", "failed"]
 
-#: How errors begin, or what they say, whose cause is the machine and not the policy.
+#: How errors begin, or what they say, whose cause is the machine and not the policy. Workers are
+#: lost to the system's lack of memory above all, or to a time limit that no result depends on.
 _OUTSIDE = re.compile(
-    r"^(MemoryError|OutOfMemoryError|OSError|PermissionError)\b|can't allocate memory"
+    r"^(MemoryError|OutOfMemoryError|WorkerLost|OSError|PermissionError|BlockingIOError"
+    r"|BrokenPipeError|Connection\w*Error)\b"
+    r"|can't allocate memory|cannot allocate memory|out of memory|_ALLOC_FAILED",
+    re.IGNORECASE,
 )
 
 
@@ -182,17 +186,36 @@ def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
 
     The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
     and answered from the journal they would stop this run at the same place. In the journal they
-    are the last rows, unless other trials ran beside them; by index they are in a row anyway.
-    Failures that were not the policy's fault (no memory, a full disk) are left out too: scored
-    again, the run comes to the result that it would have had without them.
+    are the last rows of a search, unless other trials ran beside them; by index they are in a row
+    anyway.
+    Failures that were not the policy's fault (no memory, a lost worker, a full disk) are left out
+    too: scored again, the run comes to the result that it would have had without them.
     """
     rows = [row for row in map(check_row, journal or ()) if not _was_outside(row)]
-    by_index = sorted(rows, key=lambda row: int(row["index"]))
-    stopped = {id(row) for row in _in_a_row(by_index, max_failures)}
-    last = [id(row) for row in takewhile(lambda row: row["status"] == "failed", reversed(rows))]
-    if len(last) >= max_failures:
-        stopped.update(last)
+    stopped: set[int] = set()
+    for search in _searches(rows):
+        by_index = sorted(search, key=lambda row: int(row["index"]))
+        last = list(takewhile(lambda row: row["status"] == "failed", reversed(search)))
+        stopped |= {id(row) for row in _in_a_row(by_index, max_failures)}
+        stopped |= {id(row) for row in last if len(last) >= max_failures}
     return [row for row in rows if id(row) not in stopped]
+
+
+def _searches(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of several searches apart, each in the order written.
+
+    Every search counts its trials from 0: an index that comes again with another policy is the
+    next search's.
+    """
+    found: list[list[Row]] = [[]]
+    keys: dict[int, str] = {}
+    for row in rows:
+        if keys.get(row["index"], row["key"]) != row["key"]:
+            found.append([])
+            keys = {}
+        found[-1].append(row)
+        keys[row["index"]] = row["key"]
+    return found
 
 
 def _was_outside(row: Row) -> bool:

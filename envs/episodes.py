@@ -89,6 +89,10 @@ class Episodes:
             kept = np.stack([self._wall.finish(k, w) for k, w in zip(kept, wish, strict=True)])
         return self._stand(t + 1, kept, wish)
 
+    def ended(self, kept: Kept) -> Step:
+        """The end of the one episode that decided these counts, shape (targets,)."""
+        return self._stand(self._count, kept[None], kept[None] / self._space.units)
+
     def play(self, actor: Actor, episodes: int) -> Kept:
         """Finished episodes of an actor, shape (episodes, targets)."""
         step = self.start(episodes)

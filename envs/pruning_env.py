@@ -35,6 +35,14 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     of all targets), ``actions`` (those that lead to them) and ``trial``; the last corrections
     (``Wall.finish``) may have raised earlier actions, so learn from these.
 
+    Attributes:
+        problem: What to prune, within which budget.
+        episodes: The same without scoring.
+        planned: Counts that this episode ends with whatever its actions, shape (targets,); for
+            whoever planned it by ``episodes``. Played again, its actions may end elsewhere: the
+            wall takes costs to grow with every target, and measured ones may fall. ``reset``
+            forgets it.
+
     Example:
         >>> env = gymnasium.make("PruningRatio-v0", problem=problem)
         >>> observation, info = env.reset(seed=0)
@@ -77,6 +85,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._strict, self._floor, self._race = strict, floor, race
         self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.planned: Kept | None = None
         self._step = self.episodes.start(1)
 
     def reset(
@@ -84,6 +93,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode; nothing in it is random."""
         super().reset(seed=seed)
+        self.planned = None
         self._step = self.episodes.start(1)
         return self._step.observation[0], {}
 
@@ -100,6 +110,8 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         if asked.shape != (1,) or not 0 <= asked[0] <= 1:
             raise ValueError(f"PruningEnv.action must be one number in [0, 1], got {action}")
         self._step = self.episodes.advance(self._step, asked)
+        if self._step.done and self.planned is not None:
+            self._step = self.episodes.ended(self.planned)
         info: dict[str, Any] = {"action": float(self._step.executed[0, self._step.target - 1])}
         if not self._step.done:
             return self._step.observation[0], 0.0, False, False, info

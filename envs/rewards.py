@@ -4,7 +4,10 @@ The *error* of a network is 1 - top1 where trials are scored by top1, as in AMC.
 scored by minus the loss or minus the divergence to the dense network (``loss``, ``kl``), it is that
 loss or divergence in nats: 0 is a perfect network, or one that answers as the dense one does, and 1
 nat of divergence may move the probability of a class by up to .71 (Pinsker: sqrt(kl / 2)). For a
-score of the user's own it is 1 - score.
+score of the user's own it is 1 - score where the dense network scores 1 or less. Beyond that (per
+cent, decibels) nobody knows what the best score is: it is taken to be a tenth above the dense
+network's, so that errors stay positive and say something about networks as good as that. Should a
+trial score more still, the best is a tenth above it from then on; rewards given before stand.
 
 ``error``      R_err    = -error                     (AMC, equation 3: compression by the wall)
 ``macs``       R_FLOPs  = -error * log(MACs)         (equation 4)
@@ -24,6 +27,9 @@ from automl.types import RESOURCES, InputError
 
 REWARDS: tuple[str, ...] = ("error", *RESOURCES)
 
+#: How far above the best network known, as a part of its score, scores beyond 1 are thought to end.
+_HEADROOM = 0.1
+
 _SCALE = {"latency_ms": 1e6, "energy_mj": 1e6}
 
 Reward = Callable[[Trial], float]
@@ -34,6 +40,9 @@ def make_reward(name: str, problem: Problem) -> Reward:
 
     A failed trial is as bad as the worst error seen so far, and at least 1.
 
+    A score of the user's own is compared with the dense network's, which is scored for it unless
+    it was already.
+
     Raises:
         InputError: There is none of that name, or the problem has no cost model for it.
     """
@@ -42,7 +51,7 @@ def make_reward(name: str, problem: Problem) -> Reward:
     if name != "error" and name not in problem.dense_costs:
         known = ", ".join(["error", *problem.dense_costs])
         raise InputError(f"reward {name!r} needs a cost model for it; here there are {known}")
-    error = ErrorOf()
+    error = ErrorOf(problem)
 
     def reward(trial: Trial) -> float:
         if name == "error":
@@ -56,17 +65,40 @@ def make_reward(name: str, problem: Problem) -> Reward:
 class ErrorOf:
     """The error of trials; see the module's docstring."""
 
-    def __init__(self) -> None:
-        """Nothing failed yet."""
+    def __init__(self, problem: Problem) -> None:
+        """Nothing failed yet, and the best score is not known."""
+        self._problem = problem
         self._worst = 1.0
+        self._limit: float | None = None
 
     def __call__(self, trial: Trial) -> float:
-        """The trial's error; of a failed one the worst so far."""
+        """The trial's error; of a failed one the worst so far.
+
+        Raises:
+            InputError: The dense network has to be scored for it, and cannot be.
+        """
         found = trial.measurement
         if found is None:
             return self._worst
         losses = [found.metrics[name] for name in ("loss", "kl") if name in found.metrics]
         by_top1 = found.metrics.get("top1") == found.score
-        error = -found.score if not by_top1 and -found.score in losses else 1 - found.score
+        if not by_top1 and -found.score in losses:
+            error = -found.score
+        elif by_top1 and losses and found.score <= 1:  # as ``automl.scoring`` has it
+            error = 1 - found.score
+        else:
+            error = self._best(found.score) - found.score
         self._worst = max(self._worst, error)
         return error
+
+    def _best(self, score: float) -> float:
+        """The score that no network exceeds, as far as is known."""
+        if self._limit is None:
+            self._limit = _limit(self._problem.dense.score)
+        if score > self._limit:
+            self._limit = _limit(score)
+        return self._limit
+
+
+def _limit(score: float) -> float:
+    return 1.0 if score <= 1 else (1 + _HEADROOM) * score

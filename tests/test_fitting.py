@@ -259,3 +259,12 @@ def test_a_network_of_200_wide_targets_is_fitted_in_a_fraction_of_a_second():
     kept = fit(wish, space, limits)
     assert time.process_time() - started < 2  # 204,600 steps; one by one this takes minutes
     assert_maximal(space, limits, kept)
+
+
+def test_a_rounding_may_be_a_number_of_numpys_and_must_be_whole():
+    targets = toy.targets(64, 128)
+    for rounding in (np.int64(8), [np.int32(8), 8], (8, 8)):
+        assert Space.of(targets, rounding).step.tolist() == [8, 8]
+    for rounding in (8.0, np.float64(8), "8", [8, 2.5], None):
+        with pytest.raises(InputError, match="rounding must be one or several whole numbers"):
+            Space.of(targets, rounding)

@@ -66,3 +66,19 @@ def test_bad_lines_are_named(tmp_path, text, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot read policy"):
         load_policy(tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("target,granularity,units,ratio", f"{'a' * 200_000},channel,4,.5", "field larger than"),
+        ("units,ratio,target,granularity", "4,.5,a", "line 2: there is no granularity"),
+        ("units,ratio,granularity,target", "4,.5,channel", "line 2: there is no target"),
+    ],
+)
+def test_rows_that_are_too_long_or_too_short_are_refused(tmp_path, header, row, message):
+    path = tmp_path / "policy.csv"
+    path.write_text(f"{header}\n{row}\n")
+    with pytest.raises(InputError, match=message) as caught:
+        load_csv(path)
+    assert len(str(caught.value)) < 1000

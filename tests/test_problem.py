@@ -199,7 +199,7 @@ def test_other_evaluation_settings_are_scored_anew(tmp_path, changes):
     [
         (math.nan, "ValueError: the score is nan"),
         (-math.inf, "ValueError: the score is -inf"),
-        (RuntimeError("out of\nmemory"), "RuntimeError: out of memory"),
+        (RuntimeError("no such\nlayer"), "RuntimeError: no such layer"),
         (KeyError(), "KeyError"),
         ("high", "ValueError: could not convert string to float: 'high'"),
     ],
@@ -326,3 +326,28 @@ def test_rounding_and_least_fraction_shape_the_grids():
     problem = toy.problem(rounding=1, min_keep=0.25, budget={"params": 0.9})
     assert [counts[0] for counts in problem.grids] == [4, 4, 8, 16]
     assert problem.grids[0].tolist() == list(range(4, 17))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "WorkerLost: its process was ended by SIGKILL, maybe for want of memory (tried 2 times)",
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "RuntimeError: CUDA error: out of memory",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory",
+        "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+        "ConnectionResetError: [Errno 104] Connection reset by peer",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+def test_what_the_machine_was_at_fault_for_is_scored_again_on_resume(error):
+    rows = []
+    problem = toy.problem(scorer=scorer(faults={1: RuntimeError("x")}), journal=rows)
+    problem.evaluate_many(some_policies(problem, 3))
+    (failed,) = (row for row in rows if row["status"] == "failed")
+    failed["error"] = error
+    score = scorer()
+    again = toy.problem(scorer=score, journal=rows)
+    assert [t.status for t in again.evaluate_many(some_policies(again, 3))] == ["ok"] * 3
+    assert len(score.seen) == 1

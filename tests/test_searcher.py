@@ -17,8 +17,11 @@ from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.problem import SearchStopped
 from automl.pruning.refine import Refinement
+from automl.runs import RunFolder
 from automl.searcher import Searcher
+from automl.strategies.amc import AMC
 from automl.strategies.random import Random
+from automl.strategies.slimming import Global, Slimming
 from automl.types import InputError
 
 
@@ -80,7 +83,7 @@ def _trace(exclude):
 
 
 def searcher(evaluate=None, **settings) -> Searcher:
-    settings = {"budget": {"macs": 0.5}, **settings}
+    settings = {"budget": {"macs": 0.5}, "strategy": "random", **settings}
     return Searcher(network(), IMAGES[:2], evaluate or Evaluate(), **settings)
 
 
@@ -330,3 +333,86 @@ def test_nothing_in_a_search_warns_and_policies_are_plain_json():
         warnings.simplefilter("error")
         run = searcher(calibration=IMAGES).search(trials=2)
     assert json.loads(run.policy.to_json())["model_hash"] == run.searcher.pruner.model_hash
+
+
+@pytest.mark.parametrize("strategy", ["cmaes", "tpe", "random"])
+def test_seeds_that_generators_do_not_take_are_refused_before_anything_is_scored(strategy):
+    evaluate = Evaluate()
+    with pytest.raises(InputError, match="seed must be at most 4294967295, got 4294967296"):
+        searcher(evaluate, strategy=strategy).search(trials=2, seed=2**32)
+    assert evaluate.calls == 0
+
+
+def test_what_is_scored_before_a_search_is_known_to_it_and_leaves_the_folder_usable(tmp_path):
+    evaluate = Evaluate()
+    one = searcher(evaluate, strategy="amc", run_dir=tmp_path / "run")
+    with one.problem() as problem:
+        problem.evaluate(problem.policy(problem.fit(np.ones(len(problem.targets)))))
+    assert evaluate.calls == 1
+    run = one.search(trials=3, seed=0)  # the uniform policy is its first
+    scored = evaluate.calls
+    assert len(run.trials) == 3 and searcher(strategy="amc").search(3).policy == run.policy
+    again = Evaluate()
+    resumed = searcher(again, strategy="amc", run_dir=tmp_path / "run").search(trials=3, seed=0)
+    assert resumed.policy == run.policy and scored == 1 + 3
+    assert again.calls == 0
+
+
+def test_the_problem_holds_the_run_folders_lock(tmp_path):
+    one = searcher(run_dir=tmp_path)
+    one.search(trials=1, seed=0)
+    with one.problem(), pytest.raises(InputError, match="is in use by another process"):
+        one.search(trials=1, seed=0)
+    one.search(trials=1, seed=0)
+
+
+def test_comparisons_stay_out_of_the_searchs_own_journal(tmp_path):
+    one = searcher(run_dir=tmp_path)
+    one.search(trials=3, seed=0).compare("random", Random(spread=0.5))
+    one.search(trials=4, seed=0)
+    table = pd.read_parquet(tmp_path / "trials.parquet")
+    assert table["index"].tolist() == [-1, 0, 1, 2, 3]
+
+
+def test_a_mended_search_goes_on_whatever_was_searched_since():
+    faults = dict.fromkeys(range(3, 6), math.nan)
+    one = searcher(Evaluate(faults=faults), strategy="random")
+    with pytest.raises(SearchStopped, match="3 trials in a row failed"):
+        one.search(trials=8, seed=1)
+    assert len(one.search(trials=8, seed=0).trials) == 8
+    run = one.search(trials=8, seed=1)
+    assert run.trials.status.tolist() == ["ok"] * 8
+
+
+def test_strategies_of_one_name_have_a_row_each():
+    run = searcher().search(trials=2, seed=0)
+    table = run.compare(Random(spread=0.1), Random(spread=5.0), "uniform", Random(spread=2.0))
+    rows = ["dense", "Random", "Random 2", "uniform", "Random 3", "found"]
+    assert table.index.tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        (Global(["l2"]), Global(["none"]), r"strategy.normalise: \['l2'\] there, \['none'\] here"),
+        (Slimming(settings={"epochs": 1}), Slimming(settings={"epochs": 2}), "settings.epochs: 1"),
+        (AMC(), AMC(agent="runs/a"), "strategy.agent: None there, runs/a here"),
+    ],
+)
+def test_settings_of_every_plain_kind_tell_searches_apart(tmp_path, there, here, message):
+    def start(strategy):
+        folder = RunFolder(tmp_path)
+        folder.start(searcher(strategy=strategy, run_dir=tmp_path)._identity(0), dict)
+
+    start(there)
+    start(there)
+    with pytest.raises(InputError, match=message):
+        start(here)
+
+
+def test_what_a_strategy_found_is_no_setting_of_it(tmp_path):
+    one = searcher(strategy="netadapt", run_dir=tmp_path)
+    before = one._identity(0)
+    one.search(trials=20, seed=0)
+    assert one.strategy.family and one._identity(0) == before
+    assert before["strategy"].keys() == {"class", "winner", "decay", "tolerance", "guard"}

@@ -9,12 +9,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from automl.seeding import MOST_SEED
 from automl.types import InputError
 
 Config = Mapping[str, Any]
 
-#: NumPy's older generators, which searches of libraries draw from, take no larger ones.
-_MOST_SEED = 2**32 - 1
 #: More threads than any machine has cores.
 _MOST_THREADS = 1024
 
@@ -43,8 +42,8 @@ def seed_of(config: Config) -> int:
         InputError: It is no whole number, negative, or larger than all generators take.
     """
     seed = whole(config, "seed", 0)
-    if seed > _MOST_SEED:
-        raise InputError(f"seed must be at most {_MOST_SEED}, got {seed}")
+    if seed > MOST_SEED:
+        raise InputError(f"seed must be at most {MOST_SEED}, got {seed}")
     return seed
 
 

@@ -16,7 +16,7 @@ Deviations, whatever the settings:
   what the actor wished, and so teaches it that a wish had another wish's effect.
 * Warm-up episodes are random policies that use the budget, all targets alike
   (``automl.strategies.random``), not random actions, which the wall would turn into networks
-  with all pruning at their end.
+  with all pruning at their end; where there is an analysis, none are random.
 * The agent also sees coupling, the budget, how much is left to do and where the wall stands
   (``envs.features``).
 * Actors end in tanh on [-1, 1], scaled, as Stable-Baselines3 has them, not in a sigmoid.
@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automl.hints import did_you_mean
-from automl.problem import Problem, best
+from automl.problem import Problem, best_within
 from automl.types import InputError, SearchResult
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ class AMC:
         algorithm: ``ddpg``, ``td3`` or ``sac``.
         reward: A name from ``envs.rewards.REWARDS``.
         wall: Whether actions are clipped to meet the budget.
-        warmup: Part of the trials that are random, in [0, 1]; the paper has 100 of 400.
+        warmup: Episodes before the agent learns from them, as part of the trials, in [0, 1]; the
+            paper has 100 of 400. They are random, unless there was an analysis: that knows better
+            ones, and only the agent's first updates wait.
         hidden: Units of both hidden layers of actor and critic.
         tau: How far target networks move per update.
         gamma: Discount.
@@ -158,8 +160,7 @@ class AMC:
 
         self._session = Session(problem, self, trials, seed)
         found = self._session.run()
-        allowed = [t for t in found if problem.within(t.policy.kept(problem.targets))]
-        return SearchResult(best(allowed).policy, tuple(found))
+        return SearchResult(best_within(problem, found).policy, tuple(found))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the agent of the last search, for the setting ``agent``; returns the file.

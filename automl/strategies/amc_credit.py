@@ -24,6 +24,8 @@ from automl.types import Kept
 #: Functions of one target's keep fraction.
 _BASIS = 3
 _EVIDENCE_ROUNDS = 20
+#: With so many there is nothing to be saved by decomposing something smaller.
+_FEW_FEATURES = 512
 
 
 class Credit:
@@ -70,8 +72,7 @@ class Credit:
 
     def _fit(self, x: Floats, y: Floats) -> None:
         """Evidence approximation; ``alpha`` is the prior's precision, ``beta`` the noise's."""
-        values, vectors = np.linalg.eigh(x.T @ x)
-        values = np.maximum(values, 0.0)
+        values, vectors = _spectrum(x)
         target = vectors.T @ (x.T @ y)
         alpha, beta, count = 1.0, 10.0, len(y)
         for _ in range(_EVIDENCE_ROUNDS):
@@ -82,6 +83,18 @@ class Credit:
             beta = float(np.clip(max(count - free, 1.0) / (residual + 1e-9), 1e-2, 1e4))
         self.mean = vectors @ (beta * target / (alpha + beta * values))
         self.alpha = alpha
+
+
+def _spectrum(x: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues and -vectors (features, values) of ``x.T @ x``; those that are 0 may be missing.
+
+    Where there are few episodes for many features, by way of the episodes: the same up to rounding.
+    """
+    if x.shape[1] <= max(len(x), _FEW_FEATURES):
+        values, vectors = np.linalg.eigh(x.T @ x)
+        return np.maximum(values, 0.0), vectors
+    _, singular, rows = np.linalg.svd(x, full_matrices=False)
+    return singular**2, rows.T
 
 
 def transform(rewards: Floats) -> Floats:

@@ -27,7 +27,7 @@ from automl.strategies.amc_judge import Interactions, Judge
 from automl.strategies.heuristics import Depth
 from automl.strategies.neighbours import neighbour
 from automl.strategies.random import Random
-from automl.strategies.sensitivity import Informed, analyse
+from automl.strategies.sensitivity import OVERHEAD, Informed, analyse
 from automl.types import InputError, Kept
 from envs.actions import to_actions
 from envs.pruning_env import PruningEnv
@@ -80,7 +80,7 @@ class Session:
         self._source = ""
         self._rng = np.random.default_rng(seed)
         self._warmup = math.ceil(settings.warmup * trials)
-        self._planned = self._first_plans()
+        self._suggested = self._first_plans()
         self._analysed = 0
         self._ahead: list[Trial] = []
         self._informed: Informed | None = None
@@ -110,15 +110,19 @@ class Session:
 
     def _analyse(self) -> None:
         """Prunes targets one at a time, for the guides; see ``strategy=sensitivity``."""
-        probes = int(self.settings.analysis * self.trials)
+        # As in ``strategy=sensitivity``, uniform, dense and one policy from the analysis must fit.
+        probes = min(int(self.settings.analysis * self.trials), self.trials - OVERHEAD)
         choices = sum(len(grid) > 1 for grid in self.problem.grids)
-        if not probes or choices < 2 or not self.settings.wall:
+        if probes < 1 or choices < 2 or not self.settings.wall:
             return
         if self.settings.guides:  # so that a search that is cut has something to show
             uniform = self.problem.fit(np.ones(len(self.problem.targets)))
             self._ahead = [self.problem.evaluate(self.problem.policy(uniform))]
         analysis = analyse(self.problem, probes)
-        self.found += [*self._ahead, analysis.dense, *analysis.trials]
+        distinct: dict[str, Trial] = {}  # where all of it is allowed, uniform is the dense network
+        for trial in (*self._ahead, analysis.dense, *analysis.trials):
+            distinct.setdefault(trial.policy.key, trial)
+        self.found += distinct.values()
         self._analysed = len(self.found)
         self._seen |= {t.policy.kept(self.problem.targets).tobytes() for t in self.found}
         if analysis.dense.status == "ok":
@@ -173,31 +177,41 @@ class Session:
             self._source = "agent"
             return None
         kept, self._source = self._round.popleft()
+        self.env.planned = kept
         return np.asarray(to_actions(kept, self.problem.space))
 
     def _plan_round(self) -> None:
         """Plans the next episodes, and scores them together if they are several."""
         left = self.trials - len(self.found)
         for _ in range(min(self.settings.episodes_per_round, max(left, 1))):
-            kept, source = next(self._planned, None), "planned"
-            if kept is None:
-                self._cool()
-                if not self.settings.candidates:
-                    break
-                source = "agent"
-                try:
-                    kept = self._most_promising()
-                except NoMorePolicies:
-                    if not self._round:
-                        raise
-                    break
-            self._seen.add(kept.tobytes())
-            self._round.append((kept, source))
+            try:
+                planned = self._next()
+            except NoMorePolicies:
+                if not self._round:
+                    raise
+                break  # those that were found are played first
+            if planned is None:
+                break
+            self._seen.add(planned[0].tobytes())
+            self._round.append(planned)
         if len(self._round) > 1:
-            policies = [self.problem.policy(kept) for kept, _ in self._round]
-            trials = self.problem.evaluate_many(policies, race=True)
-            planned = [kept.tobytes() for kept, _ in self._round]
-            self._scored = dict(zip(planned, trials, strict=True))
+            kept = [one for one, _ in self._round]
+            trials = self.env.evaluate_many(np.stack(kept))
+            self._scored = {k.tobytes(): trial for k, trial in zip(kept, trials, strict=True)}
+
+    def _next(self) -> tuple[Kept, str] | None:
+        """The next episode and who planned it; None lets the agent act as it goes along.
+
+        Raises:
+            NoMorePolicies: Nothing new can be found.
+        """
+        kept = next(self._suggested, None)
+        if kept is None and self._played + len(self._round) < self._warmup:
+            kept = self._random_episode()
+        if kept is not None:
+            return kept, "planned"
+        self._cool()
+        return (self._most_promising(), "agent") if self.settings.candidates else None
 
     def _cool(self) -> None:
         """Narrows the exploration with every episode that the agent had a part in."""
@@ -205,23 +219,22 @@ class Session:
         self.agent.sigma = self.settings.sigma * self.settings.sigma_decay ** max(learned, 0)
 
     def _first_plans(self) -> Iterator[Kept]:
-        """A loaded agent's own policy, what the analysis suggests, guides, then random episodes."""
-        if not self.settings.wall:
-            yield from self._first_plans_without_wall()
-            return
-        suggested = [] if self._informed is None else self._informed.first()
-        guides = [*suggested, *(self._guides() if self.settings.guides else [])]
+        """A loaded agent's own policy, what the analysis suggests, and guides."""
+        suggested = [] if self._informed is None else [*self._informed.first()]
+        if self.settings.wall and self.settings.guides:
+            suggested += self._guides()
         if self.settings.agent is not None:
-            guides.insert(0, self.env.episodes.play(self.agent.act, 1)[0])
-        for kept in guides:
+            suggested.insert(0, self.env.episodes.play(self.agent.act, 1)[0])
+        for kept in suggested:
             if kept.tobytes() not in self._seen:
                 yield kept
-        while self._played + len(self._round) < self._warmup:
-            yield self._new_random()
 
-    def _first_plans_without_wall(self) -> Iterator[Kept]:
-        while len(self.found) + len(self._round) < self._warmup:
-            yield self.env.episodes.play(lambda rows: self._rng.random(len(rows)), 1)[0]
+    def _random_episode(self) -> Kept:
+        """A policy that uses the budget; without a wall, what random actions lead to."""
+        if self.settings.wall:
+            return self._new_random()
+        kept: Kept = self.env.episodes.play(lambda rows: self._rng.random(len(rows)), 1)[0]
+        return kept
 
     def _guides(self) -> list[Kept]:
         ones = np.ones(len(self.problem.targets))

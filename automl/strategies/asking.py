@@ -39,8 +39,8 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
     """Scores ``trials`` policies, fewer where the optimiser has no new ones.
 
     Points that round to a policy known already are answered at once and do not count. A failed
-    trial is told as the worst score so far, since these optimisers know no failures; one that fell
-    behind in a race is told as its estimate.
+    trial is told as the worst score so far, since these optimisers know no failures: once there is
+    a score. One that fell behind in a race is told as its estimate.
 
     Raises:
         SearchStopped: Too many trials in a row failed.
@@ -49,17 +49,24 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
     if trials < 1:
         raise ValueError(f"trials must be >= 1, got {trials}")
     found: dict[str, Trial] = {}
-    worst = 0.0
+    waiting: list[Trial] = []  # to be told
     for _ in range(-(-_ASKED * trials // optimiser.batch)):
         asked = [problem.policy(problem.fit(optimiser.ask())) for _ in range(optimiser.batch)]
-        for trial in problem.evaluate_many(_leading(asked, found, trials), race=True):
+        waiting += problem.evaluate_many(_leading(asked, found, trials), race=True)
+        for trial in waiting:
             found.setdefault(trial.policy.key, trial)
-            scores = [one.score for one in found.values() if one.status != "failed"]
-            worst = min(scores, default=worst)
-            optimiser.tell(trial.score if trial.status != "failed" else worst)
+        scores = [trial.score for trial in found.values() if trial.status != "failed"]
+        if scores:
+            _tell(optimiser, waiting, min(scores))
+            waiting = []
         if len(found) == trials:
             break
     return SearchResult(best(list(found.values())).policy, tuple(found.values()))
+
+
+def _tell(optimiser: Optimiser, trials: Sequence[Trial], worst: float) -> None:
+    for trial in trials:
+        optimiser.tell(trial.score if trial.status != "failed" else worst)
 
 
 def _leading(asked: Sequence[Policy], found: Mapping[str, Trial], trials: int) -> list[Policy]:

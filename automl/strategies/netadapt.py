@@ -39,7 +39,7 @@ from typing import Literal
 import numpy as np
 
 from automl.hints import did_you_mean
-from automl.problem import Problem, Trial, best
+from automl.problem import Problem, Trial, best_within
 from automl.strategies.netadapt_family import Member, save
 from automl.strategies.netadapt_steps import Iteration, excess, repaid
 from automl.types import InputError, Kept, SearchResult
@@ -152,7 +152,7 @@ class _Session:
             kept = adapted
         if self._settings.guard and len(self._found) < self._trials:
             self._evaluate([self._problem.fit(np.ones(len(kept)))])
-        chosen = best(self._allowed)
+        chosen = best_within(self._problem, list(self._found.values()))
         self._close(chosen)
         return SearchResult(chosen.policy, tuple(self._found.values()))
 
@@ -237,10 +237,6 @@ class _Session:
     def _iteration(self) -> int:
         """Number of the iteration to come, from 1."""
         return self.family[-1].iteration + 1 if self.family else 1
-
-    @property
-    def _allowed(self) -> list[Trial]:
-        return [trial for trial in self._found.values() if self._within(trial)]
 
     def _within(self, trial: Trial) -> bool:
         return bool(self._problem.within(trial.policy.kept(self._problem.targets)))

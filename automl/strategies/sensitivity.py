@@ -27,12 +27,13 @@ import numpy as np
 
 from automl.fitting import Floats, Ints
 from automl.hints import did_you_mean
-from automl.problem import Problem, Trial, best
+from automl.problem import Problem, Trial, best_within
 from automl.strategies.sensitivity_analysis import (
     SCORE,
     Analysis,
     curves,
     damages,
+    least_damage,
     plan_probes,
 )
 from automl.strategies.sensitivity_model import Interaction
@@ -53,8 +54,10 @@ _NEIGHBOURS, _PARENTS = 128, 6
 _ELSEWHERE, _ERROR = 2, 0.4
 #: Entries of the table of damages beyond which solving takes seconds: then neighbours must do.
 _QUICKLY_SOLVED = 1000
+#: Policies that the process is fitted to; of more, the best half of these and the latest half.
+_MOST_FITTED = 500
 #: The uniform policy, the dense network, and one policy from the analysis.
-_OVERHEAD = 3
+OVERHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class Informed:
         self.solver = Solver(problem)
         self.table = self.solver.table(curves(problem, analysis, damage))
         self._problem, self._analysis, self._damage = problem, analysis, damage
+        self._counts: dict[str, Kept] = {}
 
     def first(self) -> Iterator[Kept]:
         """The policies that the analysis suggests by itself, the most trustworthy first.
@@ -178,26 +182,41 @@ class Informed:
 
         None where no trial tells anything.
         """
-        tried = [trial for trial in trials if trial.status != "failed"]
+        tried = _most_telling([trial for trial in trials if trial.status != "failed"])
         damage = damages(self._analysis.dense, tried)
-        known = damage > 0
-        if not known.any():
+        if not (damage > 0).any():
             return None
-        targets = self._problem.targets
-        kept = np.array([trial.policy.kept(targets) for trial in tried])[known]
+        damage = np.maximum(damage, least_damage(damage))
+        kept = np.array([self._kept(trial) for trial in tried])
         units = self._problem.space.units
-        model = Interaction.fitted(self.alone(kept), kept / units, damage[known])
+        model = Interaction.fitted(self.alone(kept), kept / units, damage)
         return lambda some: model.improvement(self.alone(some), some / units)
+
+    def _kept(self, trial: Trial) -> Kept:
+        if trial.policy.key not in self._counts:
+            self._counts[trial.policy.key] = trial.policy.kept(self._problem.targets)
+        return self._counts[trial.policy.key]
 
     def alone(self, kept: Kept) -> Floats:
         """Damage of every target alone, (policies, targets)."""
         return np.asarray(self.table[np.arange(len(self.table)), self.solver.positions(kept)])
 
 
+def _most_telling(trials: list[Trial]) -> list[Trial]:
+    """The best ones and the latest, in their order: time and memory grow faster than trials."""
+    if len(trials) <= _MOST_FITTED:
+        return trials
+    half = _MOST_FITTED // 2
+    best = {t.policy.key for t in sorted(trials, key=lambda trial: -trial.score)[:half]}
+    others = sorted((t for t in trials if t.policy.key not in best), key=lambda t: t.index)
+    latest = {trial.policy.key for trial in others[-half:]}
+    return [trial for trial in trials if trial.policy.key in best | latest]
+
+
 def probes_for(problem: Problem, trials: int, share: float) -> int:
     """How many of ``trials`` go to the analysis; the same for every budget."""
     free = sum(len(grid) > 1 for grid in problem.grids)
-    return max(0, min(max(int(share * trials), free), trials - _OVERHEAD))
+    return max(0, min(max(int(share * trials), free), trials - OVERHEAD))
 
 
 class _Search:
@@ -209,6 +228,9 @@ class _Search:
         self._settings, self._problem, self._trials, self._rng = settings, problem, trials, rng
         self._solver = Solver(problem)
         self._found: dict[str, Trial] = {}
+        # Trials within the budget, and what they keep.
+        self._complete: list[Trial] = []
+        self._counts: list[Kept] = []
 
     def run(self) -> SearchResult:
         problem = self._problem
@@ -220,8 +242,8 @@ class _Search:
             for trial in analysis.trials:
                 self._add(trial)
             self._continue(analysis)
-        allowed = [t for t in self._found.values() if problem.within(self._kept(t))]
-        return SearchResult(best(allowed).policy, tuple(self._found.values()))
+        found = tuple(self._found.values())
+        return SearchResult(best_within(problem, found).policy, found)
 
     def _continue(self, analysis: Analysis) -> None:
         informed = Informed(self._problem, analysis, self._settings.damage)
@@ -252,9 +274,10 @@ class _Search:
 
     def _next(self, informed: Informed) -> Kept | None:
         """What the model, fitted to all complete policies so far, wants to try; None: no more."""
-        tried = [t for t in self._complete if t.status != "failed"] or self._complete
-        tried.sort(key=lambda trial: -trial.score)
-        kept = np.array([self._kept(trial) for trial in tried])
+        pairs = list(zip(self._complete, self._counts, strict=True))
+        pairs = [pair for pair in pairs if pair[0].status != "failed"] or pairs
+        pairs.sort(key=lambda pair: -pair[0].score)
+        tried, kept = [trial for trial, _ in pairs], np.array([counts for _, counts in pairs])
         merit = informed.judge(tried) or (lambda some: -informed.alone(some).sum(axis=1))
         pool = self._around(np.concatenate([kept[:_PARENTS], self._elsewhere(informed.table)]))
         if len(pool):
@@ -271,7 +294,7 @@ class _Search:
 
     def _around(self, parents: Kept) -> Kept:
         """New policies among these and their neighbours, (policies, targets), no two alike."""
-        known = {self._kept(trial).tobytes() for trial in self._complete}
+        known = {kept.tobytes() for kept in self._counts}
         at = self._solver.positions(parents)
         near = self._solver.neighbours(at, _NEIGHBOURS, self._rng)
         kept = self._solver.kept(np.unique(np.concatenate([at, near]), axis=0))
@@ -283,20 +306,17 @@ class _Search:
     def _left(self) -> int:
         return self._trials - len(self._found)
 
-    @property
-    def _complete(self) -> list[Trial]:
-        """Trials within the budget."""
-        return [t for t in self._found.values() if self._problem.within(self._kept(t))]
-
-    def _kept(self, trial: Trial) -> Kept:
-        kept: Kept = trial.policy.kept(self._problem.targets)
-        return kept
-
     def _try(self, kept: Kept) -> None:
         self._add(self._problem.evaluate(self._problem.policy(kept), race=True))
 
     def _add(self, trial: Trial) -> None:
-        self._found.setdefault(trial.policy.key, trial)
+        if trial.policy.key in self._found:
+            return
+        self._found[trial.policy.key] = trial
+        kept = trial.policy.kept(self._problem.targets)
+        if self._problem.within(kept):
+            self._complete.append(trial)
+            self._counts.append(kept)
 
 
 def _order(merit: Floats) -> Ints:

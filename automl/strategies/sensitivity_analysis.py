@@ -20,8 +20,9 @@ from automl.types import InputError, Kept
 
 _log = logging.getLogger(__name__)
 
-#: Metrics of ``automl.scoring`` of which more is better; of all others less is.
-_HIGHER_IS_BETTER = frozenset({"top1", "top5"})
+#: The sign with which a metric of ``automl.scoring`` becomes one of which more is better. Of
+#: others nobody knows.
+_SIGNS = {"top1": 1.0, "top5": 1.0, "loss": -1.0, "kl": -1.0}
 #: The metric that means "what the problem ranks trials by".
 SCORE = "score"
 
@@ -61,10 +62,10 @@ class Analysis:
         """How much worse than dense every probe is, (probes,); NaN where its trial failed.
 
         Args:
-            metric: One that the scorer reports, or ``score``.
+            metric: One of ``automl.scoring`` that the scorer reports, or ``score``.
 
         Raises:
-            InputError: The scorer does not report it.
+            InputError: The scorer does not report it, or of it less may be better or more.
         """
         return damages(self.dense, self.trials, metric)
 
@@ -75,7 +76,7 @@ def damages(dense: Trial, trials: Sequence[Trial], metric: str = SCORE) -> Float
     Where the dense network itself failed, the best trial stands for it.
 
     Raises:
-        InputError: The scorer does not report the metric.
+        InputError: The scorer does not report the metric, or of it less may be better or more.
     """
     values = np.array([_goodness(trial, metric) for trial in (dense, *trials)])
     reference = values[0]
@@ -84,17 +85,23 @@ def damages(dense: Trial, trials: Sequence[Trial], metric: str = SCORE) -> Float
     return np.asarray(reference - values[1:])
 
 
+def least_damage(found: Floats) -> float:
+    """What those count that are not measurably worse than dense: half of the least measured."""
+    positive = found[np.isfinite(found) & (found > 0)]
+    return 0.5 * float(positive.min()) if len(positive) else 1.0
+
+
 def _goodness(trial: Trial, metric: str) -> float:
     found = trial.measurement
     if found is None:
         return float("nan")
     if metric == SCORE:
         return found.score
-    if metric not in found.metrics:
-        known = ", ".join([SCORE, *found.metrics])
-        raise InputError(f"strategy.damage must be one of {known} here, got {metric!r}")
-    sign = 1.0 if metric in _HIGHER_IS_BETTER else -1.0
-    return sign * float(found.metrics[metric])
+    known = [name for name in found.metrics if name in _SIGNS]
+    if metric not in known:
+        names = ", ".join([SCORE, *known])
+        raise InputError(f"strategy.damage must be one of {names} here, got {metric!r}")
+    return _SIGNS[metric] * float(found.metrics[metric])
 
 
 # ---- which counts are measured
@@ -221,9 +228,7 @@ def stress(keep: Floats) -> Floats:
 def _points(problem: Problem, analysis: Analysis, metric: str) -> list[Floats]:
     """Per target (points, 2): stress and log(damage), in order of the first."""
     found = analysis.damages(metric)
-    positive = found[np.isfinite(found) & (found > 0)]
-    # What is not measurably worse than dense counts as half of the least that was measured.
-    floor = 0.5 * float(positive.min()) if len(positive) else 1.0
+    floor = least_damage(found)
     points: list[list[tuple[float, float]]] = [[] for _ in problem.targets]
     for probe, damage in zip(analysis.probes, found, strict=True):
         if np.isnan(damage):

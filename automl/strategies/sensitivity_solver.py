@@ -42,6 +42,8 @@ _MOST_MOVES, _MOST_ENTRIES = 25_000, 350_000
 #: Targets that change at once.
 _MOST_CHANGED = 4
 _CHUNK = 512
+#: Counts of candidates that are costed at once while they are raised.
+_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,16 +256,26 @@ class Solver:
 
     def _raised(self, at: Ints, rng: np.random.Generator) -> Ints:
         """Raises targets at random as long as the budget allows."""
-        single, active = np.eye(at.shape[1], dtype=np.int64), np.arange(len(at))
+        active = np.arange(len(at))
         while len(active):
-            able = at[active] + 1 < self.sizes
-            raised = np.minimum(at[active][:, None, :] + single, self.sizes - 1)
-            able &= self.within(raised)
+            able = self._raisable(at[active])
             some = able.any(axis=1)
             active, able = active[some], able[some]
             chosen = np.where(able, rng.random(able.shape), -1.0).argmax(axis=1)
             at[active, chosen] += 1
         return at
+
+    def _raisable(self, at: Ints) -> Bools:
+        """Which targets may be raised by one step, (rows, targets)."""
+        able = at + 1 < self.sizes
+        row, target = np.nonzero(able)
+        size = max(_ENTRIES // at.shape[1], 1)
+        for start in range(0, len(row), size):
+            rows, targets = row[start : start + size], target[start : start + size]
+            raised = at[rows]
+            raised[np.arange(len(rows)), targets] += 1
+            able[rows, targets] = self.within(raised)
+        return able
 
 
 def _changes(sizes: Ints, free: list[int], count: int, rng: np.random.Generator) -> Ints:

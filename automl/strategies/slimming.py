@@ -125,7 +125,8 @@ class Slimming(Global):
                 conf/criterion.
             settings: Replace those of the criterion's file.
             threshold: Units below this fraction of their target's best go even where the budget
-                would let them stay, in [0, 1); 0 removes only what the budget asks for.
+                would let them stay, in [0, 1); 0 removes only what the budget asks for. Where a
+                target has scores below 0, they are counted from its least.
             normalise: See :class:`Global`.
 
         Raises:
@@ -143,10 +144,16 @@ class Slimming(Global):
 
     def kept(self, problem: Problem, scores: Sequence[Floats], name: str) -> Kept:
         """Kept counts by one way of comparing, without those below the threshold."""
-        alive = [int((values >= self.threshold * values.max()).sum()) for values in scores]
-        space = problem.space
-        most = np.maximum(space.kept(space.level(np.array(alive))), space.low)
-        return np.minimum(super().kept(problem, scores, name), most)
+        kept = super().kept(problem, scores, name)
+        if self.threshold == 0:
+            return kept
+        space, alive = problem.space, np.array([self._alive(values) for values in scores])
+        return np.minimum(kept, np.maximum(space.kept(space.level(alive)), space.low))
+
+    def _alive(self, values: Floats) -> int:
+        """How many units reach the threshold; scores below 0 are counted from the least."""
+        above = values - min(float(values.min()), 0.0)
+        return int((above >= self.threshold * above.max()).sum())
 
     def policy(self, problem: Problem, scores: Sequence[Floats], kept: Kept) -> Policy:
         """Names the units, because the run's own criterion would choose others."""

@@ -245,6 +245,36 @@ def test_the_error_follows_what_trials_are_scored_by(score, metrics, error):
     assert play(env, [0.5] * 4)[1] == pytest.approx(-error)
 
 
+@pytest.mark.parametrize("metrics", [[], ["top1"], ["top1", "loss"]])
+@pytest.mark.parametrize("reward", ["error", "macs"])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_better_networks_earn_more_whatever_the_scale_of_scores(scale, reward, metrics):
+    class Scaled(toy.Scorer):
+        def __call__(self, model):
+            score, _ = super().__call__(model)
+            named = {"top1": scale * score, "loss": 1 - score}
+            return scale * score, {name: named[name] for name in metrics}
+
+    problem = toy.problem(scorer=Scaled(np.linspace(0.2, 0.25, 4)), rounding=1)
+    env = envs.PruningEnv(problem, reward)
+    found = [play(env, row) for row in np.random.default_rng(0).random((20, 4))]
+    scores = np.array([info["trial"].score for *_, info in found])
+    rewards = np.array([reward for _, reward, *_ in found])
+    costs = [1.0 if reward == "error" else np.log(i["trial"].measurement.costs["macs"])
+             for *_, i in found]  # fmt: skip
+    assert np.all(rewards < 0)
+    assert np.array_equal(np.argsort(scores), np.argsort(rewards / costs))
+    if scale == 1:
+        assert rewards / costs == pytest.approx(scores - 1)
+
+
+def test_a_network_better_than_the_dense_one_has_an_error_above_0():
+    scorer = toy.Scorer(np.ones(4), every=lambda call: 30.0 if call else 50.0)
+    env = envs.PruningEnv(toy.problem(scorer=scorer))
+    assert play(env, [0.5] * 4)[1] == pytest.approx(-5)  # first: then the dense one, which is 30
+    assert play(env, [0.1] * 4)[1] == pytest.approx(-25)
+
+
 def test_resource_rewards_multiply_the_error_by_a_logarithm():
     problem = toy.problem()
     error = -play(envs.PruningEnv(problem), [0.5] * 4)[1]

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -254,3 +256,98 @@ def test_rounds_of_several_episodes_are_scored_together():
     assert [t.policy for t in again.trials] == [t.policy for t in result.trials]
     with pytest.raises(ValueError, match="episodes_per_round must be >= 1"):
         AMC(episodes_per_round=0)
+
+
+class Stairs:
+    """A latency that falls at every other count, as measured ones may."""
+
+    resource = "latency_ms"
+
+    def __call__(self, kept):
+        return (kept + np.where(kept % 16 == 8, 12.0, 0.0)).sum(-1)
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_what_was_planned_is_what_is_played_where_costs_fall_with_more_units(together):
+    targets = toy.targets(*UNITS)
+    scorer = toy.Scorer(np.linspace(0.1, 0.3, 6))
+    parts = (toy.Plan(targets), toy.Pruner(targets), scorer, {"latency_ms": 0.5})
+    made = toy.Problem(*parts, {"latency_ms": Stairs()})
+    result = AMC(episodes_per_round=together, **SMALL).search(made, 40, 0)
+    assert len({trial.policy.key for trial in result.trials}) == len(scorer.seen) == 40
+    allowed = [t.score for t in made.trials if made.within(t.policy.kept(targets))]
+    assert made.evaluate(result.policy).score == max(allowed)
+
+
+@pytest.mark.parametrize("settings", [{}, {"analysis": 0.0}, {"analysis": 0.0, "candidates": 0}])
+@pytest.mark.parametrize(("units", "budget"), [((64,), 0.5), ((16, 16), 1.0)])
+def test_what_was_planned_together_is_played_before_the_search_ends(settings, units, budget):
+    few = toy.problem(units, {"macs": budget}, scorer=toy.Scorer(np.ones(len(units)) / 10))
+    result = AMC(episodes_per_round=4, warmup=0.5, **settings, **SMALL).search(few, 60, 0)
+    tried = {trial.policy.key for trial in few.trials}
+    assert tried == {trial.policy.key for trial in result.trials} and result.policy.key in tried
+
+
+def test_rounds_of_several_episodes_may_exceed_the_budget_without_a_wall():
+    strategy = AMC(wall=False, candidates=0, warmup=0.5, episodes_per_round=4, **SMALL)
+    few = problem(0.3)
+    result = strategy.search(few, 16, 0)
+    fits = [bool(few.within(trial.policy.kept(few.targets))) for trial in result.trials]
+    assert few.within(result.policy.kept(few.targets)) and not all(fits[:8]) and len(fits) == 16
+
+
+@pytest.mark.parametrize("analysis", [0.9, 1.0])
+@pytest.mark.parametrize("guides", [True, False])
+@pytest.mark.parametrize("trials", [2, 4, 9])
+def test_the_largest_analysis_leaves_a_trial_for_a_result(analysis, guides, trials):
+    made = problem()
+    result = AMC(analysis=analysis, guides=guides, **SMALL).search(made, trials, 0)
+    assert len(result.trials) == len(made.trials) == trials
+    assert made.within(result.policy.kept(made.targets))
+
+
+def test_where_the_whole_network_is_allowed_it_counts_once():
+    result = AMC(**SMALL).search(problem(1.0), 12, 0)
+    assert len({trial.policy.key for trial in result.trials}) == len(result.trials)
+
+
+def test_a_loaded_agents_policy_is_played_first_without_a_wall_too(tmp_path):
+    strategy = AMC(wall=False, candidates=0, **SMALL)
+    strategy.search(problem(), 8, 0)
+    strategy.save(tmp_path)
+    own = strategy._session.env.episodes.play(strategy._session.agent.act, 1)[0]
+    started = AMC(wall=False, candidates=0, agent=str(tmp_path), **SMALL)
+    with contextlib.suppress(SearchStopped):  # none of them need be within the budget
+        started.search(problem(), 3, 0)
+    first = started._session.found[0]
+    assert first.policy.kept(problem().targets).tolist() == own.tolist()
+
+
+def test_a_search_without_a_policy_within_the_budget_says_so():
+    strategy = AMC(wall=False, candidates=0, **SMALL)
+    with pytest.raises(SearchStopped, match="none of 3 trials met the budget; allow more trials"):
+        strategy.search(problem(0.05, rounding=4), 3, 0)
+
+
+def test_credit_of_many_targets_is_the_same_by_way_of_the_episodes(monkeypatch):
+    rng = np.random.default_rng(0)
+    units = np.full(200, 64)
+    kept = 8 * rng.integers(1, 9, (30, 200))
+    damage = np.exp(3 * (1 - kept[:, 2] / 64) + 0.1 * rng.standard_normal(30)) / 100
+    found = Credit(kept, -damage, units)
+    monkeypatch.setattr("automl.strategies.amc_credit._FEW_FEATURES", 600)
+    expected = Credit(kept, -damage, units)
+    np.testing.assert_allclose(found.shares(kept), expected.shares(kept), atol=1e-9)
+    assert found.alpha == pytest.approx(expected.alpha)
+
+
+def test_credit_of_many_targets_takes_no_table_of_their_pairs():
+    rng = np.random.default_rng(0)
+    kept = 8 * rng.integers(1, 9, (10, 1000))
+    tracemalloc.start()
+    try:
+        Credit(kept, -rng.random(10), np.full(1000, 64))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6  # the pairs of 3,000 features would be 72 MB

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,17 @@ def test_one_policy_is_enough(count):
     model = Interaction.fitted(alone, keep, truth(keep, alone))
     assert np.isfinite(model.improvement(alone, keep)).all()
     assert model.improvement(alone, keep).min() >= 0
+
+
+def test_memory_does_not_grow_with_policies_times_policies_times_targets():
+    rng = np.random.default_rng(0)
+    keep = rng.choice([0.25, 0.5, 0.75, 1.0], size=(300, 200))
+    alone = (1 - keep) ** 2 + 0.01
+    tracemalloc.start()
+    try:
+        model = Interaction.fitted(alone, keep, alone.sum(axis=1))
+        model.improvement(alone, keep)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30e6  # the distances by target would be 144 MB

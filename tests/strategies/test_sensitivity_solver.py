@@ -115,3 +115,19 @@ def test_neighbours_of_the_only_policy_are_itself():
     solver = Solver(toy.problem(budget={"macs": {"absolute": least}}))
     only = solver.positions(problem.space.low)[None]
     assert solver.neighbours(only, 20, np.random.default_rng(0)).tolist() == only.tolist()
+
+
+def test_neighbours_of_many_targets_are_costed_a_part_at_a_time(monkeypatch):
+    problem = toy.problem((16,) * 60, rounding=4)
+    solver = Solver(problem)
+    parents = solver.positions(problem.fit(np.ones(60)))[None]
+
+    def found():
+        return solver.neighbours(parents, 64, np.random.default_rng(0))
+
+    whole = found()
+    sizes, within = [], problem.within
+    monkeypatch.setattr("automl.strategies.sensitivity_solver._ENTRIES", 6000)
+    problem.within = lambda kept: sizes.append(kept.size) or within(kept)
+    assert np.array_equal(found(), whole)
+    assert max(sizes) <= 6000

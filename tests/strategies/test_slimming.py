@@ -157,3 +157,10 @@ def test_pruners_that_rank_no_units_are_refused():
     made._pruner = Bare()
     with pytest.raises(InputError, match="choose granularity=channel"):
         Global().search(made, 1, 0)
+
+
+def test_scores_below_0_lose_no_unit_to_a_threshold_of_0_and_count_from_the_least():
+    scores = [[-1.0, -1.1, -3.0, -9.0], [1.0, -0.5, -0.6, -0.7]]
+    made, _ = problem(scores, budget=1.0)
+    assert kept_by(Slimming(normalise=["none"]), made) == [4, 4]
+    assert kept_by(Slimming(normalise=["none"], threshold=0.5), made) == [3, 1]
