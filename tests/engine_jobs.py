@@ -25,6 +25,25 @@ def times(data: float, item: float) -> float:
     return data * item
 
 
+class _Stubborn:
+    """Its own code does not let it be pickled, or read again."""
+
+    def __init__(self, sent: bool) -> None:
+        self.sent = sent
+
+    def __getstate__(self) -> dict[str, bool]:
+        if not self.sent:
+            raise ValueError("not me")
+        return {"sent": True}
+
+    def __setstate__(self, state: dict[str, bool]) -> None:
+        raise RuntimeError("not here")
+
+
+def stubborn(data: float, sent: bool) -> object:
+    return _Stubborn(sent)
+
+
 def output(layer: Layer, scale: float) -> bytes:
     return F.conv2d(layer.images, layer.weight * scale, padding=1).numpy().tobytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -253,7 +254,7 @@ def _document(
         "speed_up_iqr": sparse.ratio_iqr / sparse.ratio**2,
         "compiled": "dense" if compiled.verdict.sparse is None else "sparse",
         "reason": compiled.verdict.reason,
-        "largest_error": error,
+        "largest_error": error if math.isfinite(error) else None,  # of outputs that are no numbers
         "dense_bytes": sum(parameter.nbytes for parameter in first.parameters()),
         "sparse_bytes": weights + packed,
         "networks": {name: asdict(own) for name, own in found.items()},

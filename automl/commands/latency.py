@@ -301,7 +301,9 @@ def open_table(settings: Settings, here: Fingerprint) -> tuple[Table, bool]:
         return _given(path, here, force)
     shipped = lut_dir() / path.name
     if given is None and shipped.exists():
-        return Table.load(shipped).copy_to(path), False
+        found = Table.load(shipped)
+        if not found.fingerprint.differences(here):
+            return found.copy_to(path), False
     if not flag(settings, "latency.measure"):
         others = sorted(file.stem for file in folder.glob("*.json")) if folder.is_dir() else []
         there = f"; {folder} has {', '.join(others)}" if others else ""

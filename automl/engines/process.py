@@ -15,6 +15,7 @@ import pickle
 import signal
 import sys
 import time
+import traceback
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from typing import Any
 
 from automl.engines import Done
 from automl.engines.base import Isolated, Job, check_count
-from automl.engines.errors import too_slow
+from automl.engines.errors import one_line, too_slow
 from automl.engines.memory import Block, Message
 from automl.engines.packing import Packed
 from automl.engines.worker import RAISED, READY, UNUSABLE, main, torch_settings
@@ -168,6 +169,12 @@ class Processes(Isolated[Block]):
             kind, value, detail = worker.connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):  # it died, maybe while it spoke
             return self._lose(worker, waiting, dead=True)
+        except Exception as error:  # what came is whole, and its own code does not take it back
+            lost, worker.job = worker.job, None
+            if lost is None:
+                raise
+            why = f"the result cannot be read: {one_line(error)}"
+            return Done(lost.index, None, why, traceback.format_exc(), lost.attempts)
         if kind == READY:
             worker.ready, self._failed_starts = True, 0
             return None

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from automl.allocator import keep_freed_memory
@@ -72,9 +73,12 @@ def call(data: Any, function: bytes, item: bytes) -> tuple[str, Any, str]:
 
 def _answer(connection: Connection, answer: tuple[str, Any, str]) -> None:
     try:
-        connection.send(answer)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:  # nothing was sent yet
-        connection.send((RAISED, f"the result cannot be sent: {one_line(error)}", ""))
+        content = ForkingPickler.dumps(answer)
+    except Exception as error:  # a result's own code may raise anything
+        content = ForkingPickler.dumps(
+            (RAISED, f"the result cannot be sent: {one_line(error)}", "")
+        )
+    connection.send_bytes(content)
 
 
 def _end_with_parent() -> None:

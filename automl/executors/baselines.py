@@ -169,7 +169,7 @@ def inputs_of_layers(network: nn.Module, inputs: Sequence[Any]) -> Seen:
         Name -> the module and what it is given.
     """
     seen: Seen = {}
-    names = {m: n for n, m in network.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
+    names = {m: n for n, m in network.named_modules() if _is_plain(m)}
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:
@@ -181,6 +181,16 @@ def inputs_of_layers(network: nn.Module, inputs: Sequence[Any]) -> Seen:
     for hook in hooks:
         hook.remove()
     return seen
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a layer and no more: something else in its place would drop the rest."""
+    if type(module) not in (nn.Linear, nn.Conv2d) or "forward" in vars(module):
+        return False
+    # Those of torch's own make the weight, and change nothing else.
+    before = module._forward_pre_hooks.values()
+    own = all(type(hook).__module__.startswith("torch.nn.utils.") for hook in before)
+    return own and not module._forward_hooks
 
 
 class _Opaque(nn.Module):

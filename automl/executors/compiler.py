@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
@@ -342,7 +343,16 @@ def _fused(
 
     linear = [c.layer for c in choices if c.is_sparse and len(c.shape) == 2]
     gaining = [c.layer for c in choices if c.is_sparse and len(c.shape) == 4]
-    return fuse(network, inputs, {name: ways[name] for name in linear}, gaining)
+    packed = {name: ways[name] for name in linear}
+    try:
+        return fuse(network, inputs, packed, gaining)
+    except InputError:
+        raise
+    except Exception as error:  # one way fewer to run it, of several
+        warnings.warn(
+            f"the network is not run as fused steps: {type(error).__name__}: {error}", stacklevel=2
+        )
+        return None
 
 
 def _in_fused(choice: Choice, fused: FusedNetwork) -> Choice:

@@ -24,6 +24,8 @@ from automl.executors.spmm import Spmm, SpmmLinear
 
 #: Added to an output: nothing.
 _NOTHING = np.zeros(0, np.float32)
+#: Sizes of images for which a layer remembers how they are convolved.
+_MOST_PLANS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +107,12 @@ class SparseConv2d:
     def _bound(self, size: tuple[int, ...]) -> tuple[Plan, tuple[Any, ...]]:
         """How images of a size are convolved, and the kernel's arguments, made once for each."""
         key = (*size, cpu.supports(cpu.FLOATS))
-        if key not in self.plans:
-            self.plans[key] = self.bind((size[0], size[1]), None)
-        return self.plans[key]
+        found = self.plans.get(key)
+        if found is None:
+            while len(self.plans) >= _MOST_PLANS:  # each holds a place for every weight
+                self.plans.pop(next(iter(self.plans)), None)
+            found = self.plans[key] = self.bind((size[0], size[1]), None)
+        return found
 
     def bind(self, size: Pair, before: Depthwise | None) -> tuple[Plan, tuple[Any, ...]]:
         """How images of a size are convolved, and the kernel's arguments from the layout on.

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from automl.executors.kernels import cpu, csc
 from automl.executors.packed import PackedLinear, aligned_zeros
-from automl.executors.rows import Float32, Rows, as_bias, as_weight
+from automl.executors.rows import Float32, Rows, as_bias, as_finite, as_weight
 
 _LANES = 16
 #: Columns of ``csc`` are filled up to multiples of this.
@@ -100,11 +100,11 @@ class Csc:
 
     def unfit(self, weight: ArrayLike) -> str | None:
         """See ``Format``."""
-        return None
+        return _unfit(as_weight(weight))
 
     def pack(self, weight: ArrayLike, bias: ArrayLike | None = None) -> CscLinear:
         """See ``Format``."""
-        matrix = as_weight(weight)
+        matrix = as_finite(as_weight(weight), self.name)
         columns = Rows.of(np.ascontiguousarray(matrix.T))
         starts = np.zeros(len(columns.starts), np.int64)
         np.cumsum(-(-columns.counts // _QUAD), out=starts[1:])
@@ -175,11 +175,11 @@ class Bitmap:
 
     def unfit(self, weight: ArrayLike) -> str | None:
         """See ``Format``."""
-        return None
+        return _unfit(as_weight(weight))
 
     def pack(self, weight: ArrayLike, bias: ArrayLike | None = None) -> BitmapLinear:
         """See ``Format``."""
-        matrix = as_weight(weight)
+        matrix = as_finite(as_weight(weight), self.name)
         rows, columns = matrix.shape
         mask = np.zeros((columns, -(-rows // _LANES) * _LANES), bool)
         mask[:, :rows] = matrix.T != 0
@@ -189,6 +189,11 @@ class Bitmap:
         value[:-_LANES] = matrix.T[mask[:, :rows]]
         masks = np.packbits(mask, axis=1, bitorder="little").view(np.uint16)
         return BitmapLinear(columns, as_bias(bias, rows), starts, masks, value)
+
+
+def _unfit(matrix: Float32) -> str | None:
+    """Weights that are no numbers would be passed by where an activation is zero."""
+    return None if bool(np.isfinite(matrix).all()) else "holds NaN or infinite weights"
 
 
 def _columns_ahead(words: int, columns: int) -> int:

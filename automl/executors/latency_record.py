@@ -180,7 +180,7 @@ def _layer(kind: str, call: _Call) -> Signature:
     height, width = _extent(data, spatial)
     return Signature(
         kind=kind,
-        batch=int(data.shape[0]),
+        batch=int(data.shape[0]) if data.dim() > 1 else 1,  # one row alone has no batch
         in_channels=int(weight.shape[1]) * groups,
         out_channels=int(weight.shape[0]),
         height=height,

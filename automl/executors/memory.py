@@ -77,10 +77,8 @@ def fingerprint() -> Fingerprint:
 def _table(folder: Path) -> Table | None:
     here = fingerprint()
     path = folder / f"autotuned-{here.name}.json"
-    if not path.exists():
-        return Table(path, here)
     try:
-        return Table.load(path)
-    except InputError as error:
+        return Table.load(path) if path.exists() else Table(path, here)
+    except (InputError, OSError) as error:  # also a folder that may not be looked into
         warnings.warn(f"what was measured before is not used: {error}", stacklevel=2)
         return None

@@ -47,6 +47,8 @@ def check_layer(layer: PackedLinear, name: str) -> None:
         again = _packed_again(layer)
     except Exception as error:  # on damaged places NumPy raises nearly anything
         raise InputError(f"packed layer {name} is damaged: {_line(error)}") from error
+    if type(again) is not type(layer):
+        raise InputError(f"packed layer {name} is damaged: it says that it is {layer.kind[:40]}")
     for field in fields(layer):
         here, there = getattr(layer, field.name), getattr(again, field.name)
         if not _agrees(layer.kind, field.name, here, there):

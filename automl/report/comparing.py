@@ -9,7 +9,7 @@ off the line through uniform's own points.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from automl.types import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-_GROUP = ["model", "data", "budget", "strategy", "tuned"]
+_GROUP = ["model", "data", "budget", "strategy", "variant", "tuned"]
 #: Columns that are averaged over seeds.
 FIGURES = (
     "test_top1", "untuned_test_top1", "validation_top1", "score", "macs", "params",
@@ -31,7 +31,7 @@ BASE = "uniform"
 
 
 def compare(finals: pd.DataFrame) -> pd.DataFrame:
-    """One row per network, data, budget, strategy and tuning.
+    """One row per network, data, budget, strategy, variant and tuning.
 
     Args:
         finals: As from ``automl.report.loading.finals``.
@@ -54,6 +54,7 @@ def compare(finals: pd.DataFrame) -> pd.DataFrame:
         row["test_top1_error"] = _standard_error(accuracy)
         same = (finals["model"] == row["model"]) & (finals["data"] == row["data"])
         same &= (finals["tuned"] == row["tuned"]) & (finals["strategy"] == BASE)
+        same &= finals["variant"] == row["variant"]
         base = finals[same]
         row |= _against(group, base[base["budget"] == row["budget"]])
         row["gain_at_latency"] = _gain_at_latency(row, base)
@@ -150,7 +151,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "model": str(row.get("model", "")),
         "data": str(row.get("data", "")),
         "budget": str(row["budget"]).replace(" of dense", ""),
-        "strategy": str(row["strategy"]),
+        "strategy": label(row),
         "tuned": "yes" if row["tuned"] else "",
         "seeds": str(row["seeds"]),
         "test top-1 %": f"{100 * row['test_top1']:.2f}{error}",
@@ -169,6 +170,11 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "search s": _number(row["search_seconds"], ".0f"),
         "wall s": _number(row["wall_seconds"], ".0f"),
     }
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A strategy with what its runs set that others do not."""
+    return ", ".join(filter(None, (str(row["strategy"]), str(row.get("variant") or ""))))
 
 
 def _score(row: dict[str, Any]) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from automl.engines.errors import one_line
 from automl.journal import Row
+from automl.report.loading import UNREADABLE
 
 #: With so few runs every trial is drawn, not only the best so far.
 _FEW = 3
@@ -94,8 +96,24 @@ def analysis_curves(folders: Iterable[Path]) -> dict[str, Any]:
     for folder in folders:
         path = folder / "sensitivity.csv"
         if path.is_file():
-            return _from_table(path)
+            try:
+                return _from_table(path)
+            except UNREADABLE:
+                continue
     return {"sensitivity": [], "sensitivity_metric": ""}
+
+
+def unreadable_analyses(folders: Iterable[Path]) -> list[str]:
+    """A line for every such table that cannot be read."""
+    lines = []
+    for folder in folders:
+        path = folder / "sensitivity.csv"
+        if path.is_file():
+            try:
+                _from_table(path)
+            except UNREADABLE as error:
+                lines.append(f"{path}: unreadable ({one_line(error)[:80]})")
+    return lines
 
 
 def _from_table(path: Path) -> dict[str, Any]:
@@ -104,7 +122,10 @@ def _from_table(path: Path) -> dict[str, Any]:
     damage = next((name for name in (rows[0] if rows else ()) if name.endswith("_damage")), "")
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        points.setdefault(row["target"], []).append((float(row["keep"]), float(row[damage])))
+        point = float(row["keep"]), float(row[damage])
+        if not all(map(math.isfinite, point)):
+            raise ValueError(f"{row['target']} has a damage of {row[damage]}")
+        points.setdefault(row["target"], []).append(point)
     return _sensitivity(points, damage.removesuffix("_damage"))
 
 

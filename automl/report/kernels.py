@@ -74,7 +74,7 @@ def _about(document: Mapping[str, Any]) -> str:
     about = f"{document['device']}, {threads} thread{'s' if threads != 1 else ''}"
     if "batch" in document:
         about += f", batch {document['batch']}"
-    if document.get("busy_cores", 0) > 0.5:
+    if (document.get("busy_cores") or 0) > 0.5:
         about += "; the machine was busy, so compare ratios, not milliseconds"
     return about
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 
 #: One row per final network; of runs without a result one row, with NaN after ``problem``.
 COLUMNS = (
-    "run", "status", "problem", "model", "data", "strategy", "settings", "budget", "seed",
-    "network", "tuned", "test_top1", "untuned_test_top1", "validation_top1", "score", "score_name",
+    "run", "status", "problem", "model", "data", "strategy", "settings", "variant", "budget",
+    "seed", "network", "tuned", "test_top1", "untuned_test_top1", "validation_top1", "score",
+    "score_name",
     *RESOURCES, "measured_latency_ms", "latency_ratio", "macs_ratio", "params_ratio",
     "trials", "failed_trials", "search_seconds", "wall_seconds", "tuning_epochs",
 )  # fmt: skip
 
 #: What reading a damaged JSON file of a run may raise.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+#: Settings that change no result, or that the table has columns for.
+_TOLD = (
+    "model", "data", "data.root", "experiment", "seed", "run_dir", "baselines",
+    "latency_budget_s", "threads", "device", "trace_deadline_s", "trust",
+)  # fmt: skip
+_TOLD_BELOW = ("strategy", "budget", "engine", "launcher", "logger", "latency")
 
 #: Runs lie at most so many folders below what is named.
 _DEPTH = 4
@@ -40,9 +48,10 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         A frame with the columns ``COLUMNS``. ``status`` is ``done``, ``failed``, ``unfinished`` or
         ``damaged``; ``problem`` says why. ``network`` is ``dense``, ``found`` or the name of a
         baseline; a network that is both has a row for each. Costs are per example, in the unit
-        of their name; ``latency_ms`` is predicted, ``measured_latency_ms`` and ``latency_ratio``
-        (to dense) were measured side by side. Accuracies are in [0, 1]; ``untuned_test_top1`` is
-        that of a tuned network before its fine-tuning, NaN for others.
+        of their name; ``variant`` says what a run sets that not all runs of its network do, apart
+        from strategy, budget and seed; ``latency_ms`` is predicted, ``measured_latency_ms`` and
+        ``latency_ratio`` (to dense) were measured side by side. Accuracies are in [0, 1];
+        ``untuned_test_top1`` is that of a tuned network before its fine-tuning, NaN for others.
 
     Raises:
         InputError: A path does not exist, or holds no run.
@@ -59,7 +68,20 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
 
     folders = [folder for path in paths for folder in _runs_below(Path(path))]
     rows = [row for folder in dict.fromkeys(folders) for row in _rows(folder)]
+    _name_variants(rows)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _name_variants(rows: Sequence[dict[str, Any]]) -> None:
+    """Says of every row what its run sets and others on the same network and data do not."""
+    set_by: dict[tuple[Any, Any], dict[str, frozenset[str]]] = {}
+    for row in rows:
+        family = set_by.setdefault((row.get("model"), row.get("data")), {})
+        family[row["run"]] = frozenset(row.pop("set", ()))
+    for row in rows:
+        family = set_by[row.get("model"), row.get("data")]
+        common = frozenset.intersection(*family.values())
+        row["variant"] = ", ".join(sorted(family[row["run"]] - common))
 
 
 def _runs_below(path: Path) -> list[Path]:
@@ -123,8 +145,15 @@ def _about_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "settings": _changed(strategy, config.get("strategy", {})),
         "seed": config.get("seed"),
         "tuning_epochs": config.get("finetune", {}).get("epochs"),
+        "set": [text for text in config.get("overrides") or () if _tells(str(text))],
         "model": config.get("model", {}).get("name", config.get("model")),
     }
+
+
+def _tells(override: str) -> bool:
+    """Whether a setting may change a result and stands in no column of its own."""
+    key = override.partition("=")[0].lstrip("+~")
+    return key not in _TOLD and key.partition(".")[0] not in _TOLD_BELOW
 
 
 def _class_name(strategy: Mapping[str, Any]) -> str:
@@ -199,7 +228,7 @@ def finals(runs: pd.DataFrame) -> pd.DataFrame:
     done["strategy"] = labels.where(own, done["network"])
     done.loc[~own, "trials"] = done["trials"].where(done["network"] != "uniform", 1)[~own]
     done = done.assign(_own=own).sort_values("_own", ascending=False, kind="stable")
-    key = ["model", "data", "budget", "strategy", "seed", "tuned"]
+    key = ["model", "data", "budget", "strategy", "variant", "seed", "tuned"]
     return done.drop_duplicates(key).drop(columns="_own").sort_index()
 
 

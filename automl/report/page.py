@@ -12,12 +12,19 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from automl._version import __version__
 from automl.journal import Journal
 from automl.policy import Policy
-from automl.report.comparing import BASE, cells, compare
-from automl.report.curves import analysis_curves, probe_curves, scores, search_curves
+from automl.report.comparing import BASE, cells, compare, label
+from automl.report.curves import (
+    analysis_curves,
+    probe_curves,
+    scores,
+    search_curves,
+    unreadable_analyses,
+)
 from automl.report.kernels import benches
 from automl.report.loading import UNREADABLE, finals, load_runs, problems
 from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT, SWEEP
@@ -59,9 +66,9 @@ def write_page(paths: Sequence[Path], out: Path, script: str | None = None) -> P
 
     content = page_data(paths)
     template = Template(files("automl.report").joinpath("page.html").read_text(encoding="utf-8"))
-    # "</" would end the script element that holds the data.
-    data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
-    code = plotly_script() if script is None else f'</script><script src="{script}">'
+    # A "<" may begin what ends the script element that holds the data, or begins another.
+    data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    code = plotly_script() if script is None else f'</script><script src="{quote(script)}">'
     title = content["title"].replace("&", "&amp;").replace("<", "&lt;")
     atomic_write(out, template.substitute(title=title, plotly=code, data=data))
     return out
@@ -100,6 +107,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
     folders = [Path(about["run"]) for about in names]
     contents, unreadable = _all_contents(names)
     timed, untimed = benches(folders[:_MOST_RUNS])
+    everywhere = [Path(run) for run in runs["run"].unique()]
     shown = {
         "table": {"headings": headings, "rows": rows},
         "costs": [pair for pair in COSTS if found[pair[0]].notna().any()],
@@ -109,7 +117,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "runs": [one.groups for one in contents[:_MOST_RUNS]],
         "searches": search_curves([(one.problem, one.strategy, one.scores) for one in contents]),
         "search_note": _search_note(found),
-        **_sensitivity([Path(run) for run in runs["run"].unique()], contents),
+        **_sensitivity(everywhere, contents),
         "benches": timed,
     }
     return {
@@ -117,7 +125,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "subtitle": _subtitle(runs, folders),
         "figures": _figures(runs, found) if len(folders) == 1 else _leaders(found),
         **shown,
-        "problems": [*problems(runs), *unreadable, *untimed],
+        "problems": [*problems(runs), *unreadable, *untimed, *unreadable_analyses(everywhere)],
         "missing": _missing(shown),
         **_again(paths, folders),
         "foot": f"PrunePilot {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
@@ -249,8 +257,9 @@ def _figures(runs: pd.DataFrame, found: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _networks(found: pd.DataFrame) -> list[dict[str, Any]]:
-    columns = ["strategy", "budget", "seed", "tuned", *_NUMBERS]
-    return [_plain(row) for row in found[columns].to_dict("records")]
+    columns = ["strategy", "variant", "budget", "seed", "tuned", *_NUMBERS]
+    rows = found[columns].to_dict("records")
+    return [_plain({**row, "strategy": label(row)}) for row in rows]
 
 
 def _dense(runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -268,8 +277,8 @@ def _leaders(found: pd.DataFrame) -> list[dict[str, str]]:
     for (model, _, budget), part in table.groupby(["model", "data", "budget"], sort=False):
         top = part["test_top1"].max()
         best = part[part["test_top1"] == top]
-        gain, names = best["gain"].max(), list(best["strategy"])
-        said = not math.isnan(gain) and BASE not in names
+        gain, names = best["gain"].max(), [label(row) for row in best.to_dict("records")]
+        said = not math.isnan(gain) and BASE not in set(best["strategy"])
         over = f", {100 * gain:+.2f} over uniform" if said else ""
         where = str(budget).replace(" of dense", "")
         where = where if table["model"].nunique() == 1 else f"{model}, {where}"

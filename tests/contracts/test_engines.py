@@ -178,6 +178,11 @@ class IsolatedContract(EngineContract):
         (done,) = self.run(engine, jobs.unsendable, [1])
         assert done.value is None and "the result cannot be sent" in done.error
 
+    def test_a_result_whose_own_code_fails_costs_no_worker(self, engine):
+        first, second = self.run(engine, jobs.stubborn, [False, True])
+        assert "not me" in first.error and "not here" in second.error
+        assert first.attempts == second.attempts == 1
+
     def test_a_function_that_ends_the_process_is_an_exception(self, engine):
         (done,) = self.run(engine, jobs.leaves, [1])
         assert done.error == "SystemExit: 3" and done.attempts == 1

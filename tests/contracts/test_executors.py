@@ -135,6 +135,23 @@ def test_nan_and_infinity_come_out_where_dense_has_them(form):
     assert np.isnan(both[0]).all() and np.isfinite(both[1]).all()
 
 
+@pytest.mark.parametrize("size", [1.0, 0.3, 7.0, 1e-3, 255.0])
+def test_the_largest_activation_stays_the_largest_where_the_range_is_symmetric(form, size):
+    weight, bias = np.zeros((4, 64), np.float32), np.zeros(4, np.float32)
+    weight[0, 1], weight[1, 0], weight[2, 5] = 1, 1, 1
+    x = np.zeros(64, np.float32)
+    x[0], x[1] = -size, size
+    assert np.allclose(form.pack(weight, bias)(x), [size, -size, 0, 0], atol=0.02 * size)
+
+
+def test_weights_that_are_no_numbers_are_not_lost_where_activations_are_zero(form):
+    weight, bias, x = layer(form, 20, 64, 0.3)
+    weight[3, 7] = np.nan
+    x[7] = 0
+    if not form.unfit(weight):
+        assert np.isnan(form.pack(weight, bias)(x)[3])
+
+
 def test_nan_and_infinite_weights_pass_or_are_refused(form):
     weight, bias, x = layer(form, 20, 64, 0.3)
     weight[3], weight[4], weight[5] = 0, 0, 0

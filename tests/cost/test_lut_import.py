@@ -1,12 +1,14 @@
 import json
 import pickle
 import pickletools
+import resource
 from collections import OrderedDict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automl.cost.lut import importing
 from automl.cost.lut.fingerprint import LAYERS_ONLY
 from automl.cost.lut.importing import import_table
 from automl.cost.lut.safe_pickle import load_plain
@@ -164,6 +166,24 @@ def test_broken_pickles_are_read_or_refused_but_never_more(tmp_path_factory, con
             if opcode.name == "GLOBAL"
         ]
         assert set(names) <= {"collections OrderedDict"}
+
+
+def test_a_layer_whose_latency_is_a_list_is_refused_in_a_line(tmp_path):
+    layer = {"layer_type_str": "Conv2d", "input_feature_map_size": [1, 16, 8, 8], "latency": [1]}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"conv": layer}))
+    with pytest.raises(InputError, match="layer 'conv' cannot be read"):
+        list(importing._read_netadapt(path, 1))
+
+
+@pytest.mark.parametrize("place", [b"r" + (2**30).to_bytes(4, "little"), b"p1073741824\n"])
+def test_a_pickle_that_asks_for_all_memory_is_refused(tmp_path, place):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x04}" + place + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="a value at place 1073741824 of"):
+        load_plain(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**20  # in KiB
 
 
 def test_a_file_too_large_for_a_table_is_not_read(tmp_path):

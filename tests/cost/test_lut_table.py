@@ -225,6 +225,13 @@ def test_another_device_is_told_by_what_differs(change, says):
     assert difference.startswith(says)
 
 
+@pytest.mark.parametrize("torch", ["2.13.7", "2.13.0+cu130", "2.13.0a0+git12"])
+def test_patches_and_builds_of_torch_share_a_file_and_so_a_table(torch):
+    here = Fingerprint(**{**HERE.to_dict(), "torch": "2.13.0+cpu"})
+    other = Fingerprint(**{**HERE.to_dict(), "torch": torch})
+    assert here.name == other.name and here.differences(other) == []
+
+
 def test_the_day_and_the_repeats_do_not_make_another_device():
     other = Fingerprint(**{**HERE.to_dict(), "date": "2030-01-01", "repeats": 99, "cores": 64})
     assert HERE.differences(other) == []

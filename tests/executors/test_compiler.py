@@ -60,6 +60,23 @@ def test_the_compiled_network_computes_the_same(network, batch, times):
     assert all(choice.batch == batch for choice in run.choices)
 
 
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "forward"])
+def test_layers_that_do_more_than_their_class_says_are_left_alone(network, times, kind):
+    times(dense=100, pell=20, csc=30, bitmap=40, nm24=50, spmm=60)
+    layer = network[3]
+    if kind == "hook":
+        layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    elif kind == "pre-hook":
+        layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    else:
+        own = layer.forward
+        layer.forward = lambda x: own(x) * 2
+    x = torch.randn(1, 1, 8, 8)
+    run = compile(network, x, remember=False)
+    assert "3" not in [choice.layer for choice in run.choices if choice.is_sparse]
+    assert torch.allclose(run(x), network(x).detach(), atol=1e-5)
+
+
 def test_the_fastest_format_is_chosen_and_the_rest_is_left_alone(network, times):
     times(dense=100, pell=20, csc=30)
     x = torch.randn(2, 1, 8, 8)
@@ -194,6 +211,17 @@ def test_layers_that_hardly_gain_are_reverted_where_the_whole_gains_by_it(networ
     assert kinds == [nn.Linear, compiler.PackedModule, nn.Linear]
     assert run.choices[2].packed_bytes < run.choices[2].dense_bytes
     assert run.choices[1].packed_bytes == run.choices[1].dense_bytes
+
+
+def test_a_memory_that_may_not_be_looked_into_is_a_warning(network, tmp_path, times, monkeypatch):
+    times(dense=100, pell=20, csc=30, bitmap=40, nm24=50, spmm=60)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", denied)
+    with pytest.warns(UserWarning, match="what was measured before is not used"):
+        compile(network, torch.randn(1, 1, 8, 8), remember=tmp_path)
 
 
 def test_a_second_time_nothing_is_measured(network, tmp_path, monkeypatch):

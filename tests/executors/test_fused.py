@@ -115,6 +115,39 @@ def test_a_network_becomes_fused_steps_with_the_same_output(network, batch):
     assert close(run, network, x.to(memory_format=torch.channels_last))
 
 
+class PreActivation(nn.Module):
+    """A sum of two convolutions without a limit behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(8, 16, 1)
+        self.last = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        return self.last(nn.functional.silu(self.a(x) + self.b(x)))
+
+
+def test_a_sum_of_two_sparse_convolutions_is_computed_once():
+    network = sparse(PreActivation())
+    x = torch.randn(1, 8, 12, 12)
+    fused = fuse(network, (x,), {})
+    assert fused is not None and close(fused, network, x)
+
+
+def test_pooling_of_an_image_without_a_batch():
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 16, 3)
+
+        def forward(self, x):
+            return nn.functional.max_pool2d(self.conv(x).squeeze(0), 2)
+
+    network, x = sparse(Squeezed()), torch.randn(1, 8, 12, 12)
+    fused = fuse(network, (x,), {})
+    assert fused is not None and close(fused, network, x)
+
+
 def test_results_are_not_overwritten_by_the_next_call(network):
     x = torch.randn(1, 3, 40, 56)
     run = fuse(network, (x,), {})

@@ -3,12 +3,22 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from automl.report.comparing import cells, compare, latex, markdown, paired_p, pareto_front
+from automl.report.comparing import (
+    cells,
+    compare,
+    label,
+    latex,
+    markdown,
+    paired_p,
+    pareto_front,
+)
 from automl.report.loading import finals, load_runs
+from automl.runs import CONFIG
 from automl.types import InputError
 
 OTHER = "macs <= 30 % of dense"
@@ -74,3 +84,17 @@ def test_tables_as_text_leave_empty_columns_out(table):
     assert text.count("\n") == 4 and "91.00 ± 0.58" in text
     tex = latex(headings, rows)
     assert r"91.00 $\pm$ 0.58" in tex and r"macs $<$= 50 \%" in tex
+
+
+def test_runs_with_other_settings_are_rows_of_their_own(make_run, tmp_path):
+    for trials, top1, uniform in ((20, 0.90, 0.80), (200, 0.92, 0.82)):
+        folder = make_run("amc", 0, top1=top1, uniform=uniform)
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        config["overrides"] = ["model=net", "strategy=amc", f"trials={trials}", "seed=0"]
+        (folder / CONFIG).write_text(yaml.safe_dump(config))
+    table = compare(finals(load_runs(tmp_path)))
+    rows = {label(row): row for row in table.to_dict("records")}
+    assert set(rows) == {f"{s}, trials={n}" for s in ("amc", "uniform") for n in (20, 200)}
+    assert rows["amc, trials=200"]["gain"] == pytest.approx(0.10)  # over its own uniform
+    headings, texts = cells(table)
+    assert "amc, trials=20" in {row[headings.index("strategy")] for row in texts}

@@ -1,6 +1,12 @@
 import pytest
 
-from automl.report.curves import probe_curves, scores, search_curves
+from automl.report.curves import (
+    analysis_curves,
+    probe_curves,
+    scores,
+    search_curves,
+    unreadable_analyses,
+)
 
 
 def row(index, kept, score, status="ok", macs=1.0):
@@ -40,3 +46,16 @@ def test_without_the_dense_network_or_such_trials_there_are_no_curves(rows):
     assert probe_curves(rows, ["x", "y"], [4, 8], "kl") == {
         "sensitivity": [], "sensitivity_metric": ""
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["nan", "inf", "", "much"])
+def test_a_damaged_analysis_is_told_of_and_the_next_one_is_drawn(tmp_path, damage):
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    for folder, value in ((bad, damage), (good, "0.5")):
+        folder.mkdir()
+        lines = ["target,keep,status,kl_damage", f"conv1,0.5,ok,{value}"]
+        (folder / "sensitivity.csv").write_text("\n".join(lines))
+    found = analysis_curves([bad, good])
+    assert found["sensitivity"] == [{"group": "conv1", "kept": [0.5], "damage": [0.5]}]
+    (line,) = unreadable_analyses([bad, good])
+    assert line.startswith(f"{bad / 'sensitivity.csv'}: unreadable (")

@@ -14,6 +14,7 @@ LAYERS_ONLY = "layers"
 
 #: What has to agree before one device's times are used on another.
 _DECISIVE = ("device", "processor", "capability", "threads", "dtype", "layout", "torch")
+_COMPARED = {"torch": "release"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,15 @@ class Fingerprint:
     covers: str = ""
 
     @property
+    def release(self) -> str:
+        """Torch's version as far as it decides times: neither patches nor builds for others."""
+        return ".".join(self.torch.split("+")[0].split(".")[:2])
+
+    @property
     def name(self) -> str:
         """A file name for the table: what decides its times, in short."""
         threads = f"{self.threads}t" if self.device == "cpu" else ""
-        version = "torch" + ".".join(self.torch.split("+")[0].split(".")[:2])
+        version = f"torch{self.release}"
         layout = "nhwc" if self.layout == "channels_last" else ""
         parts = [self.device, self.processor, self.capability, threads, self.dtype, layout, version]
         return "-".join(filter(None, map(_slug, parts)))
@@ -64,7 +70,7 @@ class Fingerprint:
         return [
             f"{name} ({getattr(self, name)} in the table, {getattr(here, name)} here)"
             for name in _DECISIVE
-            if getattr(self, name) != getattr(here, name)
+            if getattr(self, _COMPARED.get(name, name)) != getattr(here, _COMPARED.get(name, name))
         ]
 
     def to_dict(self) -> dict[str, Any]:

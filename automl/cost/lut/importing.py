@@ -154,7 +154,10 @@ def _read_json(source: Path, batch: int) -> Iterator[Row]:
     writer.writerows(
         {name: _cell(row[name]) for name in row if name in COLUMNS} for row in document
     )
-    yield from read_rows(buffer.getvalue(), str(source), batch)
+    try:
+        yield from read_rows(buffer.getvalue(), str(source), batch)
+    except csv.Error as error:
+        raise InputError(f"{source} holds what is too long for a table: {error}") from error
 
 
 def _cell(value: Any) -> Any:
@@ -173,7 +176,14 @@ def _read_netadapt(source: Path, batch: int) -> Iterator[Row]:
     for name, layer in document.items():
         try:
             yield from _layer_rows(layer, batch)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             raise InputError(
                 f"{source} is no table of NetAdapt: layer {str(name)[:60]!r} cannot be read "
                 f"({error!r})"

@@ -10,7 +10,7 @@ oneDNN's order, with their ReLU; fully connected layers run as they were packed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,7 +162,7 @@ class _Maker:
             found = None if node in gone else self.convolution(node)
             if found is None or not (found.is_taken or found.name in self.gaining):
                 continue
-            tail, x, before = self.tail(node, gone), found.x, None
+            tail, x, before = self.tail(node, gone | made.keys()), found.x, None
             first = self.depthwise(found, gone)
             if first is not None:
                 x, before = first
@@ -193,7 +193,7 @@ class _Maker:
         if name in _SAME and len(node.all_input_nodes) == 1 and like.is_contiguous():
             return View(read, number, shape)
         if name == "max_pool2d":
-            window = _window(found)
+            window = _window(found) if len(shape) == 4 else None
             return None if window is None else MaxPool(read, number, shape, window)
         if _is_mean_of_images(node):
             return MeanPool(read, number, shape)
@@ -224,11 +224,11 @@ class _Maker:
         """The tensor that a node stands for, if that does not change."""
         return self.program.tensors.get(value) if isinstance(value, Node) else None
 
-    def tail(self, node: Node, gone: set[Node]) -> _Tail:
-        """What belongs to a convolution behind it."""
+    def tail(self, node: Node, taken: Set[Node]) -> _Tail:
+        """What belongs to a convolution behind it, and not to another one."""
         tail = _Tail(node)
         reader = _only_reader(node)
-        if reader is not None and operator_of(reader) == "add" and reader not in gone:
+        if reader is not None and operator_of(reader) == "add" and reader not in taken:
             other = self.addend(reader, node)
             if other is not None:
                 tail.last, tail.other = reader, other

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     add,
     load_float32x16,
@@ -16,7 +14,7 @@ from automl.executors.kernels.vectors import (
 )
 
 
-@njit(**OPTIONS)
+@kernel
 def read(words: Any) -> Any:
     """The sum of a float32 buffer, whose length is a multiple of 64; needs AVX-512."""
     # Four streams keep more reads in flight than one.

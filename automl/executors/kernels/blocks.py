@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, types
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import inlined
 from automl.executors.kernels.vectors import address_of, float32x16, intrinsic_of, prefetch_line
 
 
@@ -209,7 +208,7 @@ def store_some(typing_context: Any, array: Any, offset: Any, vector: Any, mask: 
     return types.void(array, types.intp, float32x16, types.uint16), generate
 
 
-@njit(**OPTIONS, inline="always")
+@inlined
 def between(first: int, last: int) -> Any:
     """A mask of the lanes from ``first`` to before ``last``, of which there are 16."""
     low, high = min(max(first, 0), 16), min(max(last, 0), 16)

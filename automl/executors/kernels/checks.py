@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 
 _TINY = float(np.finfo(np.float32).tiny)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
-@njit(**OPTIONS)
+@kernel
 def all_finite(bits: Any) -> bool:
     """Whether no float32, given by its bits, is NaN or infinite."""
     largest = np.uint32(0)
@@ -23,7 +22,7 @@ def all_finite(bits: Any) -> bool:
     return bool(largest < _INFINITY)
 
 
-@njit(**OPTIONS)
+@kernel
 def _aligned(count: int, like: Any) -> Any:
     """Room for numbers of a type, from the start of a cache line on."""
     memory = np.empty(count + 64 // like.itemsize, like.dtype)
@@ -31,7 +30,7 @@ def _aligned(count: int, like: Any) -> Any:
     return memory[first : first + count]
 
 
-@njit(**OPTIONS)
+@kernel
 def padded_float32(x: Any, extra: int) -> Any:
     """A copy of activations that starts at a cache line, with zeros behind it."""
     copy = _aligned(x.shape[0] + extra, x)
@@ -44,7 +43,7 @@ _WORDS = np.empty(0, np.uint16)
 _BYTES = np.empty(0, np.uint8)
 
 
-@njit(**OPTIONS)
+@kernel
 def padded_bfloat16(bits: Any, extra: int) -> Any:
     """Finite float32, given by their bits, as finite bfloat16, to nearest, ties to even."""
     words = _aligned(bits.shape[0] + extra, _WORDS)
@@ -59,23 +58,25 @@ def padded_bfloat16(bits: Any, extra: int) -> Any:
     return words
 
 
-@njit(**OPTIONS)
+@kernel
 def padded_uint8(x: Any, inverse: float, zero: int, extra: int) -> Any:
     """Activations times ``inverse`` plus ``zero``, rounded to whole numbers in [0, 255]."""
     levels = _aligned(x.shape[0] + extra, _BYTES)
     for i in range(x.shape[0]):
-        levels[i] = np.uint8(np.int32(np.rint(x[i] * np.float32(inverse))) + np.int32(zero))
+        level = np.int32(np.rint(x[i] * np.float32(inverse))) + np.int32(zero)
+        # Where both ends lie between two levels, both are rounded up, to 256.
+        levels[i] = np.uint8(min(max(level, np.int32(0)), np.int32(255)))
     levels[x.shape[0] :] = 0
     return levels
 
 
-@njit(**OPTIONS)
+@kernel
 def _ordered(bits: Any) -> Any:
     """Signed numbers in the order of the finite float32 whose bits they are; its own inverse."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@njit(**OPTIONS)
+@kernel
 def extremes(x: Any) -> Any:
     """The smallest and largest of zero and all activations, which are finite."""
     bits = x.view(np.int32)
@@ -90,7 +91,7 @@ def extremes(x: Any) -> Any:
     return floats[0], floats[1]
 
 
-@njit(**OPTIONS)
+@kernel
 def levels(x: Any) -> Any:
     """The step between 256 levels of finite activations, zero among them, and the level of zero."""
     low, high = extremes(x)
@@ -101,7 +102,7 @@ def levels(x: Any) -> Any:
     return step, int(np.rint(-np.float64(low) / step))
 
 
-@njit(**OPTIONS)
+@kernel
 def scaled(exact: Any, scale: Any, step: float, bias: Any) -> Any:
     """A sum of whole numbers in float32; in between in float64, where no factor overflows."""
     return np.float32(np.float64(exact) * np.float64(scale) * step + np.float64(bias))

@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from automl.executors.kernels.blocks import between, load_some, store_some
 from automl.executors.kernels.depthwise import depthwise
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.spmm import multiply, multiply_plain
 from automl.executors.kernels.vectors import (
     add,
@@ -37,7 +36,7 @@ from automl.executors.kernels.vectors import (
 _AHEAD = 2048
 
 
-@njit(**OPTIONS)
+@kernel
 def gather(  # noqa: C901
     x: Any, size: Any, stride: Any, planes: Any, rows: int, top: int, pitch: int, plane: int,
     panel: Any, fast: bool,
@@ -113,7 +112,7 @@ def gather(  # noqa: C901
     return bool(total(doubt) + other == 0)
 
 
-@njit(**OPTIONS)
+@kernel
 def scatter(  # noqa: C901
     sums: Any, lanes: int, first: int, rows: int, width: int, pitch: int, y: Any, other: Any,
     ahead: int, bounds: Any, fast: bool,
@@ -174,7 +173,7 @@ def scatter(  # noqa: C901
     return bool(total(doubt) + rest == 0)
 
 
-@njit(**OPTIONS)
+@kernel
 def convolve(
     x: Any, y: Any, other: Any, bounds: Any, memory: Any, layout: Any, planes: Any, offsets: Any,
     tiles: Any, rows: Any, starts: Any, value: Any, bias: Any, before: Any, like: Any,

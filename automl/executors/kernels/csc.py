@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from automl.executors.kernels.checks import all_finite
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     add,
     expand,
@@ -27,7 +26,7 @@ from automl.executors.kernels.vectors import (
 _AHEAD = 4
 
 
-@njit(**OPTIONS)
+@kernel
 def active_columns(x: Any, columns: Any, values: Any) -> int:
     """Lists the activations that are not zero; returns how many there are."""
     count = 0
@@ -38,7 +37,7 @@ def active_columns(x: Any, columns: Any, values: Any) -> int:
     return count
 
 
-@njit(**OPTIONS)
+@kernel
 def csc_float32(
     columns: Any, x: Any, count: int, ahead: int, starts: Any, stream: Any, y: Any
 ) -> None:
@@ -73,7 +72,7 @@ def csc_float32(
             y[a], y[b], y[c], y[d] = ya, yb, yc, yd
 
 
-@njit(**OPTIONS)
+@kernel
 def csc_float32_wide(
     columns: Any, x: Any, count: int, ahead: int, starts: Any, stream: Any, y: Any
 ) -> None:
@@ -88,7 +87,7 @@ def csc_float32_wide(
                 y[np.uint64(stream[at + i])] += values[at + 4 + i] * activation
 
 
-@njit(**OPTIONS)
+@kernel
 def bitmap_float32(
     columns: Any, x: Any, count: int, ahead: int, starts: Any, masks: Any, value: Any, y: Any
 ) -> None:
@@ -121,7 +120,7 @@ def bitmap_float32(
             at += ones(mask)
 
 
-@njit(**OPTIONS)
+@kernel
 def bitmap_float32_plain(
     columns: Any, x: Any, count: int, ahead: int, starts: Any, masks: Any, value: Any, y: Any
 ) -> None:
@@ -139,7 +138,7 @@ def bitmap_float32_plain(
                 row += 1
 
 
-@njit(**OPTIONS)
+@kernel
 def csc_call(
     x: Any, y: Any, wide: bool, ahead: int, starts: Any, stream: Any, bias: Any
 ) -> bool:  # fmt: skip
@@ -162,7 +161,7 @@ def csc_call(
     return True
 
 
-@njit(**OPTIONS)
+@kernel
 def bitmap_call(
     x: Any, y: Any, ahead: int, starts: Any, masks: Any, value: Any, bias: Any, fast: Any
 ) -> bool:  # fmt: skip
@@ -181,7 +180,7 @@ def bitmap_call(
     return True
 
 
-@njit(**OPTIONS)
+@kernel
 def eie(
     columns: Any, x: Any, count: int, starts: Any, entries: Any, codebook: Any, base: int, y: Any
 ) -> None:
@@ -216,7 +215,7 @@ def eie(
             y[row] += products[entry & np.uint8(15)]
 
 
-@njit(**OPTIONS)
+@kernel
 def encode(starts: Any, rows: Any, codes: Any, entries: Any, entry_starts: Any) -> int:
     """Writes columns as EIE entries; see ``eie.py``.
 

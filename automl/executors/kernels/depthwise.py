@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from automl.executors.kernels.blocks import between, load_some
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     add,
     clamp,
@@ -35,7 +34,7 @@ from automl.executors.kernels.vectors import (
 _AHEAD = 512
 
 
-@njit(**OPTIONS)
+@kernel
 def depthwise(
     x: Any, layout: Any, kernel: Any, masks: Any, bounds: Any, top: int, rows: int, plane: int,
     panel: Any, fast: bool,
@@ -76,7 +75,7 @@ def depthwise(
     return bool(total(doubt) + rest == 0)
 
 
-@njit(**OPTIONS)
+@kernel
 def _every_pixel(
     flat: Any, image: int, layout: Any, kernel: Any, bounds: Any, top: int, rows: int, own: int,
     masks: Any, panel: Any, at: int,
@@ -121,7 +120,7 @@ def _every_pixel(
     return doubt
 
 
-@njit(**OPTIONS)
+@kernel
 def _every_other(
     flat: Any, image: int, layout: Any, kernel: Any, bounds: Any, top: int, rows: int, own: int,
     masks: Any, panel: Any, at: int,
@@ -153,7 +152,7 @@ def _every_other(
     return doubt
 
 
-@njit(**OPTIONS)
+@kernel
 def _plain(
     flat: Any, image: int, layout: Any, kernel: Any, bounds: Any, top: int, rows: int, own: int,
     panel: Any, at: int,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     fma,
     load_float32x16,
@@ -19,7 +17,7 @@ from automl.executors.kernels.vectors import (
 _AHEAD = 256
 
 
-@njit(**OPTIONS)
+@kernel
 def gemv(weight: Any, x: Any, y: Any) -> None:
     """Adds the products of four rows at a time to ``y``.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 
 
-@njit(**OPTIONS)
+@kernel
 def first_duplicate(keys: Any) -> int:
     """Where sorted keys repeat the one before, -1 if nowhere."""
     for i in range(1, keys.shape[0]):
@@ -19,7 +18,7 @@ def first_duplicate(keys: Any) -> int:
     return -1
 
 
-@njit(**OPTIONS)
+@kernel
 def shifted_matches(keys: Any, shift: int, source: Any, target: Any) -> int:
     """Pairs of places whose keys differ by ``shift``: keys[source] = keys[target] + shift.
 
@@ -46,7 +45,7 @@ def shifted_matches(keys: Any, shift: int, source: Any, target: Any) -> int:
     return found
 
 
-@njit(**OPTIONS)
+@kernel
 def reached(
     coordinates: Any, offset: Any, stride: Any, padding: Any, weights: Any, low: Any, keys: Any,
     source: Any,
@@ -82,7 +81,7 @@ def reached(
     return found
 
 
-@njit(**OPTIONS)
+@kernel
 def positions(table: Any, keys: Any, target: Any) -> None:
     """target[i] = where keys[i] is in the table; both are sorted, and every key is there."""
     place = 0

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from automl.executors.kernels import checks
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     dot4,
     fma,
@@ -40,7 +39,7 @@ from automl.executors.kernels.vectors import (
 _AHEAD = 1024
 
 
-@njit(**OPTIONS)
+@kernel
 def float32(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """Four chunks of 32 columns a block."""
     at = 0
@@ -67,7 +66,7 @@ def float32(x: Any, stream: Any, blocks: int, sums: Any) -> None:
         sums[row + 2], sums[row + 3] = total(c), total(d)
 
 
-@njit(**OPTIONS)
+@kernel
 def _pairs(low: Any, places: Any, high: Any, weights: Any, sums: Any) -> Any:
     """Adds 32 products of bfloat16 to 16 sums."""
     picked = pick2_int16x32(low, places, high)
@@ -75,7 +74,7 @@ def _pairs(low: Any, places: Any, high: Any, weights: Any, sums: Any) -> Any:
     return fma(upper_halves(picked), upper_halves(weights), sums)
 
 
-@njit(**OPTIONS)
+@kernel
 def bfloat16(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """Two chunks of 64 columns a block."""
     at = 0
@@ -102,7 +101,7 @@ def bfloat16(x: Any, stream: Any, blocks: int, sums: Any) -> None:
         sums[row + 2], sums[row + 3] = total(c), total(d)
 
 
-@njit(**OPTIONS)
+@kernel
 def int8(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """One chunk of 128 columns a block; activations are uint8, sums int32."""
     at = 0
@@ -127,7 +126,7 @@ def int8(x: Any, stream: Any, blocks: int, sums: Any) -> None:
         sums[row + 2], sums[row + 3] = total_int32x16(c), total_int32x16(d)
 
 
-@njit(**OPTIONS)
+@kernel
 def float32_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """``float32`` without vector instructions."""
     values = stream.view(np.float32)
@@ -145,7 +144,7 @@ def float32_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
             sums[4 * quad + row] = result
 
 
-@njit(**OPTIONS)
+@kernel
 def bfloat16_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """``bfloat16`` without vector instructions."""
     halves = stream.view(np.uint16)
@@ -168,7 +167,7 @@ def bfloat16_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
             sums[4 * quad + row] = result
 
 
-@njit(**OPTIONS)
+@kernel
 def int8_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
     """``int8`` without vector instructions."""
     places, values = stream.view(np.uint8), stream.view(np.int8)
@@ -186,7 +185,7 @@ def int8_plain(x: Any, stream: Any, blocks: int, sums: Any) -> None:
             sums[4 * quad + row] = result
 
 
-@njit(**OPTIONS)
+@kernel
 def finish_int8(
     sums: Any, step: float, zero: int, scale: Any, offset: Any, bias: Any, y: Any
 ) -> None:

@@ -12,25 +12,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from automl.executors.kernels import checks, pell_plain, pell_vector
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 
 
-@njit(**OPTIONS)
+@kernel
 def _finish(sums: Any, place: Any, bias: Any, y: Any) -> None:
     for row in range(y.shape[0]):
         y[row] = sums[place[row]] + bias[row]
 
 
-@njit(**OPTIONS)
+@kernel
 def _lanes(bias: Any) -> Any:
     """Lanes of all groups of 16 rows."""
     return (bias.shape[0] + 15) // 16 * 16
 
 
-@njit(**OPTIONS)
+@kernel
 def float32(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
     bias: Any, fast: Any,
@@ -48,7 +47,7 @@ def float32(
     return True
 
 
-@njit(**OPTIONS)
+@kernel
 def codebook(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
     bias: Any, fast: Any,
@@ -66,7 +65,7 @@ def codebook(
     return True
 
 
-@njit(**OPTIONS)
+@kernel
 def bfloat16(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
     bias: Any, fast: Any,
@@ -84,7 +83,7 @@ def bfloat16(
     return True
 
 
-@njit(**OPTIONS)
+@kernel
 def int8(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, place: Any,
     bias: Any, scale: Any, offset: Any, fast: Any,
@@ -105,7 +104,7 @@ def int8(
     return True
 
 
-@njit(**OPTIONS)
+@kernel
 def codebook_int8(
     x: Any, y: Any, tile: int, blocks: Any, advance: Any, index: Any, codes: Any, tables: Any,
     place: Any, bias: Any, scale: Any, offset: Any, fast: Any,

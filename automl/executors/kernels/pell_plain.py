@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 
 
-@njit(**OPTIONS)
+@kernel
 def float32(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any
 ) -> None:
@@ -31,7 +30,7 @@ def float32(
                 total[lane] += value[16 * at + lane] * x[column]
 
 
-@njit(**OPTIONS)
+@kernel
 def codebook(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any
 ) -> None:
@@ -49,7 +48,7 @@ def codebook(
                 total[lane] += value[byte >> np.uint8(4)] * x[column]
 
 
-@njit(**OPTIONS)
+@kernel
 def bfloat16(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any
 ) -> None:
@@ -73,7 +72,7 @@ def bfloat16(
                     total[lane] += products[lane] * products[16 + lane]
 
 
-@njit(**OPTIONS)
+@kernel
 def int8(x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any) -> None:
     """See ``pell_vector.int8``."""
     groups = sums.shape[0] // 16
@@ -88,7 +87,7 @@ def int8(x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, s
                 total[entry // 4] += product
 
 
-@njit(**OPTIONS)
+@kernel
 def codebook_int8(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, codes: Any, tables: Any, sums: Any
 ) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 
 _NONE = np.int64(2**62)
 
 
-@njit(**OPTIONS)
+@kernel
 def _ends(rows: Any, position: Any, starts: Any, columns: Any, limit: int, end: Any) -> None:
     """Finds where each lane's entries of a tile end."""
     for lane in range(16):
@@ -24,7 +23,7 @@ def _ends(rows: Any, position: Any, starts: Any, columns: Any, limit: int, end: 
         end[lane] = entry
 
 
-@njit(**OPTIONS)
+@kernel
 def _behind(rows: Any, position: Any, end: Any, columns: Any) -> Any:
     """The smallest column that a lane waits for, ``_NONE`` where all are done."""
     behind = _NONE
@@ -35,7 +34,7 @@ def _behind(rows: Any, position: Any, end: Any, columns: Any) -> Any:
     return behind
 
 
-@njit(**OPTIONS)
+@kernel
 def _take(
     row: int,
     last: int,
@@ -60,7 +59,7 @@ def _take(
         rank += 1
 
 
-@njit(**OPTIONS)
+@kernel
 def schedule(
     starts: Any,
     columns: Any,

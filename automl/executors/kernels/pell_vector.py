@@ -14,9 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     add,
     choose,
@@ -42,7 +40,7 @@ from automl.executors.kernels.vectors import (
 )
 
 
-@njit(**OPTIONS)
+@kernel
 def float32(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any
 ) -> None:
@@ -72,7 +70,7 @@ def float32(
         store(sums, lane, add(even, odd))
 
 
-@njit(**OPTIONS)
+@kernel
 def codebook(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any
 ) -> None:
@@ -94,7 +92,7 @@ def codebook(
         store(sums, lane, add(even, odd))
 
 
-@njit(**OPTIONS)
+@kernel
 def bfloat16(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any
 ) -> None:
@@ -121,7 +119,7 @@ def bfloat16(
         store(sums, lane, add(low, high))
 
 
-@njit(**OPTIONS)
+@kernel
 def int8(x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, sums: Any) -> None:
     """One step of 64 entries a block, four of a row side by side; a window is four registers."""
     groups = sums.shape[0] // 16
@@ -141,7 +139,7 @@ def int8(x: Any, tile: int, blocks: Any, advance: Any, index: Any, value: Any, s
         store(sums, lane, total)
 
 
-@njit(**OPTIONS)
+@kernel
 def codebook_int8(
     x: Any, tile: int, blocks: Any, advance: Any, index: Any, codes: Any, tables: Any, sums: Any
 ) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 
 
-@njit(**OPTIONS)
+@kernel
 def max_pool(
     x: Any, y: Any, high: int, wide: int, down: int, right: int, above: int, left: int
 ) -> None:
@@ -58,7 +57,7 @@ def max_pool(
                     out[column] = largest
 
 
-@njit(**OPTIONS)
+@kernel
 def mean_pool(x: Any, y: Any) -> None:
     """The mean of every row.
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
 from numba.misc.special import literally
 
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.row_tiles import add_products
 
 
-@njit(**OPTIONS)
+@kernel
 def convolve(
     x: Any,
     y: Any,
@@ -68,7 +67,7 @@ def convolve(
                     )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@kernel
 def _offset(
     vectors: Any, x: Any, source: Any, y: Any, target: Any, at: int, end: int, x_stride: int,
     y_stride: int, column: int, weight: Any, start: int, channels: Any, first: int, count: int,
@@ -89,7 +88,7 @@ def _offset(
         at += 1
 
 
-@njit(**OPTIONS)
+@kernel
 def _panel(
     width: int, x: Any, source: Any, y: Any, target: Any, at: int, end: int, x_stride: int,
     y_stride: int, column: int, weight: Any, start: int, channels: Any, first: int, count: int,
@@ -109,7 +108,7 @@ def _panel(
                 channels, first, count)  # fmt: skip
 
 
-@njit(**OPTIONS)
+@kernel
 def gather(x: Any, rows: Any, panel: Any) -> None:
     """panel[i] = x[rows[i]]; rows of the panel behind the last become zero."""
     for i in range(rows.shape[0]):
@@ -119,7 +118,7 @@ def gather(x: Any, rows: Any, panel: Any) -> None:
     panel[rows.shape[0] :] = 0
 
 
-@njit(**OPTIONS)
+@kernel
 def scatter_add(panel: Any, rows: Any, y: Any) -> None:
     """y[rows[i]] += panel[i]."""
     for i in range(rows.shape[0]):

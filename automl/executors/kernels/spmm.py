@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from automl.executors.kernels.blocks import (
     fma_block,
@@ -16,7 +15,7 @@ from automl.executors.kernels.blocks import (
     store_block,
     transpose,
 )
-from automl.executors.kernels.options import OPTIONS
+from automl.executors.kernels.options import kernel
 from automl.executors.kernels.vectors import (
     fma,
     load_float32x16,
@@ -35,7 +34,7 @@ _ENTRIES, _ROWS = 512, 4
 _RUN, _COLUMNS = 256, 128
 
 
-@njit(**OPTIONS)
+@kernel
 def to_panel(x: Any, first: int, width: int, panel: Any, fast: bool) -> bool:
     """Turns examples into lanes: panel[column, i] = x[first + i, column], zero beyond the batch.
 
@@ -71,7 +70,7 @@ def to_panel(x: Any, first: int, width: int, panel: Any, fast: bool) -> bool:
     return bool(total(doubt) + other == 0)
 
 
-@njit(**OPTIONS)
+@kernel
 def from_panel(
     panel: Any, first: int, width: int, y: Any, begin: int, end: int, fast: bool
 ) -> None:
@@ -91,7 +90,7 @@ def from_panel(
                     y[first + group + example, row] = number
 
 
-@njit(**OPTIONS)
+@kernel
 def multiply(
     panel: Any, tiles: Any, rows: Any, starts: Any, index: Any, value: Any, bias: Any,
     steps: Any, part: Any, sums: Any, like: Any,
@@ -165,7 +164,7 @@ def multiply(
             store_block(sums, at, a)
 
 
-@njit(**OPTIONS)
+@kernel
 def multiply_plain(
     panel: Any, tiles: Any, rows: Any, starts: Any, index: Any, value: Any, bias: Any,
     steps: Any, part: Any, sums: Any,
@@ -187,7 +186,7 @@ def multiply_plain(
                     own[number] += value[n] * inputs[number]
 
 
-@njit(**OPTIONS)
+@kernel
 def multiply_batch(
     x: Any, y: Any, first: int, memory: Any, tile: int, block: int, tiles: Any, rows: Any,
     starts: Any, index: Any, value: Any, bias: Any, width: int, like: Any,

@@ -2,8 +2,7 @@
 
 Each function is an intrinsic: it becomes one or two LLVM instructions where it is called, so a
 kernel written with them runs as fast as C with intrinsics, without a compiler at the user's.
-Offsets are in elements of the array and are not checked; callers pad their arrays. Numba's cache
-looks at the file of a kernel only: after a change here, delete the ``.nbi`` files beside it.
+Offsets are in elements of the array and are not checked; callers pad their arrays.
 """
 
 from __future__ import annotations
