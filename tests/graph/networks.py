@@ -841,3 +841,35 @@ class StandardisedConv(Stem):
         )
         x = F.conv2d(F.relu(self.before(x)), weight, self.a.bias)
         return F.relu(self.b(F.relu(x)))
+
+
+# ---- what changes no channels
+
+
+@case(TOKENS, targets={"embed": "channel 12"})
+class CastMask(Tokens):
+    """A mask of one channel takes the dtype of the data."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(x) * (x.mean(2, keepdim=True) > -9).type_as(x)
+
+
+@case(IMAGE, targets={"stem.0": "channel 8"})
+class DataLike(Stem):
+    """New data of the shape of others."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(torch.zeros_like(x) + x)
+
+
+@case((3, 6), targets={"embed": "channel 8"}, frozen=("hidden",), tokens=11)
+class TiedHidden(nn.Module):
+    """A table that a hidden layer shares: its rows are tokens, whatever else they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.hidden.weight, self.head = self.embed.weight, nn.Linear(11, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.hidden(torch.tanh(self.embed(tokens)))))

@@ -12,8 +12,8 @@ from automl.graph.ops.step import Labels, Step, handles
 
 #: Composite operators that carry no pointwise tag.
 _PASSING = (
-    "relu6 selu celu dropout dropout_ feature_dropout alpha_dropout to contiguous clone detach "
-    "alias type_as softplus mish softsign hardsigmoid hardswish hardtanh logsigmoid _to_copy "
+    "relu6 selu celu dropout dropout_ feature_dropout alpha_dropout contiguous clone detach "
+    "alias softplus mish softsign hardsigmoid hardswish hardtanh logsigmoid _to_copy "
     "lift_fresh_copy dropout2d dropout3d stochastic_depth float half identity zero_ fill_ copy_"
 ).split()
 
@@ -88,6 +88,18 @@ def _tie_spread(step: Step, labels: Tensor, over: list[int], onto: Tensor) -> No
             else ("one channel is broadcast over others")
         )
         step.space.freeze(labels, step.where, reason)
+
+
+@handles("to", "type_as")
+def cast(step: Step) -> Labels:
+    """Takes no more than dtype and device of a second tensor."""
+    return step.labels("self")
+
+
+@handles("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def like(step: Step) -> Labels:
+    """New data that is there for as many channels as ``self`` is."""
+    return step.labels("self")
 
 
 @handles("prelu", "_prelu_kernel")
