@@ -165,7 +165,7 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         InputError: If it fails; the message is the first line of the model's own error.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(model):
             model(*fresh(example_inputs))
     except InputError:  # the time is over
         raise
@@ -183,6 +183,27 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
 def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Copies of inputs, for a network that may write into what it is given."""
     return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Gives buffers back the values they had, for a network that writes into them when it runs."""
+    stores = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    before = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for store, held in stores:
+            store.clear()
+            store.update(held)
+        for buffer, values, version in before:
+            if _version(buffer) != version:
+                buffer.copy_(values)
+
+
+def _version(tensor: Tensor) -> int:
+    """Changes whenever the tensor is written to; inference tensors cannot be."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from automl.graph.export import Deadline, fresh, quiet
+from automl.graph.export import Deadline, buffers_kept, fresh, quiet
 from automl.graph.materialise import Materialiser
 from automl.plan import IndexPlan, ModulePatch
 from automl.plan_axes import Axis
@@ -98,15 +98,20 @@ def _matching_attributes(
         attributes = [
             name
             for name, found in vars(model.get_submodule(path)).items()
-            if found in (value, (value,))
-            and type(found) in (int, tuple)
-            and (path, name) not in known
+            if _is_number(found, value) and (path, name) not in known
         ]
         if len(followed) == 1:
             followed = followed * len(attributes)
         if len(followed) == len(attributes):
             for name, axis in zip(attributes, followed, strict=True):
                 yield ModulePatch(path, name, axis)
+
+
+def _is_number(found: Any, value: int) -> bool:
+    """Whether an attribute is that whole number, or a tuple of it; arrays cannot be asked."""
+    if type(found) is tuple and len(found) == 1:
+        found = found[0]
+    return type(found) is int and found == value
 
 
 def _families(plan: IndexPlan, sizes: Sequence[OpenSize]) -> list[frozenset[int]]:
@@ -191,7 +196,8 @@ def _forms_agree(
     _randomise(slim)
     try:
         with quiet(), torch.no_grad():
-            found = _tensors(slim(*fresh(inputs)))  # first, as it is what fails
+            with buffers_kept(slim):  # the graph form shares them
+                found = _tensors(slim(*fresh(inputs)))  # first, as it is what fails
             graph = materialise.as_graph(slim, kept_units)
             return _equal(_tensors(graph(*fresh(inputs))), found)
     except Exception:  # whatever the user's code raises when its sizes do not follow

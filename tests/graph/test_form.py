@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from networks import CASES, Stem, Tokens, conv_bn
@@ -65,6 +66,26 @@ def test_networks_that_write_into_their_inputs_keep_their_classes_and_the_users_
     assert not graph_targets(found)
 
 
+class MovingMean(Tokens):
+    """Subtracts a mean that it updates whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("moving", torch.zeros(12))
+
+    def body(self, x: Tensor) -> Tensor:
+        self.moving.mul_(0.9).add_(x.mean((0, 1)), alpha=0.1)
+        return F.relu(x - self.moving)
+
+
+def test_networks_that_write_into_their_buffers_keep_their_classes_and_their_buffers():
+    model = randomise(MovingMean()).eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = trace(model, TOKENS)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert found.groups and found.plan.module_form and not graph_targets(found)
+
+
 def test_attributes_follow_the_sizes_they_stand_for():
     found = trace(randomise(Heads(fixed_scale=True)), TOKENS)
     assert not found.plan.graph_targets
@@ -122,6 +143,15 @@ def test_attributes_that_mean_something_else_are_left_alone():
     check(found)
     slim = found.materialise([range(12), [0, 2], [1, 2, 3]])
     assert getattr(slim, "window", 4) == 4
+
+
+@pytest.mark.parametrize("held", [torch.ones(5, 5), np.ones((3, 3)), [1, 2], torch.ones(1)])
+def test_attributes_that_are_no_numbers_are_not_compared_with_sizes(held):
+    model = CASES["Shuffle"].make()
+    for module in model.modules():
+        module.held = held
+    found = trace(randomise(model), IMAGE)
+    assert {t.name for t in found.groups} == set(CASES["Shuffle"].targets)
 
 
 def test_only_the_targets_that_a_written_size_depends_on_need_the_graph_form():
