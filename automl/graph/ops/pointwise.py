@@ -63,9 +63,10 @@ def _tie_all(step: Step, operands: list[tuple[bool, Tensor]], shape: tuple[int, 
         for labels, _ in spread:
             step.space.freeze(labels, step.where, "channels are broadcast against other channels")
         return torch.tensor(-1).expand(shape)
-    # The simplest labelling goes on: activations before parameters, fewer varying dims first.
-    labelled = [entry for entry in usable if bool((squeeze_free(entry[1]) >= 0).any())] or usable
-    ranked = sorted(labelled, key=lambda e: (len(varying_dims(e[1])) or 9, e[0]))
+    # What is always there goes on: it freezes the others. Else the simplest labelling: activations
+    # before parameters, fewer varying dims first.
+    there = [entry for entry in usable if not bool((squeeze_free(entry[1]) >= 0).any())]
+    ranked = sorted(there or usable, key=lambda e: (len(varying_dims(e[1])) or 9, e[0]))
     best = ranked[0][1].expand(shape)
     for _, labels in usable:
         if labels is not ranked[0][1]:
