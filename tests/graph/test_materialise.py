@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from networks import CASES, Fused, Residual, Split, TiedEmbedding, UNet, WrittenSize, conv_bn
-from oracle import random_units, randomise, relative_error
+from oracle import compare, random_units, randomise, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -368,3 +368,18 @@ def test_nothing_is_said_while_it_works():
         warnings.simplefilter("error")
         found = trace(Residual().eval(), torch.randn(2, 3, 8, 8))
         found.materialise(random_units(found.plan, 0))(torch.randn(2, 3, 8, 8))
+
+
+def test_squeezing_all_dimensions_of_one_leaves_one_remaining_unit_in_graph_form():
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3), keepdim=True).squeeze())
+
+    found = trace(randomise(Squeezed()).eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    slim = found.materialise.graph_form([[5]])
+    result = compare(slim, found.model, found.plan, [[5]], found.example_inputs)
+    assert result.error < 1e-12
