@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from automl.graph.materialise import Materialiser
 from automl.graph.trace import Trace, trace
 from automl.plan import IndexPlan
+from automl.pruning.masks import attach
 from automl.types import InputError
 
 
@@ -241,6 +242,31 @@ def test_it_can_be_copied_pickled_and_saved(slim_and_dense):
             p.data_ptr() for p in slim.parameters()
         }
         assert not shared
+
+
+def test_copies_of_a_graph_form_keep_masks_hooks_and_which_buffers_are_not_saved():
+    class Held(Split):
+        """With a buffer that is not saved and a layer that only training uses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("factor", torch.ones(1), persistent=False)
+            self.register_buffer("unused", torch.ones(1), persistent=False)
+            self.auxiliary = nn.Linear(8, 2)
+
+        def body(self, x: Tensor) -> Tensor:
+            return super().body(x * self.factor)
+
+    found = trace(randomise(Held()), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    slim = found.materialise.graph_form([[0]] * len(found.groups))
+    weight = slim.get_parameter("stem.0.weight")
+    attach(slim, {"stem.0.weight": torch.zeros_like(weight, dtype=torch.bool)})
+    for other in (copy.deepcopy(slim), pickle.loads(pickle.dumps(copy.deepcopy(slim)))):
+        assert other.state_dict().keys() == slim.state_dict().keys()
+        assert dict(other.named_buffers()).keys() == dict(slim.named_buffers()).keys()
+        assert type(other).__name__ == "Held"
+        other.train()(*found.example_inputs).sum().backward()
+        assert not other.get_parameter("stem.0.weight").grad.any()
 
 
 def test_its_state_loads_into_the_same_network_again(slim_and_dense):
