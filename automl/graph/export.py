@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import signal
 import threading
@@ -136,7 +137,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     with deadline.interrupting(), quiet():
         for inputs, batch, dynamic in _attempts(example_inputs):
             try:
-                shapes = _dynamic(inputs) if dynamic else None
+                shapes = _dynamic(model, inputs) if dynamic else None
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes)
                 inline_regions(program.graph_module)
                 return _collect(model, program, inputs, batch)
@@ -217,9 +218,15 @@ def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(resize(x) for x in inputs)
 
 
-def _dynamic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A symbolic first dimension for every input; those that ``*inputs`` takes form a tuple."""
     auto = torch.export.Dim.AUTO
-    return tuple({0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs)
+    sizes = [{0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for place, parameter in enumerate(parameters[: len(sizes)]):
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*sizes[:place], tuple(sizes[place:]))
+    return tuple(sizes)
 
 
 def _collect(
