@@ -96,7 +96,7 @@ class LabelSpace:
     def fresh(self, *shape: int) -> Tensor:
         """New labels of the given shape."""
         count = int(np.prod(shape, dtype=np.int64))
-        labels = torch.arange(self.size, self.size + count).view(*shape)
+        labels = torch.arange(self.size, self.size + count).view(shape)
         self.size += count
         return labels
 

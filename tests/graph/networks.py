@@ -982,3 +982,18 @@ class PositionsOfInputs(nn.Module):
         q, k, v = (layer(x).view(b, n, 3, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v)
         return self.head(y.transpose(1, 2).reshape(b, n, 12)).mean(1)
+
+
+@case(IMAGE, targets={"stem.0": "channel 8"})
+class Scaled(Stem):
+    """Scales by a parameter without dimensions, as CLIP does, and adds one to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.shift)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.scale.exp()
