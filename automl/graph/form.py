@@ -34,6 +34,9 @@ from automl.types import Target
 #: rarely have as many units left; one has the larger of neighbours first, the other the smaller.
 #: (The golden ratio and the plastic number, inverted.)
 _SPREAD = (0.6180339887, -0.7548776662)
+#: How counts are chosen, most telling first: two spreads, equal counts (code that compares widths),
+#: and nearly all (code that compares a width with a number).
+_PATTERNS = 4
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class _Chooser:
     def agrees(self, plan: IndexPlan) -> bool:
         """Whether both forms compute the same, whatever is pruned outside ``graph_targets``."""
         materialise = Materialiser(self._model, plan)
-        for pattern in range(len(_SPREAD)):
+        for pattern in range(_PATTERNS):
             self._deadline.check()
             with self._deadline.interrupting():
                 if not _forms_agree(materialise, _some_units(plan, pattern), self._inputs):
@@ -205,19 +208,32 @@ def _forms_agree(
 
 
 def _some_units(plan: IndexPlan, pattern: int) -> list[list[int]]:
-    """Scattered units, some of each target that does not need the graph form, few of large ones."""
+    """Scattered units, some of each target that does not need the graph form."""
     random = np.random.default_rng(pattern)
+    common = _common_count(plan)
     kept = []
     for target in plan.targets:
         if target.index in plan.graph_targets:
             kept.append(list(range(target.units)))
             continue
-        low = max(1, target.units // 5)
-        high = target.units // 2 if target.units > 8 else max(1, target.units - 1)
-        share = (target.index + 1) * _SPREAD[pattern] % 1
-        count = low + int(share * (high - low + 1))
+        if pattern < len(_SPREAD):
+            count = _spread_count(target, _SPREAD[pattern])
+        else:
+            count = min(target.units, common) if pattern == 2 else max(1, target.units * 9 // 10)
         kept.append(sorted(random.choice(target.units, count, replace=False).tolist()))
     return kept
+
+
+def _spread_count(target: Target, spread: float) -> int:
+    """Few of large targets, and rarely as many as of the others."""
+    low = max(1, target.units // 5)
+    high = target.units // 2 if target.units > 8 else max(1, target.units - 1)
+    return low + int((target.index + 1) * spread % 1 * (high - low + 1))
+
+
+def _common_count(plan: IndexPlan) -> int:
+    """As many units as all but tiny targets can keep, and lose some."""
+    return min((target.units for target in plan.targets if target.units >= 8), default=8) // 2
 
 
 @torch.no_grad()

@@ -171,6 +171,27 @@ def test_halves_that_must_stay_equal_are_not_mistaken_for_ones_that_follow():
     assert compare(slim, found.model, found.plan, units, (IMAGE,)).error < 1e-12
 
 
+@pytest.mark.parametrize("narrow, wide", [(16, 32), (24, 32), (64, 96), (64, 128)])
+def test_code_that_compares_widths_needs_the_graph_form(narrow, wide):
+    class Fitting(nn.Module):
+        """Adds what fits, which only narrower layers can."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, narrow, 3), nn.Conv2d(narrow, wide, 3, padding=1)
+            self.c = nn.Conv2d(wide, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.a(x))
+            y = F.relu(self.b(x))
+            return self.c(y + x if x.shape == y.shape else y).mean((2, 3))
+
+    found = trace(randomise(Fitting()), IMAGE)
+    units = [range(narrow // 2)] * 2
+    slim = found.materialise(units)
+    assert compare(slim, found.model, found.plan, units, (IMAGE,)).error < 1e-12
+
+
 def test_a_head_of_zeros_hides_nothing():
     """Fresh networks often end in zeros; a wrong form would then go unnoticed."""
 
