@@ -87,6 +87,20 @@ def choose_form(
     return last if chooser.agrees(last) else replace(plan, module_form=False)
 
 
+def failing_targets(
+    model: nn.Module, plan: IndexPlan, inputs: tuple[Any, ...], deadline: Deadline
+) -> tuple[Target, ...]:
+    """Targets of which networks with few units do not run, whichever form they take.
+
+    The graph form runs wherever the module form was found to, so it is asked about the rest only.
+    """
+    if plan.module_form and not plan.graph_targets:
+        return ()
+    chooser = _Chooser(model, inputs, deadline)
+    failing = chooser.largest(plan, _families(plan, ()), chooser.runs_as_graph).graph_targets
+    return tuple(target for target in plan.targets if target.index in failing)
+
+
 def _matching_attributes(
     model: nn.Module, plan: IndexPlan, sizes: Sequence[OpenSize]
 ) -> Iterator[ModulePatch]:
@@ -189,6 +203,17 @@ class _Chooser:
                         slim(*self._inputs)
             except Exception:  # whatever the user's code raises when its sizes do not follow
                 return False
+        return True
+
+    def runs_as_graph(self, plan: IndexPlan) -> bool:
+        """Whether the graph form runs when units outside ``graph_targets`` are pruned."""
+        self._deadline.check()
+        graph = Materialiser(self._model, plan).graph_form(_some_units(plan, 0))
+        try:
+            with self._deadline.interrupting(), quiet(), torch.no_grad():
+                graph(*fresh(self._inputs))
+        except Exception:  # whatever operators raise whose sizes do not follow
+            return False
         return True
 
 

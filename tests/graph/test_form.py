@@ -10,6 +10,7 @@ from oracle import compare, random_units, randomise, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from automl.graph.ops import HANDLERS
 from automl.graph.trace import Trace, trace
 
 IMAGE = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -225,6 +226,21 @@ def test_outputs_that_say_nothing_leave_the_graph_form():
     assert not found.plan.module_form
     slim = found.materialise([[0, 1]])
     assert isinstance(slim, torch.fx.GraphModule)
+
+
+def test_targets_of_which_no_form_runs_are_named(monkeypatch):
+    def without_sizes(step):
+        return step.labels("self").reshape(step.out_shape)
+
+    class Interleaved(Stem):
+        def body(self, x: Tensor) -> Tensor:
+            b, _, h, w = x.shape
+            return x.view(b, 8, 1, h, w).transpose(1, 2).reshape(b, 8, h, w)
+
+    for name in ("view", "reshape"):
+        monkeypatch.setitem(HANDLERS, name, without_sizes)
+    with pytest.warns(UserWarning, match="few units are left of stem.0 do not run"):
+        trace(randomise(Interleaved()), IMAGE)
 
 
 def test_code_that_fails_in_any_way_when_it_does_not_follow_is_survived():
