@@ -151,13 +151,21 @@ class PlanBuilder:
     def _resolve(self, rewrite: Rewrite) -> Any:
         axis = self._length(rewrite.length)
         if axis is None:
-            return None
+            return self._counted_from_start(rewrite)
         argument: Any = bound_arguments(rewrite.node).get(str(rewrite.path[0]))
         if len(rewrite.path) == 2 and isinstance(argument, (list, tuple)):
             argument = argument[int(rewrite.path[1])]
         if isinstance(argument, Node):  # a symbolic size: a multiple of the batch
             return {"batch": axis, "per": self._exported.batch}
         return {"axis": axis}
+
+    def _counted_from_start(self, rewrite: Rewrite) -> int | None:
+        """What a number of positions that all stay is, where it was counted from the end."""
+        if rewrite.whole is None:
+            return None
+        atoms = self._found.atoms.along(rewrite.whole.labels, rewrite.whole.dim)
+        shrinks = any(bool((part >= 0).any()) for part in atoms)
+        return rewrite.length.labels.shape[rewrite.length.dim] if shrinks else None
 
     # ---- layers
 

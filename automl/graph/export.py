@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import signal
 import threading
@@ -136,7 +137,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     with deadline.interrupting(), quiet():
         for inputs, batch, dynamic in _attempts(example_inputs):
             try:
-                shapes = _dynamic(inputs) if dynamic else None
+                shapes = _dynamic(model, inputs) if dynamic else None
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes)
                 inline_regions(program.graph_module)
                 return _collect(model, program, inputs, batch)
@@ -165,7 +166,7 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         InputError: If it fails; the message is the first line of the model's own error.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(model):
             model(*fresh(example_inputs))
     except InputError:  # the time is over
         raise
@@ -185,6 +186,27 @@ def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Gives buffers back the values they had, for a network that writes into them when it runs."""
+    stores = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    before = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for store, held in stores:
+            store.clear()
+            store.update(held)
+        for buffer, values, version in before:
+            if _version(buffer) != version:
+                buffer.copy_(values)
+
+
+def _version(tensor: Tensor) -> int:
+    """Changes whenever the tensor is written to; inference tensors cannot be."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The first example of every input, :data:`BATCH` times."""
 
@@ -196,9 +218,15 @@ def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(resize(x) for x in inputs)
 
 
-def _dynamic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A symbolic first dimension for every input; those that ``*inputs`` takes form a tuple."""
     auto = torch.export.Dim.AUTO
-    return tuple({0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs)
+    sizes = [{0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for place, parameter in enumerate(parameters[: len(sizes)]):
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*sizes[:place], tuple(sizes[place:]))
+    return tuple(sizes)
 
 
 def _collect(

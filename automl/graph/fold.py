@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from automl.graph.interpret import consumers
 from automl.plan import IndexPlan
+from automl.types import LayerSpec
 
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -20,10 +21,13 @@ def batchnorm_pairs(plan: IndexPlan) -> tuple[tuple[str, str], ...]:
     Modules that run more than once are left out: folding one call would change the others.
     """
     users = consumers(plan)
+    layers = {layer.spec.name: layer.spec for layer in plan.layers_plan}
     calls = [step.target for step in plan.program if step.op == "call_module"]
     pairs = []
     for step in plan.program:
         if step.op != "call_module" or calls.count(step.target) > 1:
+            continue
+        if step.target in layers and not writes_dimension_one(layers[step.target]):
             continue
         following = users[step.name]
         if len(following) == 1 and following[0].op == "call_module":
@@ -51,8 +55,15 @@ def fold_batchnorm(model: nn.Module, pairs: tuple[tuple[str, str], ...]) -> nn.M
     return _with(model, replaced, {})
 
 
-def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
-    return type(layer) in _FOLDABLE and type(norm) in _NORMS and norm.running_var is not None
+def writes_dimension_one(layer: LayerSpec) -> bool:
+    """Whether outputs lie where batch norm has its channels; of linear layers on tokens, not."""
+    return layer.kind != "linear" or layer.out_height * layer.out_width == 1
+
+
+def _can_fold(layer: Any, norm: Any) -> bool:
+    if type(layer) not in _FOLDABLE or type(norm) not in _NORMS or norm.running_var is None:
+        return False
+    return len(norm.running_var) == len(layer.weight)  # else of a linear layer on one token
 
 
 @torch.no_grad()

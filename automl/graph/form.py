@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from automl.graph.export import Deadline, fresh, quiet
+from automl.graph.export import Deadline, buffers_kept, fresh, quiet
 from automl.graph.materialise import Materialiser
 from automl.plan import IndexPlan, ModulePatch
 from automl.plan_axes import Axis
@@ -34,6 +34,9 @@ from automl.types import Target
 #: rarely have as many units left; one has the larger of neighbours first, the other the smaller.
 #: (The golden ratio and the plastic number, inverted.)
 _SPREAD = (0.6180339887, -0.7548776662)
+#: How counts are chosen, most telling first: two spreads, equal counts (code that compares widths),
+#: and nearly all (code that compares a width with a number).
+_PATTERNS = 4
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,20 @@ def choose_form(
     return last if chooser.agrees(last) else replace(plan, module_form=False)
 
 
+def failing_targets(
+    model: nn.Module, plan: IndexPlan, inputs: tuple[Any, ...], deadline: Deadline
+) -> tuple[Target, ...]:
+    """Targets of which networks with few units do not run, whichever form they take.
+
+    The graph form runs wherever the module form was found to, so it is asked about the rest only.
+    """
+    if plan.module_form and not plan.graph_targets:
+        return ()
+    chooser = _Chooser(model, inputs, deadline)
+    failing = chooser.largest(plan, _families(plan, ()), chooser.runs_as_graph).graph_targets
+    return tuple(target for target in plan.targets if target.index in failing)
+
+
 def _matching_attributes(
     model: nn.Module, plan: IndexPlan, sizes: Sequence[OpenSize]
 ) -> Iterator[ModulePatch]:
@@ -98,15 +115,20 @@ def _matching_attributes(
         attributes = [
             name
             for name, found in vars(model.get_submodule(path)).items()
-            if found in (value, (value,))
-            and type(found) in (int, tuple)
-            and (path, name) not in known
+            if _is_number(found, value) and (path, name) not in known
         ]
         if len(followed) == 1:
             followed = followed * len(attributes)
         if len(followed) == len(attributes):
             for name, axis in zip(attributes, followed, strict=True):
                 yield ModulePatch(path, name, axis)
+
+
+def _is_number(found: Any, value: int) -> bool:
+    """Whether an attribute is that whole number, or a tuple of it; arrays cannot be asked."""
+    if type(found) is tuple and len(found) == 1:
+        found = found[0]
+    return type(found) is int and found == value
 
 
 def _families(plan: IndexPlan, sizes: Sequence[OpenSize]) -> list[frozenset[int]]:
@@ -142,7 +164,7 @@ class _Chooser:
     def agrees(self, plan: IndexPlan) -> bool:
         """Whether both forms compute the same, whatever is pruned outside ``graph_targets``."""
         materialise = Materialiser(self._model, plan)
-        for pattern in range(len(_SPREAD)):
+        for pattern in range(_PATTERNS):
             self._deadline.check()
             with self._deadline.interrupting():
                 if not _forms_agree(materialise, _some_units(plan, pattern), self._inputs):
@@ -183,6 +205,17 @@ class _Chooser:
                 return False
         return True
 
+    def runs_as_graph(self, plan: IndexPlan) -> bool:
+        """Whether the graph form runs when units outside ``graph_targets`` are pruned."""
+        self._deadline.check()
+        graph = Materialiser(self._model, plan).graph_form(_some_units(plan, 0))
+        try:
+            with self._deadline.interrupting(), quiet(), torch.no_grad():
+                graph(*fresh(self._inputs))
+        except Exception:  # whatever operators raise whose sizes do not follow
+            return False
+        return True
+
 
 def _forms_agree(
     materialise: Materialiser, kept_units: list[list[int]], inputs: tuple[Any, ...]
@@ -191,7 +224,8 @@ def _forms_agree(
     _randomise(slim)
     try:
         with quiet(), torch.no_grad():
-            found = _tensors(slim(*fresh(inputs)))  # first, as it is what fails
+            with buffers_kept(slim):  # the graph form shares them
+                found = _tensors(slim(*fresh(inputs)))  # first, as it is what fails
             graph = materialise.as_graph(slim, kept_units)
             return _equal(_tensors(graph(*fresh(inputs))), found)
     except Exception:  # whatever the user's code raises when its sizes do not follow
@@ -199,19 +233,32 @@ def _forms_agree(
 
 
 def _some_units(plan: IndexPlan, pattern: int) -> list[list[int]]:
-    """Scattered units, some of each target that does not need the graph form, few of large ones."""
+    """Scattered units, some of each target that does not need the graph form."""
     random = np.random.default_rng(pattern)
+    common = _common_count(plan)
     kept = []
     for target in plan.targets:
         if target.index in plan.graph_targets:
             kept.append(list(range(target.units)))
             continue
-        low = max(1, target.units // 5)
-        high = target.units // 2 if target.units > 8 else max(1, target.units - 1)
-        share = (target.index + 1) * _SPREAD[pattern] % 1
-        count = low + int(share * (high - low + 1))
+        if pattern < len(_SPREAD):
+            count = _spread_count(target, _SPREAD[pattern])
+        else:
+            count = min(target.units, common) if pattern == 2 else max(1, target.units * 9 // 10)
         kept.append(sorted(random.choice(target.units, count, replace=False).tolist()))
     return kept
+
+
+def _spread_count(target: Target, spread: float) -> int:
+    """Few of large targets, and rarely as many as of the others."""
+    low = max(1, target.units // 5)
+    high = target.units // 2 if target.units > 8 else max(1, target.units - 1)
+    return low + int((target.index + 1) * spread % 1 * (high - low + 1))
+
+
+def _common_count(plan: IndexPlan) -> int:
+    """As many units as all but tiny targets can keep, and lose some."""
+    return min((target.units for target in plan.targets if target.units >= 8), default=8) // 2
 
 
 @torch.no_grad()

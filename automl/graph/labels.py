@@ -96,7 +96,7 @@ class LabelSpace:
     def fresh(self, *shape: int) -> Tensor:
         """New labels of the given shape."""
         count = int(np.prod(shape, dtype=np.int64))
-        labels = torch.arange(self.size, self.size + count).view(*shape)
+        labels = torch.arange(self.size, self.size + count).view(shape)
         self.size += count
         return labels
 
@@ -108,9 +108,9 @@ class LabelSpace:
 
     def freeze_atoms(self, atoms: Atoms, numbers: IntArray, where: str, reason: str) -> None:
         """Marks atoms of an earlier outcome as never to be removed."""
-        for number in np.unique(numbers[numbers >= 0]).tolist():
-            labels = np.flatnonzero(atoms.component == number)[:1]
-            self._frozen.append((labels, where, reason))
+        numbers = np.unique(numbers[numbers >= 0])
+        present, labels = np.unique(atoms.component, return_index=True)
+        self._frozen.append((labels[np.isin(present, numbers)], where, reason))
 
     def tie(self, one: Tensor, other: Tensor, where: str) -> None:
         """Positions of two broadcastable label tensors are kept or removed together.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from automl.graph.export import Exported, module_path
+from automl.graph.export import Exported, module_path, shape_of
 from automl.graph.ops.step import Rewrite, bound_arguments, operator_name
 from automl.plan import Instruction
 from automl.types import InputError
@@ -201,6 +201,9 @@ class ProgramWriter:
         if name == "scaled_dot_product_attention" and bound_arguments(node).get("scale") is None:
             query = bound_arguments(node)["query"]
             kwargs["scale"] = float(query.meta["val"].shape[-1]) ** -0.5
+        if target == "aten.squeeze.default":  # a dimension that shrinks to one position stays
+            ones = [dim for dim, size in enumerate(shape_of(node.all_input_nodes[0])) if size == 1]
+            target, args = "aten.squeeze.dims", [*args, ones]
         resolved = [(r, self._resolve(r)) for r in self._rewrites.get(node, [])]
         resolved = [(r, value) for r, value in resolved if value is not None]
         if resolved and name in ("split", "chunk", "tensor_split", "split_with_sizes"):
@@ -208,7 +211,7 @@ class ProgramWriter:
         schema: Any = getattr(node.target, "_schema", None)
         names = [argument.name for argument in schema.arguments] if resolved else []
         for rewrite, value in resolved:
-            self._uses_batch |= "batch" in value
+            self._uses_batch |= isinstance(value, dict) and "batch" in value
             place = names.index(str(rewrite.path[0]))
             holder: Any = args if place < len(args) else kwargs
             key: Any = place if place < len(args) else rewrite.path[0]

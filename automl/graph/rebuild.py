@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,43 @@ from torch.fx import Graph, GraphModule, Node
 from automl.graph.program import find_setting, runnable_target
 from automl.plan import IndexPlan, Instruction
 from automl.types import InputError
+
+
+class SlimGraph(GraphModule):
+    """A graph module whose copies are whole.
+
+    Those of torch.fx lose hooks and what the forward does not use, and save every buffer.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SlimGraph:
+        """Everything it has, and code of its own."""
+        copied = _empty(type(self).__name__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copied.graph = copied._graph
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As torch.fx does, by its code; see :func:`_unpickled`."""
+        return _unpickled, (type(self).__name__, *super().__reduce__())
+
+
+def _empty(name: str) -> SlimGraph:
+    module = SlimGraph.__new__(SlimGraph)
+    type(module).__name__ = name  # torch.fx gives every instance a class
+    return module
+
+
+def _unpickled(
+    name: str, make: Callable[..., GraphModule], arguments: tuple[dict[str, Any], str]
+) -> SlimGraph:
+    """The graph that torch.fx makes anew of the code, on everything the module had."""
+    state, imports = arguments
+    graph = make(dict(state), imports).graph
+    module = _empty(name)
+    module.__dict__.update(state)
+    module.graph = graph
+    return module
 
 
 def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64]) -> GraphModule:
@@ -37,7 +76,7 @@ def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64
         root.add(instruction)
         results[instruction.name] = _emit(graph, instruction, decoder)
     graph.lint()
-    module = GraphModule(root.tree, graph, class_name=type(model).__name__)
+    module = SlimGraph(root.tree, graph, class_name=type(model).__name__)
     for path, holder in root.tree.named_modules():  # torch.fx makes every buffer persistent
         module.get_submodule(path)._non_persistent_buffers_set |= holder._non_persistent_buffers_set
     _add_unused(module, model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from automl.graph.build import PlanBuilder
 from automl.graph.export import Deadline, export
-from automl.graph.form import choose_form
+from automl.graph.form import choose_form, failing_targets
 from automl.graph.materialise import Materialiser
 from automl.graph.propagate import Propagated, propagate
 from automl.plan import IndexPlan
@@ -122,6 +122,14 @@ def trace(
         warnings.warn(
             f"{where}: operator {operator} is not known; what it reads is not pruned and its "
             "MACs are not counted",
+            stacklevel=2,
+        )
+    failing = failing_targets(model, plan, exported.example_inputs, deadline)
+    if failing:
+        warnings.warn(
+            f"{type(model).__name__}: slim networks in which few units are left of "
+            f"{', '.join(target.name for target in failing)} do not run; exclude these layers, and "
+            "please report the network",
             stacklevel=2,
         )
     if plan.graph_targets and not plan.dynamic_batch:

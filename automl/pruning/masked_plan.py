@@ -21,12 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl.graph.program import references
 from automl.plan import IndexPlan
 from automl.plan_axes import IntArray
 from automl.policy import Policy
 from automl.pruning.granularities import CHANNEL, Granularity, load
 from automl.pruning.granularities.sizes import Sizes
 from automl.types import Frozen, InputError, Kept, LayerSpec, Target
+
+#: Follows the name of a parameter of no module where its channels have that name.
+_OF_NO_MODULE = ".weight"
 
 _KINDS = ("conv", "linear", "embedding")
 
@@ -233,14 +237,17 @@ class MaskedPlan:
         inside = [one for one in policy.decisions if is_inside(one.granularity)]
         weights = []
         for decision in inside:
-            if decision.target not in found:
+            name = decision.target
+            if name not in found:
+                name = name.removesuffix(_OF_NO_MODULE)
+            if name not in found:
                 raise InputError(
                     "policy was learned on another network: it prunes target "
                     f"{decision.target!r}, which this model does not have"
                 )
-            layer, indices = found[decision.target]
+            layer, indices = found[name]
             granularity = load(decision.granularity)
-            weights.append(_weight(model, plan, layer, decision.target, indices, granularity))
+            weights.append(_weight(model, plan, layer, name, indices, granularity))
         weights.sort(key=lambda weight: weight.layers[0])
         return cls(plan, len(inside) < len(policy.decisions), tuple(weights))
 
@@ -251,10 +258,22 @@ class MaskedPlan:
         """Channels first, if they are pruned, then weights."""
         channels = self.base.targets if self.channels else ()
         inside = (
-            Target(w.name, len(channels) + i, w.granularity.name, w.units, self._users(w), ())
+            Target(
+                self._target_name(w),
+                len(channels) + i,
+                w.granularity.name,
+                w.units,
+                self._users(w),
+                (),
+            )
             for i, w in enumerate(self.weights)
         )
         return (*channels, *inside)
+
+    def _target_name(self, weight: MaskedWeight) -> str:
+        """The parameter's; one that is no module's gives its name to its channels already."""
+        taken = self.channels and any(target.name == weight.name for target in self.base.targets)
+        return weight.name + _OF_NO_MODULE if taken else weight.name
 
     def _users(self, weight: MaskedWeight) -> tuple[str, ...]:
         return tuple(self.base.layers_plan[i].spec.name for i in weight.layers)
@@ -460,6 +479,21 @@ def _is_transposed(
     if isinstance(module, nn.modules.conv._ConvNd):
         return isinstance(module, nn.modules.conv._ConvTransposeNd)
     spec = plan.layers_plan[index].spec
-    return shape[:2] == (spec.in_channels, spec.out_channels) and (
-        spec.in_channels != spec.out_channels or type(module).__name__ == "Conv1D"
-    )
+    if spec.in_channels == spec.out_channels:  # the shape does not tell
+        return bool(_readers(plan, name) & _INPUTS_FIRST)
+    return shape[:2] == (spec.in_channels, spec.out_channels)
+
+
+#: Products ``x @ weight``, where ``linear`` is ``x @ weight.T``.
+_INPUTS_FIRST = {"aten.matmul.default", "aten.mm.default", "aten.addmm.default"}
+
+
+def _readers(plan: IndexPlan, name: str) -> set[str]:
+    """Operators that read a parameter, under whichever of its names."""
+    own = plan.aliases.get(name, name)
+    values = {
+        step.name
+        for step in plan.program
+        if step.op == "get_attr" and plan.aliases.get(step.target, step.target) == own
+    }
+    return {step.target for step in plan.program if values & references(step.args)}

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from automl.graph.fold import writes_dimension_one
 from automl.graph.interpret import consumers
 from automl.graph.program import references
 from automl.plan import IndexPlan, Instruction, LayerPlan
+from automl.types import LayerSpec
 
 _PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
 
@@ -100,7 +102,7 @@ def _site(
     last, norm = call, None
     while len(users[last.name]) == 1:
         user = users[last.name][0]
-        if norm is None and _is_batchnorm(model, user):
+        if norm is None and _is_batchnorm(model, user, layer.spec):
             last, norm = user, user.target
         elif user.target in _PASSING or _is_dropout(model, user):
             last = user
@@ -115,11 +117,12 @@ def _site(
     return Site(layer, call, norm)
 
 
-def _is_batchnorm(model: nn.Module, step: Instruction) -> bool:
-    """Whether it is a batch norm that keeps statistics: others have no mean to write to."""
-    if step.op != "call_module":
+def _is_batchnorm(model: nn.Module, step: Instruction, layer: LayerSpec) -> bool:
+    """Whether it is a batch norm over the layer's outputs that has a mean to write to."""
+    if step.op != "call_module" or not writes_dimension_one(layer):
         return False
-    return getattr(model.get_submodule(step.target), "running_var", None) is not None
+    statistics = getattr(model.get_submodule(step.target), "running_var", None)
+    return statistics is not None and len(statistics) == layer.out_channels
 
 
 def _is_dropout(model: nn.Module, step: Instruction) -> bool:

@@ -841,3 +841,159 @@ class StandardisedConv(Stem):
         )
         x = F.conv2d(F.relu(self.before(x)), weight, self.a.bias)
         return F.relu(self.b(F.relu(x)))
+
+
+# ---- what changes no channels
+
+
+@case(TOKENS, targets={"embed": "channel 12"})
+class CastMask(Tokens):
+    """A mask of one channel takes the dtype of the data."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(x) * (x.mean(2, keepdim=True) > -9).type_as(x)
+
+
+@case(IMAGE, targets={"stem.0": "channel 8"})
+class DataLike(Stem):
+    """New data of the shape of others."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(torch.zeros_like(x) + x)
+
+
+@case((3, 6), targets={"embed": "channel 8"}, frozen=("hidden",), tokens=11)
+class TiedHidden(nn.Module):
+    """A table that a hidden layer shares: its rows are tokens, whatever else they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.hidden.weight, self.head = self.embed.weight, nn.Linear(11, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.hidden(torch.tanh(self.embed(tokens)))))
+
+
+# ---- sizes that are counted from the end, or not written at all
+
+
+@case(IMAGE, targets={"a": "channel 8", "b": "channel 4"}, form="mixed")
+class FromTheEnd(nn.Module):
+    """Negative ends behind channels that stay: the input's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.c, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, self.a(x)], 1)
+        return self.head((self.b(x[:, -8:]) * self.c(x[:, :-8])).mean((2, 3)))
+
+
+# ---- another dimension than channels is pruned, and mixed
+
+
+@case((3, 3, 20), targets={"a": "channel 16", "c": "channel 8"}, frozen=("l",))
+class ConvolvedLength(nn.Module):
+    """A convolution and pooling over features of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.l, self.c = nn.Conv1d(3, 16, 3), nn.Linear(18, 12), nn.Conv1d(16, 8, 3)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c(F.gelu(self.l(F.gelu(self.a(x))))))
+        return self.head(F.avg_pool1d(x, 2)).sum(1)
+
+
+@case((3, 3, 20), targets={"a": "channel 16"}, frozen=("l",))
+class PooledLength(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.l = nn.Conv1d(3, 16, 3), nn.Linear(18, 12)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.interpolate(F.gelu(self.l(F.gelu(self.a(x)))), scale_factor=2.0)).sum(1)
+
+
+@case(
+    TOKENS,
+    targets={"embed": "channel 12", "qkv": "head 3"},
+    form="mixed",
+)
+class ConvolvedHeads(Tokens):
+    """Attention whose heads are the channels of a depthwise convolution over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.local = nn.Conv2d(3, 3, (3, 1), padding=(1, 0), groups=3)
+
+    def body(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v) + self.local(v)
+        return x + self.out(y.transpose(1, 2).reshape(b, n, 12))
+
+
+# ---- parameters that meet data of their own kind
+
+
+@case(
+    TOKENS,
+    targets={"embed": "channel 12", "q.head": "head 3", "q.head_dim": "head_dim 4"},
+    form="mixed",
+)
+class WeightsOfHeads(Tokens):
+    """A matrix for every head, in one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.out = nn.Linear(12, 12), nn.Linear(15, 12)
+        self.mixing = nn.Parameter(torch.randn(3, 4, 5))
+
+    def body(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        y = torch.tanh(self.q(x).view(b, n, 3, 4).transpose(1, 2) @ self.mixing)
+        return x + self.out(y.transpose(1, 2).reshape(b, n, 15))
+
+
+@case(
+    TOKENS,
+    targets={"q.head": "head 3", "q.head_dim": "head_dim 4", "v": "head_dim 4"},
+    form="graph",
+)
+class PositionsOfInputs(nn.Module):
+    """Positions are added to what is read, and attention follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 5, 12))
+        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        x = x + self.position
+        q, k, v = (layer(x).view(b, n, 3, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.head(y.transpose(1, 2).reshape(b, n, 12)).mean(1)
+
+
+@case(IMAGE, targets={"stem.0": "channel 8"})
+class Scaled(Stem):
+    """Scales by a parameter without dimensions, as CLIP does, and adds one to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.shift)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.scale.exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from networks import CASES, Stem, Tokens, conv_bn
@@ -9,6 +10,7 @@ from oracle import compare, random_units, randomise, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from automl.graph.ops import HANDLERS
 from automl.graph.trace import Trace, trace
 
 IMAGE = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -63,6 +65,26 @@ def test_networks_that_write_into_their_inputs_keep_their_classes_and_the_users_
     found = trace(randomise(Overwriting()).eval(), images)
     assert torch.equal(images, before)
     assert not graph_targets(found)
+
+
+class MovingMean(Tokens):
+    """Subtracts a mean that it updates whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("moving", torch.zeros(12))
+
+    def body(self, x: Tensor) -> Tensor:
+        self.moving.mul_(0.9).add_(x.mean((0, 1)), alpha=0.1)
+        return F.relu(x - self.moving)
+
+
+def test_networks_that_write_into_their_buffers_keep_their_classes_and_their_buffers():
+    model = randomise(MovingMean()).eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = trace(model, TOKENS)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert found.groups and found.plan.module_form and not graph_targets(found)
 
 
 def test_attributes_follow_the_sizes_they_stand_for():
@@ -124,6 +146,15 @@ def test_attributes_that_mean_something_else_are_left_alone():
     assert getattr(slim, "window", 4) == 4
 
 
+@pytest.mark.parametrize("held", [torch.ones(5, 5), np.ones((3, 3)), [1, 2], torch.ones(1)])
+def test_attributes_that_are_no_numbers_are_not_compared_with_sizes(held):
+    model = CASES["Shuffle"].make()
+    for module in model.modules():
+        module.held = held
+    found = trace(randomise(model), IMAGE)
+    assert {t.name for t in found.groups} == set(CASES["Shuffle"].targets)
+
+
 def test_only_the_targets_that_a_written_size_depends_on_need_the_graph_form():
     found = trace(randomise(CASES["WrittenSize"].make()), IMAGE)
     assert graph_targets(found) == {"a.0"}
@@ -137,6 +168,27 @@ def test_halves_that_must_stay_equal_are_not_mistaken_for_ones_that_follow():
     found = trace(randomise(CASES["Chunk"].make()), IMAGE)
     assert {"stem.0", "stem.0#2"} <= graph_targets(found)
     units = [[0], [1, 2, 3], [0, 1], [0]]
+    slim = found.materialise(units)
+    assert compare(slim, found.model, found.plan, units, (IMAGE,)).error < 1e-12
+
+
+@pytest.mark.parametrize("narrow, wide", [(16, 32), (24, 32), (64, 96), (64, 128)])
+def test_code_that_compares_widths_needs_the_graph_form(narrow, wide):
+    class Fitting(nn.Module):
+        """Adds what fits, which only narrower layers can."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, narrow, 3), nn.Conv2d(narrow, wide, 3, padding=1)
+            self.c = nn.Conv2d(wide, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.a(x))
+            y = F.relu(self.b(x))
+            return self.c(y + x if x.shape == y.shape else y).mean((2, 3))
+
+    found = trace(randomise(Fitting()), IMAGE)
+    units = [range(narrow // 2)] * 2
     slim = found.materialise(units)
     assert compare(slim, found.model, found.plan, units, (IMAGE,)).error < 1e-12
 
@@ -174,6 +226,21 @@ def test_outputs_that_say_nothing_leave_the_graph_form():
     assert not found.plan.module_form
     slim = found.materialise([[0, 1]])
     assert isinstance(slim, torch.fx.GraphModule)
+
+
+def test_targets_of_which_no_form_runs_are_named(monkeypatch):
+    def without_sizes(step):
+        return step.labels("self").reshape(step.out_shape)
+
+    class Interleaved(Stem):
+        def body(self, x: Tensor) -> Tensor:
+            b, _, h, w = x.shape
+            return x.view(b, 8, 1, h, w).transpose(1, 2).reshape(b, 8, h, w)
+
+    for name in ("view", "reshape"):
+        monkeypatch.setitem(HANDLERS, name, without_sizes)
+    with pytest.warns(UserWarning, match="few units are left of stem.0 do not run"):
+        trace(randomise(Interleaved()), IMAGE)
 
 
 def test_code_that_fails_in_any_way_when_it_does_not_follow_is_survived():

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from networks import CASES, Fused, Residual, Split, TiedEmbedding, UNet, WrittenSize, conv_bn
-from oracle import random_units, randomise, relative_error
+from oracle import compare, random_units, randomise, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl.graph.materialise import Materialiser
 from automl.graph.trace import Trace, trace
 from automl.plan import IndexPlan
+from automl.pruning.masks import attach
 from automl.types import InputError
 
 
@@ -243,6 +244,31 @@ def test_it_can_be_copied_pickled_and_saved(slim_and_dense):
         assert not shared
 
 
+def test_copies_of_a_graph_form_keep_masks_hooks_and_which_buffers_are_not_saved():
+    class Held(Split):
+        """With a buffer that is not saved and a layer that only training uses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("factor", torch.ones(1), persistent=False)
+            self.register_buffer("unused", torch.ones(1), persistent=False)
+            self.auxiliary = nn.Linear(8, 2)
+
+        def body(self, x: Tensor) -> Tensor:
+            return super().body(x * self.factor)
+
+    found = trace(randomise(Held()), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    slim = found.materialise.graph_form([[0]] * len(found.groups))
+    weight = slim.get_parameter("stem.0.weight")
+    attach(slim, {"stem.0.weight": torch.zeros_like(weight, dtype=torch.bool)})
+    for other in (copy.deepcopy(slim), pickle.loads(pickle.dumps(copy.deepcopy(slim)))):
+        assert other.state_dict().keys() == slim.state_dict().keys()
+        assert dict(other.named_buffers()).keys() == dict(slim.named_buffers()).keys()
+        assert type(other).__name__ == "Held"
+        other.train()(*found.example_inputs).sum().backward()
+        assert not other.get_parameter("stem.0.weight").grad.any()
+
+
 def test_its_state_loads_into_the_same_network_again(slim_and_dense):
     slim, found = slim_and_dense
     again = found.materialise(random_units(found.plan, 0))
@@ -368,3 +394,18 @@ def test_nothing_is_said_while_it_works():
         warnings.simplefilter("error")
         found = trace(Residual().eval(), torch.randn(2, 3, 8, 8))
         found.materialise(random_units(found.plan, 0))(torch.randn(2, 3, 8, 8))
+
+
+def test_squeezing_all_dimensions_of_one_leaves_one_remaining_unit_in_graph_form():
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3), keepdim=True).squeeze())
+
+    found = trace(randomise(Squeezed()).eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    slim = found.materialise.graph_form([[5]])
+    result = compare(slim, found.model, found.plan, [[5]], found.example_inputs)
+    assert result.error < 1e-12

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from networks import CASES, Concat, Plain, Residual, conv_bn
+from networks import CASES, Concat, Plain, Residual, WrittenSize, conv_bn
 from oracle import compare, counted_macs, random_units, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -407,3 +407,17 @@ def test_operators_of_the_users_own_are_frozen_and_the_rest_is_pruned():
     assert [target.name for target in found.targets] == ["first"]
     assert any("prunepilot_tests" in str(one.reason) for one in found.frozen)
     assert found.materialise([tuple(range(4))])(x).shape == (2, 4)
+
+
+class AnyNumber(WrittenSize):
+    """Takes its inputs as ``*inputs``."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs[0])
+
+
+def test_inputs_without_names_of_their_own_have_any_batch_size_too():
+    found = trace(AnyNumber().eval(), torch.randn(2, 3, 8, 8))
+    assert found.plan.dynamic_batch
+    slim = found.materialise.graph_form([[0]] * len(found.groups))
+    assert slim(torch.randn(5, 3, 8, 8)).shape[0] == 5

@@ -242,3 +242,12 @@ def test_a_network_with_one_batch_size_only_is_given_that():
     assert [len(a) for a, _ in context.batches(9, 64)] == [2, 2, 2, 2]
     with pytest.raises(InputError, match="takes 2 inputs at once"):
         list(context.batches(1, 64))
+
+
+def test_grams_of_half_precision_networks_do_not_overflow():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).half().eval()
+    x = (100 * torch.randn(64, 6)).half()
+    context = Context(model, automl.trace(model, x).plan, x)
+    (_, gram), *_ = input_grams(context, 64, 1, layer_uses(model, context.plan))
+    torch.testing.assert_close(gram[0], x.double().T @ x.double() / 64, rtol=1e-5, atol=1e-2)

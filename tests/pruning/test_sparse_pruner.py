@@ -482,3 +482,36 @@ def test_masks_chosen_within_the_repair_are_exact_and_lower_the_error():
         with torch.no_grad():
             errors.append(float(F.mse_loss(network(images), wanted)))
     assert errors[1] < errors[0]
+
+
+class Product(nn.Module):
+    """Multiplies by a parameter of its own, inputs first."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.first, self.w = nn.Linear(10, 16), nn.Parameter(torch.randn(16, width))
+        self.last = nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.last(torch.relu(torch.relu(self.first(x)) @ self.w))
+
+
+@pytest.mark.parametrize("width", [16, 12])
+def test_n_of_m_weights_lie_along_inputs_whichever_way_a_parameter_is_multiplied(width):
+    model = Product(width).eval()
+    both = pruner(trace(model, torch.randn(2, 10)), "nm:4")
+    network = both.prune(both.policy(counts_from_ratios(both.plan, 0.5, 1)))
+    assert (masks_of(network)["w"].unflatten(0, (4, 4)).sum(1) == 2).all()
+
+
+def test_channels_and_weights_of_a_parameter_of_no_module_are_two_targets():
+    model = Product(12).eval()
+    traced = trace(model, torch.randn(2, 10))
+    both = pruner(traced, "channel", "unstructured")
+    names = [target.name for target in both.plan.targets]
+    assert names == ["first", "w", "first.weight", "w.weight", "last.weight"]
+    policy = both.policy(counts_from_ratios(both.plan, 0.5, 1))
+    assert masks_of(both.prune(policy))["w"].shape == (8, 6)
+    again = MaskedPlan.for_policy(model, traced.plan, policy)
+    assert [target.name for target in again.targets] == names
+    assert [t.name for t in pruner(traced, "unstructured").plan.targets][1] == "w"

@@ -163,6 +163,8 @@ def _split(
     place = read if varies(labels, read) else write
     rows, columns = None, always((labels.shape[place],))
     if labels.dim() >= -head and varies(labels, head):
+        others = [d for d in varying_dims(labels) if d - labels.dim() not in (head, place)]
+        labels = step.space.merge(labels, others, step.where)
         rows, columns = step.space.factor(labels, head, place)
         step.space.name_heads(rows, columns)
     elif varies(labels, place):

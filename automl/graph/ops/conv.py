@@ -22,7 +22,7 @@ def conv(step: Step) -> Labels:
     zero, one = (step.parameters.vector(name, shape, dim) for dim in (0, 1))
     if len(step.shape("input")) != len(shape):
         return step.give_up("a convolution without a batch dimension")
-    data = step.columns(step.labels("input"), 1)
+    data = step.only_channels(step.labels("input"), 1)
     if transposed:
         written = _transposed(step, data, zero, one, groups)
     else:

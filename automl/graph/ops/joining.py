@@ -88,7 +88,7 @@ def pad(step: Step) -> Labels:
 
 
 def _pad_channels(step: Step, labels: Tensor, dim: int, before: int, after: int) -> Tensor:
-    channels = step.columns(labels, dim)
+    channels = step.only_channels(labels, dim)
     left, right = step.space.fresh(before), step.space.fresh(after)
     place = 2 * (labels.dim() - 1 - dim)
     if before:
@@ -110,7 +110,7 @@ def glu(step: Step) -> Labels:
 @handles("col2im")
 def col2im(step: Step) -> Labels:
     """Each block of channels becomes one."""
-    channels = step.columns(step.labels("self"), 1)
+    channels = step.only_channels(step.labels("self"), 1)
     blocks = step.space.merge(channels.view(step.out_shape[1], -1), [1], step.where)
     return step.output_like(blocks[:, 0], 1)
 
@@ -119,6 +119,6 @@ def col2im(step: Step) -> Labels:
 def pixel_unshuffle(step: Step) -> Labels:
     """Each channel becomes a block of channels that live and die with it."""
     labels = step.labels("self")
-    channels = step.columns(labels, 1)
+    channels = step.only_channels(labels, 1)
     block = math.prod(step.out_shape[1:2]) // len(channels)
     return step.output_like(channels.repeat_interleave(block), 1)

@@ -119,7 +119,8 @@ def embedding(step: Step) -> Labels:
     name = step.weight("weight")
     if name is None:
         return step.give_up("an embedding whose table is computed")
-    columns = step.parameters.vector(name, step.shape("weight"), 1)
+    rows, columns = (step.parameters.vector(name, step.shape("weight"), dim) for dim in (0, 1))
+    step.pin(rows, 0, "rows are looked up by number")  # a linear layer may share the table
     out = step.output_like(columns, -1)
     tokens = out.shape[1:-1]
     step.record.layers.append(

@@ -121,21 +121,24 @@ def slice_(step: Step) -> Labels:
     if step.name == "narrow" or step.value("step") != 1:
         step.pin(labels, dim, "it is sliced with a stride")
         return taken
-    start, end = step.value("start") or 0, step.value("end")
-    start = max(0, start + size) if start < 0 else min(start, size)
-    end = size if end is None else (end + size if end < 0 else min(end, size))
-    if start > 0:
-        step.rewrite(("start",), labels.narrow(dim, 0, start), dim)
-    if end < size:
-        step.rewrite(("end",), labels.narrow(dim, 0, end), dim)
+    for name, otherwise in (("start", 0), ("end", size)):
+        given = step.value(name)
+        place = otherwise if given is None else _from_start(given, size)
+        if place != otherwise:
+            whole = labels if given < 0 else None
+            step.rewrite((name,), labels.narrow(dim, 0, place), dim, whole)
     return taken
+
+
+def _from_start(place: int, size: int) -> int:
+    return max(0, place + size) if place < 0 else min(place, size)
 
 
 @handles("pixel_shuffle", "channel_shuffle")
 def shuffle(step: Step) -> Labels:
     """The channels of one output pixel block, or of one place in all groups, go together."""
     labels = step.labels("self")
-    channels = step.columns(labels, 1)
+    channels = step.only_channels(labels, 1)
     if step.name == "pixel_shuffle":
         block = int(step.value("upscale_factor")) ** 2
         grid, tied = channels.view(-1, block), 1
@@ -160,7 +163,7 @@ def pool(step: Step) -> Labels:
     labels = step.labels("self" if "self" in step.args else "input")
     if labels.dim() < 3:
         return step.give_up("pooling without a channel dimension")
-    channels = step.columns(labels, 1)
+    channels = step.only_channels(labels, 1)
     value = step.node.meta["val"]
     if isinstance(value, torch.Tensor):
         return step.output_like(channels, 1)

@@ -12,8 +12,8 @@ from automl.graph.ops.step import Labels, Step, handles
 
 #: Composite operators that carry no pointwise tag.
 _PASSING = (
-    "relu6 selu celu dropout dropout_ feature_dropout alpha_dropout to contiguous clone detach "
-    "alias type_as softplus mish softsign hardsigmoid hardswish hardtanh logsigmoid _to_copy "
+    "relu6 selu celu dropout dropout_ feature_dropout alpha_dropout contiguous clone detach "
+    "alias softplus mish softsign hardsigmoid hardswish hardtanh logsigmoid _to_copy "
     "lift_fresh_copy dropout2d dropout3d stochastic_depth float half identity zero_ fill_ copy_"
 ).split()
 
@@ -63,9 +63,10 @@ def _tie_all(step: Step, operands: list[tuple[bool, Tensor]], shape: tuple[int, 
         for labels, _ in spread:
             step.space.freeze(labels, step.where, "channels are broadcast against other channels")
         return torch.tensor(-1).expand(shape)
-    # The simplest labelling goes on: activations before parameters, fewer varying dims first.
-    labelled = [entry for entry in usable if bool((squeeze_free(entry[1]) >= 0).any())] or usable
-    ranked = sorted(labelled, key=lambda e: (len(varying_dims(e[1])) or 9, e[0]))
+    # What is always there goes on: it freezes the others. Else the simplest labelling: activations
+    # before parameters, fewer varying dims first.
+    there = [entry for entry in usable if not bool((squeeze_free(entry[1]) >= 0).any())]
+    ranked = sorted(there or usable, key=lambda e: (len(varying_dims(e[1])) or 9, e[0]))
     best = ranked[0][1].expand(shape)
     for _, labels in usable:
         if labels is not ranked[0][1]:
@@ -88,6 +89,18 @@ def _tie_spread(step: Step, labels: Tensor, over: list[int], onto: Tensor) -> No
             else ("one channel is broadcast over others")
         )
         step.space.freeze(labels, step.where, reason)
+
+
+@handles("to", "type_as")
+def cast(step: Step) -> Labels:
+    """Takes no more than dtype and device of a second tensor."""
+    return step.labels("self")
+
+
+@handles("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def like(step: Step) -> Labels:
+    """New data that is there for as many channels as ``self`` is."""
+    return step.labels("self")
 
 
 @handles("prelu", "_prelu_kernel")

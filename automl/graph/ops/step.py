@@ -53,11 +53,14 @@ class Rewrite:
         node: Operator whose argument it is.
         path: Argument name and, for lists, the position.
         length: The length it follows.
+        whole: Where the argument counts from the end of a dimension, that dimension: once it
+            shrinks, an end that stays must be counted from the start.
     """
 
     node: Node
     path: tuple[str | int, ...]
     length: Length
+    whole: Length | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +243,15 @@ class Step:
             return self.space.channels(labels, dim, self.where)
         return self.space.factor(labels, others[0], dim)[1]
 
+    def only_channels(self, labels: Tensor, dim: int) -> Tensor:
+        """As :meth:`columns`, for an operator that mixes another dimension, which has to stay."""
+        others = [d for d in varying_dims(labels) if d != dim % labels.dim()]
+        if len(others) != 1 or not varies(labels, dim):
+            return self.space.channels(labels, dim, self.where)
+        mixed, channels = self.space.factor(labels, others[0], dim)
+        self.space.freeze(mixed, self.where, "its positions are mixed")
+        return channels
+
     def constant(self, node: Node) -> Tensor | None:
         """Value of a node that does not depend on inputs or trained parameters."""
         if node.name in self._exported.tensors:
@@ -297,9 +309,12 @@ class Step:
         if varies(labels, dim):
             self.space.pins.append(Pin(labels, dim % labels.dim(), self.where, reason))
 
-    def rewrite(self, path: tuple[str | int, ...], labels: Tensor, dim: int) -> None:
+    def rewrite(
+        self, path: tuple[str | int, ...], labels: Tensor, dim: int, whole: Tensor | None = None
+    ) -> None:
         """Records that an integer argument follows the size of ``dim`` of ``labels``."""
-        self.record.rewrites.append(Rewrite(self.node, path, Length(labels, dim)))
+        of = None if whole is None else Length(whole, dim)
+        self.record.rewrites.append(Rewrite(self.node, path, Length(labels, dim), of))
 
     def output_like(self, channels: Tensor, dim: int) -> Tensor:
         """Labels of the output's shape that vary along ``dim`` only."""

@@ -368,6 +368,7 @@ def _grams_of(
 
     def visit(use: LayerUse, data: Tensor) -> None:
         x = rows(data, use, points, generators[use.step.name])
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of squares overflow in half
         gram, total = (x.transpose(1, 2) @ x).double(), x.sum(1, dtype=torch.float64)
         known = sums.get(use.weight)
         if known is None:
