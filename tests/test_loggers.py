@@ -42,6 +42,7 @@ def searcher(**changes):
         inputs,
         lambda net: float(-net(inputs).detach().var()),
         budget={"macs": 0.5},
+        strategy="random",
         rounding=1,
         **changes,
     )
