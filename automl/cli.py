@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -47,7 +49,22 @@ class _Parser(argparse.ArgumentParser):
 
 def entry_point() -> NoReturn:
     """What the installed ``prunepilot`` script calls."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not all terminals can show all signs
+    warnings.formatwarning = _warning
     sys.exit(main(sys.argv[1:]))
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """One line for people, without the place in the code."""
+    return f"prunepilot: warning: {' '.join(str(message).split())}\n"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,11 +77,11 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
     """
     try:
-        args = _parse(_parser(argv), argv)
-    except SystemExit as stop:  # argparse has printed the help or the error
-        return int(stop.code or OK)
-    try:
         with as_exceptions():
+            try:
+                args = _parse(_parser(argv), argv)
+            except SystemExit as stop:  # argparse has printed the help or the error
+                return int(stop.code or OK)
             return _run(args)
     except KeyboardInterrupt as stop:
         return _stopped(stop)

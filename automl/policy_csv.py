@@ -84,10 +84,15 @@ def _decisions(rows: csv.DictReader[str], path: str | os.PathLike[str]) -> tuple
     missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}; it needs {','.join(COLUMNS)}")
-    return tuple(_decision(row, f"{path}, line {rows.line_num}") for row in rows)
+    found = tuple(_decision(row, f"{path}, line {rows.line_num}") for row in rows)
+    if not found:
+        raise InputError(f"{path} holds no rows; every target has one")
+    return found
 
 
-def _decision(row: dict[str, Any], where: str) -> Decision:
+def _decision(row: dict[Any, Any], where: str) -> Decision:
+    if None in row:  # what stands behind the last column
+        raise InputError(f"{where}: more fields than columns; write 0.5, not 0,5")
     try:
         units, ratio = int(row["units"]), float(row["ratio"])
     except (TypeError, ValueError):

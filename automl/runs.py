@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ POLICY_UNIFORM = "policy_uniform.json"
 WEIGHTS = "model.safetensors"
 REBUILD = "rebuild.json"
 RESULT = "result.json"
+#: Of the verb sensitivity, which ends without a network.
+ANALYSIS = "sensitivity.csv"
 #: Of a cell of a sweep that failed: the reason. Of a sweep: its cells.
 FAILED = "failed.json"
 SWEEP = "sweep.json"
@@ -136,12 +139,22 @@ class RunFolder:
             InputError: The folder holds no run, or its config.yaml cannot be read.
         """
         if not self.is_run:
+            if self.file(SWEEP).is_file():
+                raise InputError(
+                    f"{self.path} is a sweep: name one of the runs in it, or give its command "
+                    "again (prunepilot search -m ...) to finish it"
+                )
             raise InputError(f"{self.path} holds no run (there is no {CONFIG} in it)")
         try:
             config = from_yaml(self.file(CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{self.file(CONFIG)}: {error}") from error
         return {**config, "run_dir": str(self.path)}
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command, to be copied."""
+        return f"prunepilot resume {shlex.quote(str(self.path))}"
 
     def result(self) -> dict[str, Any]:
         """The final table and what is said beside it.
@@ -153,8 +166,8 @@ class RunFolder:
             return read_result(self.file(RESULT), self.config())
         except ValueError as error:
             raise InputError(
-                f"{self.path} cannot be used: {error}; remove {RESULT}, and 'prunepilot resume"
-                f" {self.path}' writes it anew from the trials"
+                f"{self.path} cannot be used: {error}; remove {RESULT}, and "
+                f"'{self.how_to_resume}' writes it anew from the trials"
             ) from None
 
     @contextmanager
@@ -198,11 +211,15 @@ class RunFolder:
         differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if not differing:
             return
-        key = differing[0]
+        # A setting that many refer to, as seed, before those that do.
+        key = min(differing, key=lambda name: name.count("."))
+        values = [found.get(key) for found in (there, here)]
+        if key.endswith("._target_"):
+            values = [str(value).rpartition(".")[2] for value in values]
         raise InputError(
-            f"run_dir {self.path} holds another run ({key}: {there.get(key)} there,"
-            f" {here.get(key)} here); choose another run_dir, or go on with that one by"
-            f" 'prunepilot resume {self.path}'"
+            f"run_dir {self.path} holds another run ({key.removesuffix('._target_')}: "
+            f"{values[0]} there, {values[1]} here); choose another run_dir, or go on with that "
+            f"one: {self.how_to_resume}"
         )
 
 

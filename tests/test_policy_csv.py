@@ -53,6 +53,8 @@ def test_ratios_are_short_and_edited_ones_count(tmp_path):
             "must name every target once",
         ),
         ("\x00", "no column"),
+        ("target,granularity,units,ratio\na,channel,4,0,5\n", "line 2: more fields than columns"),
+        ("target,granularity,units,ratio\n", "holds no rows"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, text, message):

@@ -20,6 +20,15 @@ EXAMPLE = (
 )
 
 
+#: Of columns that do not speak for themselves.
+_MEANINGS = {
+    "over uniform": "points of test top-1 under the same budget, p of a paired t-test over seeds",
+    "at its latency": "points over uniform at the same measured latency",
+    "latency": "ratio to dense",
+    "before tuning": "test top-1 % of the same networks without fine-tuning",
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
     parser.add_argument(
@@ -69,18 +78,17 @@ def show(
         InputError: No run has finished, or a column or folder is not as it must be.
     """
     from automl.report.comparing import compare
-    from automl.report.loading import finals, load_runs, problems
+    from automl.report.loading import finals, load_runs, none_finished, problems
     from automl.types import InputError
 
     if seconds is not None and not 0 < seconds < math.inf:
         raise InputError(f"--time must be a number of seconds above 0, got {seconds:g}")
     runs = load_runs(*paths)
-    for line in problems(runs):
-        print(line)
     found = finals(runs)
     if found.empty:
-        named = ", ".join(map(str, paths))
-        raise InputError(f"no run has finished in {named}; run the search or sweep again")
+        raise InputError(none_finished(runs, paths))
+    for line in problems(runs):
+        print(line)
     if seconds is not None:
         from automl.commands.compare_time import timed
 
@@ -124,11 +132,10 @@ def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:
     dense = runs[runs["network"] == "dense"].drop_duplicates(["model", "data"])
     for row in dense.itertuples():
         print(f"dense {row.model} on {row.data}: test top-1 {100 * row.test_top1:.2f} %")
-    print(
-        "over uniform: points of test top-1 under the same budget, p of a paired t-test over seeds;"
-        "\nat its latency: over uniform at the same measured latency; latency: ratio to dense;"
-        "\nbefore tuning: test top-1 % of the same networks without fine-tuning"
-    )
+    headings, _ = cells(table)
+    for heading, meaning in _MEANINGS.items():
+        if heading in headings:
+            print(f"{heading}: {meaning}")
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

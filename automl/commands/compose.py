@@ -89,7 +89,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    (combinations,) = BasicSweeper.split_arguments([_parse(text) for text in overrides], None)
+    parsed = [_parse(_quoted(text)) for text in overrides]
+    (combinations,) = BasicSweeper.split_arguments(parsed, None)
     return [list(texts) for texts in combinations]
 
 
@@ -116,7 +117,26 @@ def _rewrite(text: str) -> list[str]:
         return [f"++{text}"]
     if ".kwargs." in key and not key.startswith(("+", "~")):
         return [f"++{text}"]
-    return [text]
+    return [_quoted(text)]
+
+
+def _quoted(text: str) -> str:
+    """A value that only Hydra's syntax stands in the way of, a path for instance, in quotes."""
+    key, _, value = text.partition("=")
+    if key.startswith("~") or key in groups() or value.startswith(tuple("[{\"'")):
+        return text
+    if _is_read(text):
+        return text
+    given = [f"{key}={mark}{value}{mark}" for mark in "\"'" if mark not in value]
+    return next((one for one in given if _is_read(one)), text)
+
+
+def _is_read(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
 
 
 def _data_of_model(choices: list[str], known: DictConfig) -> list[str]:

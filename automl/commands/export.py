@@ -45,13 +45,18 @@ def run(args: argparse.Namespace) -> int:
     """Writes, checks and describes."""
     from automl.commands.out import check_new_folder
     from automl.commands.stored import stored_settings
-    from automl.runs import RunFolder
+    from automl.runs import ANALYSIS, RunFolder
     from automl.types import InputError
 
     folder = RunFolder(args.run_dir)
     config = stored_settings(folder, args.trust)
     if not folder.is_done:
-        raise InputError(f"{args.run_dir} is not finished; prunepilot resume {args.run_dir}")
+        if folder.file(ANALYSIS).is_file():
+            raise InputError(
+                f"{args.run_dir} is a sensitivity analysis, which ends with policies, not with a "
+                "network: prune by one of them (prunepilot apply POLICY)"
+            )
+        raise InputError(f"{args.run_dir} is not finished; {folder.how_to_resume}")
     folder.result()  # refused before anything is written
     formats = _formats(args.format)
     check_new_folder(args.out)

@@ -98,6 +98,7 @@ class SearchRun:
         """
         if self.folder.is_done:
             self._show()
+            print(f"finished before: {self.folder.path}")
             return 0
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self.prove()
@@ -112,6 +113,7 @@ class SearchRun:
                     journal.write_parquet(self.folder.file(TRIALS))
                 failures = finish(self.bench, self.folder, finals, tuning)
         self._show()
+        print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
         for line in failures:
             print(f"prunepilot: failed: {line}; {self._how_to_train()}", file=sys.stderr)
         return 1 if failures else 0
@@ -302,7 +304,6 @@ class SearchRun:
         """Prints the result that the folder holds."""
         result = self.folder.result()
         print_table([TableRow(**row) for row in result["rows"]], result)
-        print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
 
 
 def _refuse_settings_of_prune(config: Mapping[str, Any]) -> None:

@@ -54,9 +54,9 @@ def execute(config: Mapping[str, Any]) -> int:
         return run.execute()
     except KeyboardInterrupt as stop:
         kept = run.folder.is_run
-        hint = f"; go on with: prunepilot resume {run.folder.path}" if kept else ""
+        hint = f"; go on with: {run.folder.how_to_resume}" if kept else ""
         print(f"\nprunepilot: {word(stop)}{hint}", file=sys.stderr)
         return exit_code(stop)
     except SearchStopped as error:
-        print(f"prunepilot: failed: {error} (prunepilot resume {run.folder.path})", file=sys.stderr)
+        print(f"prunepilot: failed: {error} ({run.folder.how_to_resume})", file=sys.stderr)
         return 1

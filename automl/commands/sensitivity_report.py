@@ -14,6 +14,7 @@ import numpy as np
 from automl.fitting import Floats
 from automl.paths import atomic_write
 from automl.problem import Problem
+from automl.runs import ANALYSIS
 from automl.strategies.sensitivity import by_threshold
 from automl.strategies.sensitivity_analysis import Analysis, curves, possible_savings
 from automl.strategies.sensitivity_solver import Solver
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-CSV, PLOT = "sensitivity.csv", "sensitivity.png"
+CSV, PLOT = ANALYSIS, "sensitivity.png"
 _TOP1 = "top1"
 
 

@@ -61,17 +61,20 @@ def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
     # A pipe has no width, for which rich takes 80 columns, too few for these.
     width = None if sys.stdout.isatty() else 120
     Console(highlight=False, width=width).print(table)
-    for line in _notes(result):
+    for line in _notes(result, any(row.latency_ratio is not None for row in rows)):
         print(line)
 
 
-def _notes(result: Mapping[str, Any]) -> list[str]:
+def _notes(result: Mapping[str, Any], timed: bool) -> list[str]:
     score = "" if result["score"] == "top1" else f"{result['score']} and "
+    latency = (
+        f"latency: one example on {result['device']}, one thread, medians of side-by-side runs; "
+        "ratio: to dense"
+    )
     return [
         f"{score}val top-1: {result['validation_images']} validation images; "
         f"test top-1: {result['test_images']} test images, once per network",
-        f"latency: one example on {result['device']}, one thread, medians of side-by-side runs; "
-        "ratio: to dense",
+        *([latency] if timed else []),
         f"{result['trials']} trials, {result['failed']} failed; {_FORMS[result['form']]}",
         *_promise(result.get("latency_promise")),
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
+import re
 import signal
 import threading
 import time
@@ -134,7 +136,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     with deadline.interrupting():
         check_forward(model, example_inputs)
     error: Exception | None = None
-    with deadline.interrupting(), quiet():
+    with deadline.interrupting(), quiet() as said:
         for inputs, batch, dynamic in _attempts(example_inputs):
             try:
                 shapes = _dynamic(model, inputs) if dynamic else None
@@ -147,7 +149,14 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
                 error = error or failure
     raise InputError(
         f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}"
+        f"{_place(said.getvalue())}"
     ) from error
+
+
+def _place(said: str) -> str:
+    """Where in a forward torch stopped, of what it printed about it."""
+    found = re.findall(r"# File: (\S+:\d+) in \w+, code: (.*)", said)
+    return f" (at {found[-1][0]}: {found[-1][1].strip()[:80]})" if found else ""
 
 
 def _attempts(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int, bool]]:
@@ -319,14 +328,18 @@ def module_path(node: Node) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Holds back what torch says about attempts that may fail."""
-    before = logging.root.manager.disable
+def quiet() -> Iterator[io.StringIO]:
+    """Holds back what torch says, and prints, about attempts that may fail; gives it."""
+    before, said = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
             warnings.simplefilter("ignore")
-            yield
+            yield said
     finally:
         logging.disable(before)
 

@@ -91,7 +91,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} is not there: check model.checkpoint")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise InputError(f"checkpoint {path} {what}: check model.checkpoint")
     if path.suffix == ".safetensors":
         return _without_prefixes(_read_safetensors(path))
     if path.suffix in _TORCH_SUFFIXES:
@@ -144,6 +145,8 @@ def _needs_code(path: Path, message: str) -> InputError | None:
 
 def _corrupt(path: Path, reason: object) -> InputError:
     first = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    if isinstance(reason, KeyError):  # of a byte that begins nothing
+        first = "it is no file of PyTorch"
     return InputError(f"checkpoint {path} cannot be read ({first}): fetch or save it again")
 
 

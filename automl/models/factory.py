@@ -66,6 +66,8 @@ def build(factory: str, kwargs: Mapping[str, Any]) -> Built:
     function = _import_dotted(factory)
     if not callable(function):
         raise InputError(f"model.factory {factory} must be callable, got {type(function).__name__}")
+    if isinstance(function, nn.Module):
+        raise InputError(f"model.factory {factory} is a network: name a function that returns one")
     model = _call(factory, function, kwargs)
     size = getattr(model, "vocab_size", None)
     known = size if isinstance(size, int) else None
@@ -142,6 +144,9 @@ def _import_dotted(factory: str) -> Any:
     module_path, _, attribute = (
         factory.partition(":") if ":" in factory else factory.rpartition(".")
     )
+    if factory.endswith(".py") and "/" not in factory:
+        name = factory.removesuffix(".py")
+        raise InputError(f"model={factory} is a file: name a function in it, as model={name}.make")
     if not module_path or not attribute:
         raise InputError(
             "model.factory must be torchvision:NAME, timm:NAME or a dotted path such as "
@@ -170,6 +175,12 @@ def _import_module(module_path: str, factory: str) -> ModuleType:
             hint = f"{module_path} needs {missing}, which is not installed"
         else:
             hint = f"there is no module {missing}; check the spelling or install its package"
+        raise InputError(f"model.factory {factory} cannot be imported: {hint}") from error
+    except SyntaxError as error:
+        hint = f"{error.filename}, line {error.lineno}: {error.msg}"
+        raise InputError(f"model.factory {factory} cannot be imported: {hint}") from error
+    except SystemExit as error:
+        hint = f"{module_path} ends the program (exit code {error.code}) when it is imported"
         raise InputError(f"model.factory {factory} cannot be imported: {hint}") from error
     except (TypeError, ValueError) as error:
         # import_module's own complaints about names such as "..x".

@@ -13,6 +13,7 @@ import numpy as np
 from automl.engines.errors import one_line
 from automl.journal import Row
 from automl.report.loading import UNREADABLE
+from automl.runs import ANALYSIS
 
 #: With so few runs every trial is drawn, not only the best so far.
 _FEW = 3
@@ -94,7 +95,7 @@ def _best_so_far(trials: Sequence[_Point], length: int) -> np.ndarray[Any, Any]:
 def analysis_curves(folders: Iterable[Path]) -> dict[str, Any]:
     """Sensitivity that ``prunepilot sensitivity`` wrote: the first there is, a curve per group."""
     for folder in folders:
-        path = folder / "sensitivity.csv"
+        path = folder / ANALYSIS
         if path.is_file():
             try:
                 return _from_table(path)
@@ -107,7 +108,7 @@ def unreadable_analyses(folders: Iterable[Path]) -> list[str]:
     """A line for every such table that cannot be read."""
     lines = []
     for folder in folders:
-        path = folder / "sensitivity.csv"
+        path = folder / ANALYSIS
         if path.is_file():
             try:
                 _from_table(path)

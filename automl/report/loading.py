@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.runs import CONFIG, FAILED, RESULT, RunFolder, read_result
+from automl.runs import ANALYSIS, CONFIG, FAILED, RESULT, RunFolder, read_result
 from automl.strategies import defaults
 from automl.types import RESOURCES, InputError
 
@@ -126,10 +126,10 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _without_result(folder: Path) -> dict[str, str]:
-    if (folder / "sensitivity.csv").is_file():  # of the verb, which has no final network
+    if (folder / ANALYSIS).is_file():  # of the verb, which has no final network
         return {"status": "analysis", "problem": ""}
     if not (folder / FAILED).is_file():
-        return {"status": "unfinished", "problem": f"prunepilot resume {folder}"}
+        return {"status": "unfinished", "problem": RunFolder(folder).how_to_resume}
     try:
         failure = json.loads((folder / FAILED).read_text(encoding="utf-8"))
         return {"status": "failed", "problem": str(failure["error"])}
@@ -230,6 +230,19 @@ def finals(runs: pd.DataFrame) -> pd.DataFrame:
     done = done.assign(_own=own).sort_values("_own", ascending=False, kind="stable")
     key = ["model", "data", "budget", "strategy", "variant", "seed", "tuned"]
     return done.drop_duplicates(key).drop(columns="_own").sort_index()
+
+
+def none_finished(runs: pd.DataFrame, paths: Iterable[Path]) -> str:
+    """Why there is nothing to compare, in one line."""
+    where = ", ".join(map(str, paths))
+    reasons = list(problems(runs))
+    if reasons:
+        more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        return f"no run has finished in {where}: {reasons[0]}{more}"
+    return (
+        f"{where} holds sensitivity analyses alone, which end with policies, not with networks: "
+        "prune by one of them (prunepilot apply POLICY)"
+    )
 
 
 def problems(runs: pd.DataFrame) -> Iterable[str]:

@@ -26,7 +26,7 @@ from automl.report.curves import (
     unreadable_analyses,
 )
 from automl.report.kernels import benches
-from automl.report.loading import UNREADABLE, finals, load_runs, problems
+from automl.report.loading import UNREADABLE, finals, load_runs, none_finished, problems
 from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT, SWEEP
 from automl.types import InputError
 
@@ -100,8 +100,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
     runs = load_runs(*paths)
     found = finals(runs)
     if found.empty:
-        named = ", ".join(map(str, paths))
-        raise InputError(f"no run has finished in {named}; run the search or sweep again")
+        raise InputError(none_finished(runs, paths))
     headings, rows = cells(_without_constants(compare(found)))
     names = runs[runs["status"] == "done"].drop_duplicates("run").to_dict("records")
     folders = [Path(about["run"]) for about in names]

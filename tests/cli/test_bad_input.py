@@ -1,9 +1,11 @@
 import json
+import sys
 
 import pytest
 import safetensors.torch
 import torch
 
+from automl.commands.compose import compose, expand
 from automl.models.digits import digits_cnn
 
 QUICK = ("threads=1", "device=cpu", "repair=none")
@@ -206,3 +208,58 @@ def test_a_damaged_failure_is_told(cli, tmp_path, text):
     result = cli("compare", tmp_path)
     assert result.code == 2 and is_one_line(result.err)
     assert "failed (its failed.json is damaged)" in result.out
+
+
+@pytest.mark.parametrize(
+    "value", ["~/a", "runs/größe", "runs/a=b", "runs/a(1)", "runs/it's mine", "a b/c"]
+)
+def test_paths_need_no_quotes_of_hydra(value, tmp_path):
+    assert compose([f"run_dir={value}"])["run_dir"] == value
+    assert compose([f"run_dir={tmp_path / value}"])["run_dir"] == str(tmp_path / value)
+    assert expand([f"run_dir={value}", "seed=0,1"])[1][1] == "seed=1"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "says"),
+    [
+        ("def f(:", "f", "line 1: invalid syntax"),
+        ("raise SystemExit(3)", "f", "ends the program (exit code 3) when it is imported"),
+        ("from torch import nn; f = nn.Linear(2, 2)", "f", "is a network: name a function"),
+    ],
+)
+def test_models_of_ones_own_that_are_none(cli, tmp_path, monkeypatch, content, name, says):
+    (tmp_path / "own_model.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    sys.modules.pop("own_model", None)
+    result = cli("trace", f"model=own_model.{name}", "model.input_shape=[1,8,8]")
+    assert result.code == 2 and is_one_line(result.err) and says in result.err
+    result = cli("trace", "model=own_model.py", "model.input_shape=[1,8,8]")
+    assert result.code == 2 and "name a function in it, as model=own_model.make" in result.err
+
+
+def test_a_sweep_and_an_analysis_are_no_run_and_it_says_what_they_are(cli, tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    refuses(cli, tmp_path, "resume", tmp_path, says="is a sweep: name one of the runs in it")
+    run = tmp_path / "an analysis"
+    settings = ("model=digits", *QUICK, "repair.calibration_images=16", "trials=4")
+    assert cli("sensitivity", *settings, f"run_dir={run}").code == 0
+    says = "is a sensitivity analysis, which ends with policies, not with a network"
+    refuses(cli, tmp_path, "export", run, "--out", tmp_path / "out", says=says)
+    refuses(cli, tmp_path, "compare", run, says="sensitivity analyses alone")
+
+
+def test_commands_to_copy_are_quoted_and_name_the_setting_that_was_given(cli, tmp_path):
+    run = tmp_path / "a run"
+    search = ("search", *QUICK, "strategy=random", "trials=2", "latency_budget_s=0")
+    assert cli(*search, f"run_dir={run}").code == 0
+    refuses(
+        cli, tmp_path, *search, "seed=1", f"run_dir={run}",
+        says=f"(seed: 0 there, 1 here); choose another run_dir, or go on with that one: "
+        f"prunepilot resume '{run}'",
+    )  # fmt: skip
+    other = [word.replace("random", "uniform") for word in search]
+    refuses(cli, tmp_path, *other, f"run_dir={run}", says="(strategy: Random there, Uniform here)")
+    again = cli("resume", run)
+    assert again.code == 0 and f"finished before: {run}" in again.out and "wrote" not in again.out
+    assert "latency" not in again.out.split("\n", 12)[-1]
