@@ -76,7 +76,7 @@ def test_a_front_over_unknown_columns_is_refused():
     with pytest.raises(InputError, match="no figures in column 'speed'"):
         pareto_front(pd.DataFrame({"cost": [1.0]}), "speed", "cost")
     frame = pd.DataFrame({"cost": [1.0], "name": ["a"], "latency_ratio": [None], "gain": [2.0]})
-    with pytest.raises(InputError, match="no figures in column 'name'; there are cost, gain$"):
+    with pytest.raises(InputError, match=r"no figures in column 'name'; there are cost, gain$"):
         pareto_front(frame, "name", "gain")
     with pytest.raises(InputError, match="there are cost, gain; --time 60 measures latencies"):
         pareto_front(frame, "latency_ratio", "gain")
