@@ -122,8 +122,8 @@ def _rewrite(text: str) -> list[str]:
 
 def _quoted(text: str) -> str:
     """A value that only Hydra's syntax stands in the way of, a path for instance, in quotes."""
-    key, _, value = text.partition("=")
-    if key.startswith("~") or key in groups() or value.startswith(tuple("[{\"'")):
+    key, equals, value = text.partition("=")
+    if not equals or key.startswith("~") or key in groups() or value.startswith(tuple("[{\"'")):
         return text
     if _is_read(text):
         return text

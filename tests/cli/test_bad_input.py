@@ -36,7 +36,7 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "model=digts"], "no model named 'digts'; did you mean 'digits'?"),
         (["search", "model=null"], "no model named 'None'"),
         (["search", "budget.mac=0.5"], "did you mean 'budget.macs'?"),
-        (["search", "strategy.spred=2"], "did you mean 'strategy.spread'?"),
+        (["search", "strategy=random", "strategy.spred=2"], "did you mean 'strategy.spread'?"),
         (["search", "strategy=random,uniform"], "is a sweep"),
         (["search", "exclude=["], "cannot read 'exclude=['"),
         (["search", "trials=0"], "trials must be a whole number >= 1, got 0"),
@@ -48,7 +48,10 @@ def refuses(cli, tmp_path, *arguments, says):
             "seed must be an integer >= 0 of 63 bits",
         ),
         (["search", "latency_budget_s=x"], "latency_budget_s must be a number >= 0, got 'x'"),
-        (["search", f"strategy.spread={10**400}"], "strategy.spread must be a number below 1e308"),
+        (
+            ["search", "strategy=random", f"strategy.spread={10**400}"],
+            "strategy.spread must be a number below 1e308",
+        ),
         (["search", f"exclude=[{-(10**400)}]"], "exclude[0] must be a number below 1e308"),
         (["search", "scoring=fast"], "scoring is a section: set its keys"),
         (["search", "depth=2"], "depth is a section: set its keys, as depth.KEY=VALUE"),
@@ -61,7 +64,7 @@ def refuses(cli, tmp_path, *arguments, says):
         (["sensitivity", "engine=process", "engine.n=0", *QUICK], "must be a whole number >= 1"),
         (["search", "device=gpu"], "device must be auto, cpu, cuda"),
         (["search", "dtype=int8"], "dtype must be float32"),
-        (["search", "strategy.spread=-1"], "Random.spread must be > 0"),
+        (["search", "strategy=random", "strategy.spread=-1"], "Random.spread must be > 0"),
         (["search", "finetune.lr=0"], "FinetuneConfig.lr must be > 0"),
         (["search", "budget.macs=0"], "budget.macs must be a positive"),
         (["search", "budget.macs=half"], "budget.macs must be a number"),
@@ -196,7 +199,7 @@ def test_comparing_without_a_finished_run_says_so(cli, tmp_path):
     result = cli("compare", tmp_path)
     assert result.code == 2 and is_one_line(result.err)
     assert "no run has finished" in result.err
-    assert "unfinished (prunepilot resume" in result.out
+    assert "unfinished (prunepilot resume" in result.err
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 50_000, "[]"])
@@ -207,7 +210,7 @@ def test_a_damaged_failure_is_told(cli, tmp_path, text):
     (run / "failed.json").write_text(text)
     result = cli("compare", tmp_path)
     assert result.code == 2 and is_one_line(result.err)
-    assert "failed (its failed.json is damaged)" in result.out
+    assert "failed (its failed.json is damaged)" in result.err
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_keys_of_kwargs_need_no_plus():
 
 
 def test_hydras_plus_and_tilde_work():
-    config = compose(["+strategy.extra=1", "~strategy.spread"])
+    config = compose(["strategy=random", "+strategy.extra=1", "~strategy.spread"])
     assert config["strategy"]["extra"] == 1
     assert "spread" not in config["strategy"]
 
