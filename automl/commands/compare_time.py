@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from automl.executors.latency import measure_latency
-from automl.executors.quiet import busy_cores
+from automl.executors.quiet import MOST_CORES, busy_cores
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.model_folder import Rebuild, load_structure
 from automl.models import load_model
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _POLICIES = {"found": POLICY, "uniform": POLICY_UNIFORM}
 _TIMES = ["measured_latency_ms", "latency_ratio"]
 _DENSE = "dense"
-_QUIET_CORES = 0.2
 
 
 @dataclass(eq=False)
@@ -75,7 +74,7 @@ def timed(runs: pd.DataFrame, seconds: float, trust: Sequence[str] = ()) -> pd.D
 
 def _warn_if_busy() -> None:
     busy = busy_cores()
-    if busy is not None and busy > _QUIET_CORES:
+    if busy is not None and busy > MOST_CORES:
         line = f"warning: other work keeps {busy:.1f} cores of this machine busy; times will be off"
         print(line, file=sys.stderr, flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +121,8 @@ class SearchRun:
 
     def _how_to_train(self) -> str:
         return (
-            f"to train with other settings: prunepilot apply {self.folder.path} --fine-tune "
+            "to train with other settings: "
+            f"prunepilot apply {shlex.quote(str(self.folder.path))} --fine-tune "
             f"model={self.config['choices']['model']} --out NEW finetune.lr=..."
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from automl.types import InputError
 
 #: Cores that others may keep busy: what a desktop or a monitoring agent takes.
-_MOST_CORES = 0.2
+MOST_CORES = 0.2
 _LOOK_S = 0.4
 _STAT = Path("/proc/stat")
 
@@ -57,7 +57,7 @@ def require_quiet(wait_s: float = 0.0, stat: Path = _STAT) -> None:
     end = time.monotonic() + wait_s
     while True:
         busy = busy_cores(stat=stat)
-        if busy is None or busy <= _MOST_CORES:
+        if busy is None or busy <= MOST_CORES:
             return
         if time.monotonic() >= end:
             raise InputError(

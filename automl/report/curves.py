@@ -92,29 +92,23 @@ def _best_so_far(trials: Sequence[_Point], length: int) -> np.ndarray[Any, Any]:
     return np.where(np.isfinite(best), best, trials[0][1])
 
 
-def analysis_curves(folders: Iterable[Path]) -> dict[str, Any]:
-    """Sensitivity that ``prunepilot sensitivity`` wrote: the first there is, a curve per group."""
-    for folder in folders:
-        path = folder / ANALYSIS
-        if path.is_file():
-            try:
-                return _from_table(path)
-            except UNREADABLE:
-                continue
-    return {"sensitivity": [], "sensitivity_metric": ""}
+def analysis_curves(folders: Iterable[Path]) -> tuple[dict[str, Any], list[str]]:
+    """Sensitivity that ``prunepilot sensitivity`` wrote, a curve per group.
 
-
-def unreadable_analyses(folders: Iterable[Path]) -> list[str]:
-    """A line for every such table that cannot be read."""
-    lines = []
-    for folder in folders:
-        path = folder / ANALYSIS
-        if path.is_file():
-            try:
-                _from_table(path)
-            except UNREADABLE as error:
-                lines.append(f"{path}: unreadable ({one_line(error)[:80]})")
-    return lines
+    Returns:
+        That of the first folder that holds any, and a line for every table that cannot be read.
+    """
+    found, unreadable = dict[str, Any](), list[str]()
+    for path in (folder / ANALYSIS for folder in folders):
+        if not path.is_file():
+            continue
+        try:
+            own = _from_table(path)
+        except UNREADABLE as error:
+            unreadable.append(f"{path}: unreadable ({one_line(error)[:80]})")
+        else:
+            found = found or own
+    return found or {"sensitivity": [], "sensitivity_metric": ""}, unreadable
 
 
 def _from_table(path: Path) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from automl.report.curves import (
     probe_curves,
     scores,
     search_curves,
-    unreadable_analyses,
 )
 from automl.report.kernels import benches
 from automl.report.loading import UNREADABLE, finals, load_runs, none_finished, problems
@@ -107,6 +106,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
     contents, unreadable = _all_contents(names)
     timed, untimed = benches(folders[:_MOST_RUNS])
     everywhere = [Path(run) for run in runs["run"].unique()]
+    written, unread = analysis_curves(everywhere)
     shown = {
         "table": {"headings": headings, "rows": rows},
         "costs": [pair for pair in COSTS if found[pair[0]].notna().any()],
@@ -116,7 +116,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "runs": [one.groups for one in contents[:_MOST_RUNS]],
         "searches": search_curves([(one.problem, one.strategy, one.scores) for one in contents]),
         "search_note": _search_note(found),
-        **_sensitivity(everywhere, contents),
+        **_sensitivity(written, contents),
         "benches": timed,
     }
     return {
@@ -124,7 +124,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "subtitle": _subtitle(runs, folders),
         "figures": _figures(runs, found) if len(folders) == 1 else _leaders(found),
         **shown,
-        "problems": [*problems(runs), *unreadable, *untimed, *unreadable_analyses(everywhere)],
+        "problems": [*problems(runs), *unreadable, *untimed, *unread],
         "missing": _missing(shown),
         **_again(paths, folders),
         "foot": f"PrunePilot {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
@@ -186,9 +186,8 @@ def _groups(folder: Path, about: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _sensitivity(folders: Sequence[Path], contents: Sequence[_Contents]) -> dict[str, Any]:
+def _sensitivity(written: dict[str, Any], contents: Sequence[_Contents]) -> dict[str, Any]:
     """Of the verb, or of the run that tried most groups alone."""
-    written = analysis_curves(folders)
     if written["sensitivity"] or not contents:
         return written
     return max(

@@ -5,7 +5,6 @@ from automl.report.curves import (
     probe_curves,
     scores,
     search_curves,
-    unreadable_analyses,
 )
 
 
@@ -55,7 +54,6 @@ def test_a_damaged_analysis_is_told_of_and_the_next_one_is_drawn(tmp_path, damag
         folder.mkdir()
         lines = ["target,keep,status,kl_damage", f"conv1,0.5,ok,{value}"]
         (folder / "sensitivity.csv").write_text("\n".join(lines))
-    found = analysis_curves([bad, good])
+    found, (line,) = analysis_curves([bad, good])
     assert found["sensitivity"] == [{"group": "conv1", "kept": [0.5], "damage": [0.5]}]
-    (line,) = unreadable_analyses([bad, good])
     assert line.startswith(f"{bad / 'sensitivity.csv'}: unreadable (")
