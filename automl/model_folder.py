@@ -1,15 +1,16 @@
 """A pruned network on disk: four files from which it can be built again without tracing.
 
 plan.json (structure of the dense network), policy.json (units kept), rebuild.json (what made the
-dense network) and model.safetensors (tensors of the pruned one). Nothing in them is executed;
-of factories, rebuild.json may name PrunePilot's own and those of libraries (see automl.trust).
+dense network; without it the caller brings that) and model.safetensors (tensors of the pruned
+one). Nothing in them is executed; of factories, rebuild.json may name PrunePilot's own and those of
+libraries (see automl.trust).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,16 +128,20 @@ def save_pruned(
     rebuild = Rebuild(dense.factory, dense.kwargs, dense.input_shape, mean, std, form)
     atomic_write(folder / PLAN, plan.to_json())
     policy.save(folder / POLICY)
-    atomic_write(folder / WEIGHTS, safetensors.torch.save(pack(unique_tensors(network), network)))
+    atomic_write(folder / WEIGHTS, packed_weights(network))
     atomic_write(folder / REBUILD, rebuild.to_json())
 
 
-def load_pruned(folder: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn.Module:
-    """Builds the pruned network of a run folder or of ``prunepilot prune``.
+def load_pruned(
+    folder: str | os.PathLike[str], trust: Sequence[str] = (), dense: nn.Module | None = None
+) -> nn.Module:
+    """Builds the pruned network of a run, of ``prunepilot prune`` or of ``SearchRun.export``.
 
     Args:
-        folder: Where the four files lie.
+        folder: Where the files lie.
         trust: Factories, or packages of them, that rebuild.json may name beside PrunePilot's own.
+        dense: The dense network, of whatever weights, in place of rebuild.json: an exported search
+            of a network that Python made has none. It stays as it is.
 
     Returns:
         The network in eval mode on the CPU, with the weights and masks that were saved.
@@ -146,7 +151,7 @@ def load_pruned(folder: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn
             neither known nor trusted.
     """
     folder = Path(folder)
-    network, _, policy = load_structure(folder, trust)
+    network, _, policy = load_structure(folder, trust, dense=dense)
     tensors = read_tensors(folder / WEIGHTS)
     weights = {n: t for n, t in tensors.items() if not n.endswith(PACKED)}
     fill(network, weights, folder / WEIGHTS)
@@ -155,7 +160,10 @@ def load_pruned(folder: str | os.PathLike[str], trust: Sequence[str] = ()) -> nn
 
 
 def load_structure(
-    folder: Path, trust: Sequence[str] = (), policy_file: str = POLICY
+    folder: Path,
+    trust: Sequence[str] = (),
+    policy_file: str = POLICY,
+    dense: nn.Module | None = None,
 ) -> tuple[nn.Module, IndexPlan, Policy]:
     """The pruned network with whatever weights, its dense network's plan, and the policy.
 
@@ -163,21 +171,18 @@ def load_structure(
         folder: Where the files lie.
         trust: As in :func:`load_pruned`.
         policy_file: Name of the policy in it.
+        dense: As in :func:`load_pruned`.
 
     Raises:
         InputError: A file is missing or damaged, they do not belong together, or the factory is
             neither known nor trusted.
     """
-    rebuild = Rebuild.load(folder / REBUILD)
-    check_factory(rebuild.factory, rebuild.kwargs, trust, str(folder / REBUILD))
+    make = _factory(folder, trust) if dense is None else lambda: dense
     plan = IndexPlan.from_json(_read(folder / PLAN).decode("utf-8", "replace"))
     policy = Policy.load(folder / policy_file)
     units = kept_units(policy, plan)
     try:
-        dense = load_model(
-            rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
-        ).model
-        network = Materialiser(dense, plan)(units)
+        network = Materialiser(make(), plan)(units)
     except InputError:
         raise
     except Exception as error:  # a damaged plan can make torch stumble over nearly anything
@@ -186,6 +191,20 @@ def load_structure(
             f"({one_line(error)[:120]}); export the run again"
         ) from error
     return network, plan, policy
+
+
+def _factory(folder: Path, trust: Sequence[str]) -> Callable[[], nn.Module]:
+    """What makes the dense network that rebuild.json names."""
+    file = folder / REBUILD
+    if not file.exists() and (folder / PLAN).exists():
+        raise InputError(
+            f"{folder} does not say how its dense network is made (no {REBUILD}); pass the network:"
+            " automl.load_pruned(folder, dense=network)"
+        )
+    rebuild = Rebuild.load(file)
+    check_factory(rebuild.factory, rebuild.kwargs, trust, str(file))
+    shape = rebuild.input_shape or None
+    return lambda: load_model(rebuild.factory, kwargs=rebuild.kwargs, input_shape=shape).model
 
 
 def _masks(
@@ -220,6 +239,12 @@ def kept_units(policy: Policy, plan: IndexPlan) -> list[tuple[int, ...]]:
             raise InputError(f"the policy does not say which units of {target.name!r} stay")
         units.append(decision.indices or tuple(range(decision.units)))
     return units
+
+
+def packed_weights(network: nn.Module) -> bytes:
+    """The network's tensors as a safetensors file, shared ones once and masks in bits."""
+    data: bytes = safetensors.torch.save(pack(unique_tensors(network), network))
+    return data
 
 
 def unique_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -6,12 +6,10 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from inspect import signature
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,42 +20,33 @@ from automl.cost.masked import masked_costs
 from automl.engines import Engine
 from automl.engines import load as load_engine
 from automl.environment import environment
-from automl.export import PROGRAMS, export_program, load_format, require_right
 from automl.graph.trace import trace
-from automl.journal import Journal, Row, frame
+from automl.journal import Journal, Row
 from automl.loggers import Callback, Guarded, SearchInfo, trial_of
-from automl.paths import atomic_write
 from automl.policy import Policy
-from automl.problem import Problem, Trial, TrialLog, best, trial_row
+from automl.problem import Problem, Trial, TrialLog
 from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.refine import Refinement, require_inputs
 from automl.pruning.sparse_pruner import pruner_for
 from automl.racing import Racing
-from automl.runs import COMPARISONS, JOURNAL, PLAN, POLICY, TRIALS, WEIGHTS, RunFolder
+from automl.runs import COMPARISONS, JOURNAL, POLICY, TRIALS, RunFolder
 from automl.scoring import UserScorer
+from automl.search_run import SearchRun
 from automl.seeding import MOST_SEED, own_random_numbers
 from automl.strategies import load
 from automl.types import (
     CostModel,
     InputError,
-    Measurement,
     Resource,
     Scorer,
-    SearchResult,
     Strategy,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 Finetune = Callable[[nn.Module], nn.Module | None]
 
 #: Settings that are plain data as they are.
 _SCALARS = (bool, int, float, str)
-
-#: What ``SearchRun.export`` can write.
-FORMATS = ("safetensors", *PROGRAMS)
 
 
 class Searcher:
@@ -298,112 +287,6 @@ class Searcher:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class SearchRun:
-    """What a search found.
-
-    Attributes:
-        searcher: What searched.
-        result: What the strategy returned.
-        dense: The dense network's measurement.
-        asked: How many trials were asked for.
-        seed: Of the strategy.
-    """
-
-    searcher: Searcher
-    result: SearchResult
-    dense: Measurement
-    asked: int
-    seed: int
-
-    @property
-    def policy(self) -> Policy:
-        """The policy that was chosen."""
-        policy: Policy = self.result.policy
-        return policy
-
-    @cached_property
-    def trials(self) -> pd.DataFrame:
-        """Every trial in order: score, metrics, costs, kept counts, seconds, errors."""
-        return frame(trial_row(trial) for trial in self.result.trials)
-
-    def compare(self, *strategies: str | Strategy) -> pd.DataFrame:
-        """The dense network, what other strategies find with as many trials, and what was found.
-
-        Args:
-            strategies: Names from conf/strategy, or strategies; ``"uniform"`` if none is given.
-                Of several of one name the second is called ``"NAME 2"``, and so on.
-
-        Returns:
-            One row each, by name: score, metrics and costs, all before fine-tuning.
-        """
-        rows = {"dense": self.dense}
-        with self.searcher.problem() as problem:
-            for strategy in strategies or ("uniform",):
-                other = load(strategy) if isinstance(strategy, str) else strategy
-                name = strategy if isinstance(strategy, str) else type(strategy).__name__
-                found = other.search(problem, self.asked, self.seed)
-                rows[_free(name, rows)] = _measured(problem, found.policy)
-            rows["found"] = _measured(problem, self.policy)
-        fields = ({"score": m.score, "metrics": m.metrics, "costs": m.costs} for m in rows.values())
-        return frame(fields).set_axis(list(rows), axis="index")
-
-    def apply(self) -> nn.Module:
-        """The pruned network: slim, repaired and, where the searcher was told how, fine-tuned.
-
-        It is made once; further calls return the same module.
-        """
-        return self._network
-
-    @cached_property
-    def _network(self) -> nn.Module:
-        return self.searcher.finished(self.policy)
-
-    def export(
-        self, path: str | os.PathLike[str], formats: Sequence[str] = ("safetensors",)
-    ) -> list[Path]:
-        """Writes the pruned network (see ``apply``) with its policy and plan.
-
-        Args:
-            path: Directory, created where it does not exist.
-            formats: Names from ``FORMATS``. ``safetensors`` is the slim network's state; ``pt2``
-                and ``onnx`` are programs that run without the network's classes, with any batch
-                size, compared with the network on the example inputs.
-
-        Returns:
-            The files written.
-
-        Raises:
-            InputError: A format is unknown, or the directory cannot be written or holds files
-                of these names.
-        """
-        formats = [formats] if isinstance(formats, str) else list(formats)
-        for name in formats:
-            if name not in FORMATS:
-                raise InputError(
-                    f"cannot export as {name!r}; known formats are {', '.join(FORMATS)}"
-                )
-        programs = [name for name in formats if name in PROGRAMS]
-        for name in programs:
-            load_format(name)  # says what is not installed before anything is written
-        inputs = self.searcher.several_examples() if programs else torch.empty(0)
-        folder = Path(path)
-        files = [folder / name for name in (POLICY, PLAN, WEIGHTS)]
-        for file in files:
-            if file.exists():
-                raise InputError(f"{str(file)!r} exists; choose another folder to export to")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.policy.save(files[0])
-            atomic_write(files[1], self.searcher.trace.plan.to_json())
-            _save_weights(self.apply(), files[2])
-            done = [export_program(n, self.apply(), inputs, folder) for n in programs]
-        except OSError as error:
-            raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
-        require_right(done)
-        return [*files, *(one.file for one in done)]
-
-
 def _scorer(evaluate: Evaluate | Scorer, score_key: str | None) -> Scorer:
     if hasattr(evaluate, "fingerprint"):
         return cast(Scorer, evaluate)
@@ -442,27 +325,3 @@ def _plain(value: Any) -> Any:
 def _rows(path: Path) -> list[Row]:
     """The rows of a journal, none where there is no journal."""
     return Journal.read(path) if path.exists() else []
-
-
-def _free(name: str, taken: Collection[str]) -> str:
-    """The name, numbered where it is taken."""
-    numbered = (f"{name} {number}" for number in count(2))
-    return name if name not in taken else next(one for one in numbered if one not in taken)
-
-
-def _measured(problem: Problem, policy: Policy) -> Measurement:
-    trial = best([problem.evaluate(policy)])
-    assert trial.measurement is not None  # best() returns no failed trial
-    return trial.measurement
-
-
-def _save_weights(network: nn.Module, path: Path) -> None:
-    """Writes the network's state as safetensors, whole or not at all."""
-    from safetensors.torch import save_model
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_model(network, str(partial))  # it knows how to store shared tensors once
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

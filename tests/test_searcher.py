@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import threading
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_model
 from torch import nn
 
+import automl
 from automl.graph.trace import trace
 from automl.hashing import weights_hash
 from automl.plan import IndexPlan
@@ -281,6 +283,23 @@ def test_an_export_can_be_loaded_into_the_plan_of_the_dense_network(tmp_path):
     again = searcher().pruner.prune(policy)
     load_model(again, tmp_path / "out" / "model.safetensors")
     assert torch.equal(again(IMAGES), run.apply()(IMAGES))
+
+
+@pytest.mark.parametrize("granularity", ["channel", ("channel", "unstructured")])
+def test_an_export_of_a_network_from_python_is_loaded_beside_its_dense_network(
+    tmp_path, granularity
+):
+    run = searcher(calibration=IMAGES, granularity=granularity).search(trials=3)
+    run.export(tmp_path / "out")
+    dense = copy.deepcopy(network())
+    before = weights_hash(dense)
+    with pytest.raises(InputError, match=r"no rebuild.json.*load_pruned\(folder, dense=network\)"):
+        automl.load_pruned(tmp_path / "out")
+    again = automl.load_pruned(tmp_path / "out", dense=dense)
+    assert torch.equal(again(IMAGES), run.apply()(IMAGES))
+    assert weights_hash(dense) == before
+    with pytest.raises(InputError, match="the plan is of another model"):
+        automl.load_pruned(tmp_path / "out", dense=nn.Linear(3, 2))
 
 
 def test_an_export_writes_over_nothing_and_names_what_it_knows(tmp_path):

@@ -22,6 +22,7 @@ from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
 from automl.data.tensors import TensorSet
 from automl.device import resolve_device, resolve_dtype
+from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.trace import Trace
 from automl.models import LoadedModel
 from automl.plan import IndexPlan
@@ -104,15 +105,18 @@ class Bench:
             return self.trace.plan
         return structure(self.complete.model, self._inputs(), self.config).plan
 
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The dense network in eval mode, its batch norms folded: what is distilled from."""
+        return fold_batchnorm(self.complete.model.eval(), batchnorm_pairs(self.complete_plan))
+
     def _inputs(self) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(self.device) for tensor in self.complete.example_inputs)
 
     @cached_property
     def data(self) -> DataSplits:
         """Training, validation and test images that fit the network."""
-        settings = {**self.config["data"], "root": path(self.config["data"], "data.root")}
-        settings["split"] = split_for(settings["split"], self.config["model"].get("trained_on"))
-        data = load_data(settings.pop("name"), **settings)
+        data = self._loaded_data()
         found, wanted = tuple(data.train.images.shape[1:]), self.complete.input_shape
         if found != wanted:
             raise InputError(
@@ -120,6 +124,20 @@ class Bench:
                 f"{wanted}; choose another data=, or set model.input_shape or data.size"
             )
         return data
+
+    def _loaded_data(self) -> DataSplits:
+        settings = {**self.config["data"], "root": path(self.config["data"], "data.root")}
+        asked, trained_on = settings["split"], self.config["model"].get("trained_on")
+        settings["split"] = split_for(asked, trained_on)
+        try:
+            return load_data(settings.pop("name"), **settings)
+        except InputError as error:
+            if asked == settings["split"] or "test_halves" not in str(error):
+                raise
+            raise InputError(
+                f"{error}. data.split=auto chose it because of model.trained_on={trained_on}; set "
+                "model.trained_on=null if the weights have not seen the training part of these data"
+            ) from error
 
     @property
     def normalisation(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from automl.commands.options import ROOT, default_choices, groups
 from automl.commands.shape import MISSING, misshapen, require_representable
+from automl.conf_files import conf_files
 from automl.hints import did_you_mean
 from automl.paths import conf_dir
 from automl.trust import check_typed
@@ -176,8 +177,37 @@ def _check_key(override: Override, known: DictConfig) -> None:
         return
     key = override.key_or_group
     keys = list(_keys(OmegaConf.to_container(known)))
-    if key not in keys:
-        raise InputError(f"no setting named {key!r}; {did_you_mean(key, keys)}")
+    if key in keys:
+        return
+    group, _, name = key.partition(".")
+    others = [one for one in groups().get(group, ()) if _has(f"{group}/{one}", name)]
+    if others:
+        owners = f"{group}={' and '.join(others)}"
+        raise InputError(f"{key} is a setting of {owners}; add {group}={others[0]} to set it")
+    raise InputError(f"no setting named {key!r}; {did_you_mean(key, keys)}")
+
+
+def _has(file: str, key: str) -> bool:
+    """Whether a file of conf/ has a key, with dots where it is in sections."""
+    content = conf_files()[file]
+    return isinstance(content, Mapping) and key in _keys(content)
+
+
+def refuse(overrides: Sequence[str], sections: Sequence[str], why: str) -> None:
+    """Refuses settings that a verb would not look at.
+
+    Args:
+        overrides: As they were given.
+        sections: Settings, or groups of them.
+        why: Ends the sentence that begins with the setting.
+
+    Raises:
+        InputError: One of the settings is given.
+    """
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+~")
+        if key.partition(".")[0] in sections:
+            raise InputError(f"{key} {why}")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -26,6 +26,9 @@ EXAMPLE = (
     "  prunepilot prune model=gpt_tiny depth.blocks=blocks depth.remove=1 ratio=0.25"
 )
 
+#: Settings that decide nothing where the policy is given.
+_OF_SEARCHES = ("budget", "strategy", "trials", "baselines")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
@@ -82,10 +85,12 @@ def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
 
 def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
     """Refuses what can be refused before anything is loaded."""
+    from automl.commands.compose import refuse
     from automl.commands.depth import blocks_to_remove
     from automl.commands.out import check_new_folder
     from automl.types import InputError
 
+    refuse(config["overrides"], _OF_SEARCHES, "is of searches, and nothing is searched here")
     ratio, shortens = config["ratio"], blocks_to_remove(config) > 0
     if (ratio is not None and has_policy) or not (ratio is not None or has_policy or shortens):
         both = "not both" if ratio is not None else "one of them"
@@ -146,11 +151,12 @@ class _Pruning:
             with_shared_weights,
         )
         from automl.pruning.schedules.session import open_session
+        from automl.pruning.sparse_pruner import with_units
 
         tuning, codebook = tuning_of(self.bench.config), codebook_of(self.bench.config)
         schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
         pruner = self.bench.refining_pruner_of(self.plan)
-        policy = self._with_units(pruner)
+        policy = with_units(pruner, self.policy)
         whole = out.absolute()  # a name of its own, whatever it is called from here
         checkpoints = whole.with_name(f"{whole.name}.training")
         trains = tuning.epochs > 0 or (codebook is not None and codebook.epochs > 0)
@@ -187,19 +193,6 @@ class _Pruning:
         removed, blocks = bench.loaded.kwargs["removed"], bench.loaded.kwargs["blocks"]
         without = f"without {blocks}.{','.join(map(str, removed))}"
         return {"dense": bench.complete.model, without: bench.loaded.model}
-
-    def _with_units(self, pruner: Any) -> Policy:
-        """The policy with its channels chosen, and of these weights."""
-        from automl.pruning.masked_plan import is_inside
-
-        open_units = any(
-            one.indices is None and one.kept < one.units and not is_inside(one.granularity)
-            for one in self.policy.decisions
-        )
-        if not open_units:
-            return self.policy
-        chosen: Policy = pruner.policy(self.policy.kept(self.plan.targets))
-        return chosen
 
     def _needs_graph(self, policy: Policy) -> bool:
         return self.plan.needs_graph_form(policy.kept(self.plan.targets))

@@ -142,7 +142,7 @@ def training(bench: Bench, pruner: Pruner | SparsePruner) -> Pruner | SparsePrun
         config,
         **bench.normalisation,
         augment=bench.data.augment,
-        teacher=bench.complete.model,
+        teacher=bench.teacher,
         device=bench.device,
         dtype=bench.dtype,
         channels_last=bench.images_channels_last,

@@ -55,7 +55,7 @@ class BenchTraining:
             self._config(epochs, last),
             **bench.normalisation,
             augment=bench.data.augment,
-            distill_from=bench.complete.model,
+            distill_from=bench.teacher,
             validation_scorer=bench.tuning_scorer if last else None,
             device=bench.device,
             dtype=bench.dtype,

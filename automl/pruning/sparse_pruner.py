@@ -15,7 +15,7 @@ from automl.fitting import round_ratio
 from automl.graph.materialise import KeptUnits
 from automl.graph.trace import Trace
 from automl.hashing import digest
-from automl.policy import Policy
+from automl.policy import Decision, Policy
 from automl.pruning.criteria import Context, Criterion, Scores, UnitCriterion, load
 from automl.pruning.granularities import CHANNEL
 from automl.pruning.masked_plan import Grains, MaskedPlan, MaskedWeight, is_inside
@@ -236,6 +236,24 @@ def pruner_for(
     if grains.names == [CHANNEL]:
         return Pruner(traced, **settings)
     return SparsePruner(traced, MaskedPlan.of(model, plan, grains, exclude=exclude), **settings)
+
+
+def with_units(pruner: Pruner | SparsePruner, policy: Policy) -> Policy:
+    """The policy with the units named where it left their choice to the pruner.
+
+    Raises:
+        InputError: The policy is of another network.
+    """
+
+    def is_open(one: Decision) -> bool:
+        return one.indices is None and one.kept < one.units and not is_inside(one.granularity)
+
+    if not any(map(is_open, policy.decisions)):
+        return policy
+    chosen = pruner.policy(policy.kept(pruner.plan.targets))
+    by_name = {one.target: one for one in chosen.decisions}
+    named = (by_name[one.target] if is_open(one) else one for one in policy.decisions)
+    return Policy(tuple(named), chosen.model_hash)
 
 
 def policy_of_channels(policy: Policy, plan: MaskedPlan) -> Policy:

@@ -36,6 +36,12 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "model=digts"], "no model named 'digts'; did you mean 'digits'?"),
         (["search", "model=null"], "no model named 'None'"),
         (["search", "budget.mac=0.5"], "did you mean 'budget.macs'?"),
+        (
+            ["search", "strategy=random", "strategy.tau=2"],
+            "strategy.tau is a setting of strategy=amc",
+        ),
+        (["prune", "ratio=0.5", "budget.macs=0.3"], "budget.macs is of searches, and nothing is"),
+        (["prune", "ratio=0.5", "strategy=amc"], "strategy is of searches"),
         (["search", "strategy=random", "strategy.spred=2"], "did you mean 'strategy.spread'?"),
         (["search", "strategy=random,uniform"], "is a sweep"),
         (["search", "exclude=["], "cannot read 'exclude=['"),

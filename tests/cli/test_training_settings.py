@@ -41,7 +41,26 @@ def test_trials_of_float16_are_trained_in_a_precision_of_its_own_or_not_at_all()
 
     with pytest.raises(InputError, match="dtype=float16 cannot train"):
         pruner()
-    assert isinstance(pruner("+short_term.finetune.precision=bfloat16"), TrainedPruner)
+    assert isinstance(pruner("short_term.finetune.precision=bfloat16"), TrainedPruner)
+
+
+def test_the_teacher_is_the_dense_network_with_its_batch_norms_folded():
+    bench = Bench(compose(["model=digits", "threads=1"]))
+    images = torch.randn(4, *bench.complete.input_shape)
+    dense, teacher = bench.complete.model, bench.teacher
+    norms = [one for one in dense.modules() if isinstance(one, nn.BatchNorm2d)]
+    assert norms and not any(isinstance(one, nn.BatchNorm2d) for one in teacher.modules())
+    before = [norm.running_mean.clone() for norm in norms]
+    torch.testing.assert_close(teacher(images), dense(images), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
+
+
+@pytest.mark.parametrize("split", ["auto", "test_halves"])
+def test_a_split_that_the_weights_ask_for_and_the_data_lack_says_who_chose_it(split):
+    settings = ["model=digits", "model.trained_on=all_train", f"data.split={split}"]
+    with pytest.raises(InputError, match="test_halves is not for digits") as caught:
+        Bench(compose(settings)).data  # noqa: B018
+    assert ("set model.trained_on=null" in str(caught.value)) == (split == "auto")
 
 
 def headed(trained: bool = True) -> nn.Module:
