@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, Self, TextIO
 
+#: Columns of a terminal that has room for a long bar.
+_WIDE = 120
+
 _HIDDEN = ContextVar("hidden", default=False)
 
 
@@ -69,16 +72,23 @@ class Bar:
     def __init__(self, total: int, title: str, stream: TextIO) -> None:
         """See :func:`progress`."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
+
+        console = Console(file=stream)
+        count, best = "{task.completed}/{task.total}", "{task.fields[best]}"
+
+        def whole(text: str) -> Column:
+            return Column(no_wrap=True, min_width=len(text))
 
         self._bar = RichProgress(
-            TextColumn(title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[best]}"),
-            console=Console(file=stream),
+            TextColumn(title, table_column=whole(title)),
+            BarColumn(40 if console.width >= _WIDE else 8),
+            TextColumn(count, table_column=whole(f"{total}/{total}")),
+            TimeRemainingColumn(table_column=whole("0:00:00")),
+            TextColumn(best, table_column=Column(no_wrap=True)),  # cut short where there is no room
+            console=console,
         )
         self._task = self._bar.add_task(title, total=total, best="")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +15,10 @@ def print_bench(document: Mapping[str, Any]) -> None:
     Args:
         document: What bench.json holds.
     """
-    from rich.console import Console
+    from automl.commands.wide_table import show
 
-    # A pipe has no width, for which rich takes 80 columns, too few for these.
-    width = None if sys.stdout.isatty() else 130
-    console = Console(highlight=False, width=width)
-    console.print(_layers(document))
-    console.print(_networks(document))
+    show(_layers(document), piped=130)
+    show(_networks(document), piped=130)
     for line in _notes(document):
         print(line)
 

@@ -111,15 +111,11 @@ def _front(table: pd.DataFrame, columns: str) -> pd.DataFrame:
 
 
 def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
+    from automl.commands.wide_table import show as show_table
     from automl.report.comparing import cells
 
-    # A pipe has no width, for which rich takes 80 columns, too few for these.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     for (model, data), part in table.groupby(["model", "data"], sort=False):
         headings, rows = cells(part.drop(columns=["model", "data"]))
         shown = Table(title=f"{model} on {data}", title_justify="left")
@@ -128,7 +124,7 @@ def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:
             shown.add_column(heading, justify="left" if name else "right", no_wrap=True)
         for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
             shown.add_row(*row, end_section=row[0] != following[0])
-        console.print(shown)
+        show_table(shown, piped=200, lead=2)
     dense = runs[runs["network"] == "dense"].drop_duplicates(["model", "data"])
     for row in dense.itertuples():
         print(f"dense {row.model} on {row.data}: test top-1 {100 * row.test_top1:.2f} %")

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
 def _show(policy: Policy) -> int:
     from rich.table import Table
 
+    from automl.commands.wide_table import show
+
     table = Table()
     for heading in ("group", "by"):
         table.add_column(heading, no_wrap=True)
@@ -54,13 +56,15 @@ def _show(policy: Policy) -> int:
         removed = f"{100 * one.removed:.1f} %"
         cells = (one.target, one.granularity, str(one.units), str(one.kept), removed, _bar(kept))
         table.add_row(*cells)
-    _print(table)
+    show(table)
     return 0
 
 
 def _diff(a: Policy, b: Policy, name: str, other: str) -> int:
     """0 whatever differs, as long as both can be read."""
     from rich.table import Table
+
+    from automl.commands.wide_table import show
 
     table = Table(caption=f"A: {name}   B: {other}", caption_justify="left")
     table.add_column("group", no_wrap=True)
@@ -78,7 +82,7 @@ def _diff(a: Policy, b: Policy, name: str, other: str) -> int:
         change = "" if one is None or two is None else f"{two.kept - one.kept:+d}"
         bars = ["" if d is None else _bar(d.kept / d.units) for d in (one, two)]
         table.add_row(target, str(known.units), *counts, change if change != "+0" else "=", *bars)
-    _print(table)
+    show(table)
     same = sum(mine[t].kept == theirs[t].kept for t in mine if t in theirs)
     print(f"{same} of {len(mine | theirs)} groups keep as many units in both")
     return 0
@@ -104,12 +108,3 @@ def _convert(policy: Policy, out: Path) -> int:
 def _bar(fraction: float) -> str:
     full = round(_BAR * fraction)
     return "█" * full + "·" * (_BAR - full)
-
-
-def _print(table: object) -> None:
-    import sys
-
-    from rich.console import Console
-
-    # A pipe has no width, for which rich takes 80 columns, too few for long names.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

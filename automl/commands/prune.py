@@ -27,7 +27,7 @@ EXAMPLE = (
 )
 
 #: Settings that decide nothing where the policy is given.
-_OF_SEARCHES = ("budget", "strategy", "trials", "baselines")
+_OF_SEARCHES = ("budget", "strategy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

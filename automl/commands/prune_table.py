@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -31,20 +30,19 @@ def print_networks(
         costs: Of each network, see :func:`costs_of`.
         scorers: Part of the data -> scorer that reports ``top1``.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from automl.commands.wide_table import show
+
     table = Table(title=f"{model}, {_about(policy)}", title_justify="left")
-    table.add_column("network")
+    table.add_column("network", no_wrap=True)
     for heading in ("MACs", "params", "bytes", *(f"{part} top-1" for part in scorers)):
         table.add_column(heading, justify="right", no_wrap=True)
     for (name, network), own in zip(networks.items(), costs, strict=True):
         cells = [f"{c:,} ({100 * c / d:.1f} %)" for c, d in zip(own, costs[0], strict=True)]
         top1 = [scorer(network)[1]["top1"] for scorer in scorers.values()]
         table.add_row(name, *cells, *(f"{100 * value:.2f} %" for value in top1))
-    # A pipe has no width, for which rich takes 80 columns, too few for these.
-    width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, width=width).print(table)
+    show(table)
     if any(is_inside(one.granularity) for one in policy.decisions):
         print("MACs: multiplications by weights that are left; bytes: each weight dense or packed")
 

@@ -61,6 +61,8 @@ class Report:
             damages: Thresholds for the metric, unless it is top1.
             drops: Thresholds for the drop of top1, in [0, 1].
         """
+        from automl.commands.wide_table import show
+
         table = _table("least kept of each group alone, others dense")
         table.add_column("group", no_wrap=True)
         columns = [(_TOP1, drop) for drop in drops]
@@ -73,7 +75,7 @@ class Report:
             least = [self._least(target.index, *column) for column in columns]
             saves = f"{100 * savings[target.index]:.0f} %"
             table.add_row(target.name, str(target.units), saves, *least)
-        _print(table)
+        show(table)
         failed = sum(trial.status == "failed" for trial in self.analysis.trials)
         print(
             f"{len(self.analysis.trials)} policies, {failed} failed; MACs: saved at the least kept"
@@ -149,6 +151,8 @@ class Report:
             problem_for: The problem with such a budget.
             folder: Where policies go.
         """
+        from automl.commands.wide_table import show
+
         title = f"predicted {self.metric} damage, as if damages added up"
         table = _table(title)
         for heading in ("budget", "MACs", "params", "best sum", "threshold", "uniform", "policy"):
@@ -160,7 +164,7 @@ class Report:
                 print(f"{100 * fraction:g} %: {error}", file=sys.stderr)
                 continue
             table.add_row(*self._answer(problem, f"policy-{fraction:g}.json", folder))
-        _print(table)
+        show(table)
         print("no trial tried these; `prunepilot search strategy=sensitivity` tries and refines")
 
     def _answer(self, problem: Problem, file: str, folder: Path) -> list[str]:
@@ -186,11 +190,3 @@ def _table(title: str) -> Table:
     from rich.table import Table
 
     return Table(title=title, title_justify="left")
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    # A pipe has no width, for which rich takes 80 columns, too few for these.
-    width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, width=width).print(table)

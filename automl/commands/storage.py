@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,9 +166,9 @@ def _curve(storage: Storage, densities: Sequence[float], weights: Weights | None
 
 def _print(name: str, storage: Storage, curve: pd.DataFrame) -> None:
     """The table, with the smallest of the formats that hold the same values marked."""
-    from rich.console import Console
     from rich.table import Table
 
+    from automl.commands.wide_table import show
     from automl.cost.storage import FORMATS
 
     table = Table(title=f"bytes of {name} by density", title_justify="left")
@@ -184,8 +183,7 @@ def _print(name: str, storage: Storage, curve: pd.DataFrame) -> None:
     for form in FORMATS:
         cells = zip(columns.values(), least, strict=True)
         table.add_row(form.name, *(_cell(c[form.name], form.name in best) for c, best in cells))
-    # A pipe has no width, for which rich takes 80 columns, too few for these.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    show(table, piped=160)
     print("*: the smallest that holds the same values; biases and norms are fp32 everywhere")
 
 

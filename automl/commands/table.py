@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,20 +46,19 @@ def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
         rows: The networks, the dense one first.
         result: What result.json holds beside the rows.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from automl.commands.wide_table import show
 
     title = f"{result['model']} on {result['data']}, {result['budget']}"
     table = Table(title=title, title_justify="left")
-    table.add_column("network")
+    table.add_column("network", no_wrap=True)
     cells = [_cells(row, rows[0], result["score"]) for row in rows]
     for heading in cells[0]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row, found in zip(rows, cells, strict=True):
         table.add_row(row.name, *found.values())
-    # A pipe has no width, for which rich takes 80 columns, too few for these.
-    width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, width=width).print(table)
+    show(table)
     for line in _notes(result, any(row.latency_ratio is not None for row in rows)):
         print(line)
 
