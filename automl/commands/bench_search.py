@@ -101,8 +101,11 @@ def shares(bench: Bench, policy: Policy) -> dict[str, float]:
     Told apart by the names of torch's operators in a trial that is profiled; solves that go by the
     name of a layer's operator count as forward. What Python does between operators is not seen.
     """
+    import os
+
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines about starting mean nothing here
     with profile(activities=[ProfilerActivity.CPU]) as record:
         trial(bench, policy)
     found = {"forward": 0.0, "solve": 0.0, "rest": 0.0}
