@@ -28,7 +28,8 @@ from automl.commands.compose import compose
 from automl.commands.settings import set_up_process
 from automl.commands.training import tuning_of
 from automl.model_folder import unique_tensors
-from automl.training.finetune import EpochRow, finetune
+from automl.training.finetune import finetune
+from automl.training.history import EpochRow
 from automl.types import FailedError, InputError
 
 #: What comes before the settings that are given, and may be changed by them.

@@ -18,7 +18,8 @@ from automl.pruning.refine import Refinement
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
 from automl.training.config import FinetuneConfig
-from automl.training.finetune import EpochRow, finetune
+from automl.training.finetune import finetune
+from automl.training.history import EpochRow
 from automl.training.regularizers import Penalty
 from automl.training.short_term import ShortTerm
 from automl.types import InputError

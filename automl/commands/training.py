@@ -20,7 +20,8 @@ from automl.pruning.masked_plan import is_inside
 from automl.pruning.schedules import AfterStep, Schedule
 from automl.training.codebook import SHARED_VALUES, sharing
 from automl.training.config import FinetuneConfig
-from automl.training.finetune import EpochRow, finetune
+from automl.training.finetune import finetune
+from automl.training.history import EpochRow
 from automl.types import InputError
 
 _BATCH = 256

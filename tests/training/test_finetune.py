@@ -14,7 +14,8 @@ from automl.data.tensors import TensorSet
 from automl.scoring import ClassifierScorer, UserScorer
 from automl.training.batchnorm import recalibrate_batchnorm
 from automl.training.config import FinetuneConfig
-from automl.training.finetune import FinetuneError, finetune
+from automl.training.finetune import finetune
+from automl.training.history import FinetuneError
 from automl.types import InputError
 
 MEAN, STD = (0.3,), (0.4,)
