@@ -76,9 +76,9 @@ def test_every_option_names_every_field_and_makes_a_config(option):
     FinetuneConfig(**content)
 
 
-def test_the_options_are_none_short_and_long():
-    assert OPTIONS == ["long", "none", "short"]
-    epochs = [read(option)["epochs"] for option in ("none", "short", "long")]
+def test_the_options_are_none_short_long_and_from_scratch():
+    assert OPTIONS == ["long", "none", "scratch", "short"]
+    epochs = [read(option)["epochs"] for option in ("none", "short", "long", "scratch")]
     assert epochs[0] == 0 and epochs == sorted(epochs)
 
 
