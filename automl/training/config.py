@@ -31,6 +31,9 @@ class FinetuneConfig:
         distill_weight: Share of the loss that is distillation from the dense network (Hinton et
             al. 2015); the rest is cross entropy with the labels. At 1 no labels are needed.
         distill_temperature: Temperature of both softmaxes in distillation.
+        mixup: Examples are mixed in pairs, the share of one drawn from Beta(mixup, mixup) for every
+            batch (Zhang et al. 2018, arXiv 1710.09412); the dense network sees the same mixtures
+            (Beyer et al. 2022, arXiv 2106.05237). 0 mixes nothing.
         early_stop_patience: Stop after so many epochs without a better validation score; None
             never stops early.
         max_grad_norm: Gradients are scaled down to this L2 norm; None leaves them.
@@ -55,6 +58,7 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     distill_weight: float = 0.0
     distill_temperature: float = 4.0
+    mixup: float = 0.0
     early_stop_patience: int | None = None
     max_grad_norm: float | None = None
     seed: int = 0
@@ -87,7 +91,8 @@ class FinetuneConfig:
         self._require(_is_number(self.lr) and self.lr > 0, "lr", "> 0")
         for name in ("momentum", "label_smoothing"):
             self._require(_within(getattr(self, name), 0, 1, open_end=True), name, "in [0, 1)")
-        self._require(_within(self.weight_decay, 0), "weight_decay", ">= 0")
+        for name in ("weight_decay", "mixup"):
+            self._require(_within(getattr(self, name), 0), name, ">= 0")
         self._require(
             _within(self.warmup_epochs, 0, self.epochs),
             "warmup_epochs",

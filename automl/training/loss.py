@@ -38,6 +38,16 @@ def finetune_loss(
     return loss
 
 
+def mixed(x: Tensor, share: Tensor) -> Tensor:
+    """Every example mixed with the one before it in the batch.
+
+    Args:
+        x: Examples, shape (batch, ...).
+        share: Of the example itself, in [0, 1], a scalar.
+    """
+    return share * x + (1 - share) * x.roll(1, 0)
+
+
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch, a scalar.
 

@@ -23,7 +23,7 @@ from automl.training.config import FinetuneConfig
 from automl.training.feed import Feed, described, epoch_seed
 from automl.training.history import EpochRow, FinetuneError, FinetuneResult
 from automl.training.learning_rate import learning_rate
-from automl.training.loss import finetune_loss
+from automl.training.loss import finetune_loss, mixed
 from automl.training.regularizers import Penalty
 from automl.types import InputError, Scorer
 
@@ -133,9 +133,16 @@ class Run:
 
     def _step(self, x: Tensor, y: Tensor | None, step: int) -> Tensor:
         """One step on a batch; returns its loss, a scalar on the device."""
+        share = self._share(x)
+        if share is not None:
+            x = mixed(x, share)
         teacher = self._teacher_logits(x)  # first: the network may write into x
         with self._precision():
-            loss = finetune_loss(self._logits(x), y, teacher, self.config)
+            logits = self._logits(x)
+            loss = finetune_loss(logits, y, teacher, self.config)
+            if share is not None and y is not None:
+                other = finetune_loss(logits, y.roll(1), teacher, self.config)
+                loss = share * loss + (1 - share) * other
         self.optimizer.zero_grad(set_to_none=True)
         self._with_penalty(loss, step).backward()  # type: ignore[no-untyped-call]
         if self.config.max_grad_norm is not None:
@@ -144,6 +151,17 @@ class Run:
         if self.regularizer is not None:
             self.regularizer.after_step(self.model, step, self.optimizer.param_groups[0]["lr"])
         return loss.detach()
+
+    def _share(self, x: Tensor) -> Tensor | None:
+        """How much of each example stays where examples are mixed; None where they are not."""
+        mixup = self.config.mixup
+        if mixup == 0:
+            return None
+        if not x.is_floating_point():
+            raise InputError(
+                "finetune.mixup mixes images; set it to 0 for inputs that are numbers of tokens"
+            )
+        return torch.distributions.Beta(mixup, mixup).sample().to(x)
 
     def _with_penalty(self, loss: Tensor, step: int) -> Tensor:
         penalty = None if self.regularizer is None else self.regularizer.penalty(self.model, step)

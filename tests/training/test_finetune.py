@@ -16,6 +16,7 @@ from automl.training.batchnorm import recalibrate_batchnorm
 from automl.training.config import FinetuneConfig
 from automl.training.finetune import finetune
 from automl.training.history import FinetuneError
+from automl.training.loss import distillation_loss
 from automl.types import InputError
 
 MEAN, STD = (0.3,), (0.4,)
@@ -290,10 +291,47 @@ def test_the_callers_generator_and_modes_are_untouched(digits):
     assert not any(module.training for module in network.modules())
 
 
+def test_examples_are_mixed_in_pairs_for_both_networks_and_labels_too():
+    x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
+    seen = []
+
+    class Seeing(nn.Linear):
+        def forward(self, inputs):
+            seen.append(inputs.clone())
+            return super().forward(inputs)
+
+    network, teacher = Seeing(3, 4), Seeing(3, 4)
+    logits = nn.Linear(3, 4)
+    logits.load_state_dict(network.state_dict())
+    config = FinetuneConfig(epochs=1, lr=1e-9, mixup=1.0, distill_weight=0.25)
+    result = finetune(network, [(x, y)], config, distill_from=teacher)
+    mixture, same = seen
+    assert torch.equal(mixture, same)
+    before = x.roll(1, 0)
+    shares = (mixture - before) / (x - before)
+    share = float(shares.mean())
+    assert 0.01 < share < 0.99
+    torch.testing.assert_close(shares, torch.full_like(x, share), rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        found, wanted = logits(mixture), teacher(mixture)
+    entropies = [nn.functional.cross_entropy(found, labels) for labels in (y, y.roll(1))]
+    labelled = share * entropies[0] + (1 - share) * entropies[1]
+    expected = 0.75 * labelled + 0.25 * distillation_loss(found, wanted, 4.0)
+    assert result.history[0].train_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_tokens_are_not_mixed():
+    network = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
+    data = [(torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(InputError, match="mixup mixes images"):
+        finetune(network, data, FinetuneConfig(epochs=1, mixup=0.2))
+
+
 VARIANTS = {
     "sgd": {},
     "adamw": {"optimizer": "adamw", "lr": 0.003, "warmup_epochs": 1.5},
     "distilled": {"distill_weight": 0.5, "max_grad_norm": 1.0, "label_smoothing": 0.1},
+    "mixed": {"distill_weight": 0.5, "mixup": 0.5},
 }
 
 

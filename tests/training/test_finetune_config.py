@@ -38,6 +38,7 @@ def read(option):
         ("warmup_epochs", -1, r"from 0 to epochs \(5\)"),
         ("warmup_epochs", 6, r"from 0 to epochs \(5\)"),
         ("label_smoothing", 1.0, r"in \[0, 1\)"),
+        ("mixup", -0.1, ">= 0"),
         ("distill_weight", 1.1, r"in \[0, 1\]"),
         ("distill_temperature", 0, "> 0"),
         ("early_stop_patience", 0, "null or an integer >= 1"),
