@@ -23,16 +23,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from automl.hashing import digest
 from automl.paths import atomic_write
 from automl.types import InputError
 
-if TYPE_CHECKING:
-    pass
-
 CONFIG = "config.yaml"
+#: What its ``started_by`` holds where a search in Python wrote it.
+SEARCHER = "automl.Searcher"
 ENVIRONMENT = "environment.json"
 SCORING = "scoring.json"
 JOURNAL = "trials.jsonl"

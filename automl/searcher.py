@@ -29,7 +29,7 @@ from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.refine import Refinement, require_inputs
 from automl.pruning.sparse_pruner import pruner_for
 from automl.racing import Racing
-from automl.runs import COMPARISONS, JOURNAL, POLICY, TRIALS, RunFolder
+from automl.runs import COMPARISONS, JOURNAL, POLICY, SEARCHER, TRIALS, RunFolder
 from automl.scoring import UserScorer
 from automl.search_run import SearchRun
 from automl.seeding import MOST_SEED, own_random_numbers
@@ -274,7 +274,7 @@ class Searcher:
     def _identity(self, seed: int) -> dict[str, Any]:
         """What makes two searches the same one, as plain data."""
         return {
-            "started_by": "automl.Searcher",
+            "started_by": SEARCHER,
             "model": self.pruner.model_hash,
             "pruner": self.pruner.fingerprint,
             "scorer": self.scorer.fingerprint,

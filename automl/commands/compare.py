@@ -104,10 +104,17 @@ def show(
 
 
 def _front(table: pd.DataFrame, columns: str) -> pd.DataFrame:
+    """One front for every network and data set."""
+    import pandas as pd
+
     from automl.report.comparing import pareto_front
 
     cost, _, gain = columns.partition(",")
-    return pareto_front(table, cost, gain or "test_top1")
+    fronts = [
+        pareto_front(part, cost, gain or "test_top1")
+        for _, part in table.groupby(["model", "data"], sort=False)
+    ]
+    return pd.concat(fronts)
 
 
 def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:

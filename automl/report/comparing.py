@@ -77,7 +77,7 @@ def pareto_front(frame: pd.DataFrame, cost: str, gain: str = "test_top1") -> pd.
     Args:
         frame: Any table of networks.
         cost: Column of which less is better.
-        gain: Column of which more is better.
+        gain: Column of which more is better; of ``score`` what its ``score_name`` says.
 
     Raises:
         InputError: A column is not there or holds no numbers.
@@ -89,9 +89,25 @@ def pareto_front(frame: pd.DataFrame, cost: str, gain: str = "test_top1") -> pd.
             raise InputError(
                 f"no figures in column {column!r}; there are {', '.join(figures)}{measured}"
             )
-    ordered = frame.dropna(subset=[cost, gain]).sort_values([cost, gain], ascending=[True, False])
-    best_before = ordered[gain].cummax().shift(fill_value=-math.inf)
-    return ordered[ordered[gain] > best_before]
+    found = frame.dropna(subset=[cost, gain])
+    values = found[gain] * _sign(found, gain)
+    order = values.sort_values(ascending=False, kind="stable").index
+    order = found.loc[order].sort_values(cost, kind="stable").index
+    ordered = values.loc[order]
+    better = ordered > ordered.cummax().shift(fill_value=-math.inf)
+    return found.loc[order][better]
+
+
+def _sign(frame: pd.DataFrame, gain: str) -> float:
+    """-1 where less is better: of scores that are a loss."""
+    if gain != "score" or "score_name" not in frame:
+        return 1.0
+    names = sorted(frame["score_name"].astype(str).unique())
+    if len(names) > 1:
+        raise InputError(f"scores by {' and '.join(names)} cannot be compared; take test_top1")
+    from automl.scoring.metrics import SIGNS
+
+    return SIGNS.get(names[0], 1.0) if names else 1.0
 
 
 def _mean(values: pd.Series[Any]) -> float:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl.runs import ANALYSIS, CONFIG, FAILED, RESULT, RunFolder, read_result
+from automl.conf_files import conf_files
+from automl.runs import ANALYSIS, CONFIG, FAILED, RESULT, SEARCHER, RunFolder, read_result
 from automl.strategies import defaults
 from automl.types import RESOURCES, InputError
 
@@ -29,11 +30,13 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recur
 
 #: Settings that change no result, or that the table has columns for.
 _TOLD = (
-    "model", "data", "data.root", "experiment", "seed", "run_dir", "baselines",
+    "model", "data", "data.root", "seed", "run_dir", "baselines",
     "latency_budget_s", "threads", "device", "trace_deadline_s", "trust",
 )  # fmt: skip
-_TOLD_BELOW = ("strategy", "budget", "engine", "launcher", "logger", "latency")
+_TOLD_BELOW = ("strategy", "budget", "engine", "launcher", "logger")
 
+#: Behind the name of a network that was fine-tuned.
+TUNED = "tuned"
 #: Runs lie at most so many folders below what is named.
 _DEPTH = 4
 
@@ -45,8 +48,10 @@ def load_runs(*paths: str | os.PathLike[str]) -> pd.DataFrame:
         paths: Run folders, sweeps, or folders that hold them.
 
     Returns:
-        A frame with the columns ``COLUMNS``. ``status`` is ``done``, ``failed``, ``unfinished`` or
-        ``damaged``; ``problem`` says why. ``network`` is ``dense``, ``found`` or the name of a
+        A frame with the columns ``COLUMNS``. ``status`` is ``done``, ``failed``, ``unfinished``,
+        ``damaged``, ``analysis`` (``prunepilot sensitivity``) or ``python`` (a folder of
+        ``automl.Searcher``, whose networks are in no folder); ``problem`` says why. ``network`` is
+        ``dense``, ``found`` or the name of a
         baseline; a network that is both has a row for each. Costs are per example, in the unit
         of their name; ``variant`` says what a run sets that not all runs of its network do, apart
         from strategy, budget and seed; ``latency_ms`` is predicted, ``measured_latency_ms`` and
@@ -81,7 +86,8 @@ def _name_variants(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         family = set_by[row.get("model"), row.get("data")]
         common = frozenset.intersection(*family.values())
-        row["variant"] = ", ".join(sorted(family[row["run"]] - common))
+        parts = [*sorted(family[row["run"]] - common), row.pop("after", "")]
+        row["variant"] = ", ".join(filter(None, parts))
 
 
 def _runs_below(path: Path) -> list[Path]:
@@ -112,6 +118,10 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         # Without settings it failed before it began.
         config = RunFolder(folder).config() if RunFolder(folder).is_run else {}
         row |= _about_config(config) if config else {}
+        if config.get("started_by") == SEARCHER:
+            problem = "a search from Python: its trials are in trials.parquet"
+            yield row | {"status": "python", "problem": problem}
+            return
         if not (folder / RESULT).is_file():
             yield row | _without_result(folder)
             return
@@ -138,16 +148,36 @@ def _without_result(folder: Path) -> dict[str, str]:
 
 
 def _about_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    choices = config.get("choices", {})
+    choices, model = config.get("choices", {}), config.get("model", {})
     strategy = choices.get("strategy") or _class_name(config.get("strategy", {}))
     return {
         "strategy": strategy,
         "settings": _changed(strategy, config.get("strategy", {})),
         "seed": config.get("seed"),
         "tuning_epochs": config.get("finetune", {}).get("epochs"),
-        "set": [text for text in config.get("overrides") or () if _tells(str(text))],
-        "model": config.get("model", {}).get("name", config.get("model")),
+        "set": [text for text in _set_by(config.get("overrides") or ()) if _tells(text)],
+        "model": model.get("name") if isinstance(model, Mapping) else model,
     }
+
+
+def _set_by(overrides: Iterable[object]) -> Iterator[str]:
+    """The overrides, and in place of an experiment what its file sets."""
+    for override in map(str, overrides):
+        key, _, name = override.partition("=")
+        file = conf_files().get(f"experiment/{name}") if key == "experiment" else None
+        if file is None:
+            yield override
+        else:
+            yield from _leaves({key: value for key, value in file.items() if key != "defaults"})
+
+
+def _leaves(section: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Such as ``repair.trial_images=384``."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}={value}"
 
 
 def _tells(override: str) -> bool:
@@ -188,9 +218,11 @@ def _networks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     }
     accuracies = {str(row["name"]): float(row["test_top1"]) for row in result["rows"]}
     for row in result["rows"]:
-        names, _, tuned = str(row["name"]).partition(", ")
+        names, *after = str(row["name"]).split(", ")
+        tuned = TUNED in after
         figures = {
-            "tuned": bool(tuned),
+            "tuned": tuned,
+            "after": ", ".join(part for part in after if part != TUNED),
             "test_top1": float(row["test_top1"]),
             "untuned_test_top1": accuracies.get(names) if tuned else None,
             "validation_top1": row["validation_top1"],
@@ -222,14 +254,20 @@ def finals(runs: pd.DataFrame) -> pd.DataFrame:
     """
     done = runs[(runs["status"] == "done") & (runs["network"] != "dense")].copy()
     own = done["network"] == "found"
-    labels = done["strategy"].astype(str)
-    changed = done["settings"].fillna("").astype(str)
-    labels = labels.where(changed == "", labels + " (" + changed + ")")
-    done["strategy"] = labels.where(own, done["network"])
+    done["strategy"] = strategies(done).where(own, done["network"])
+    # How long the strategy searched beside which a baseline was run says nothing of the baseline.
+    done[["search_seconds", "wall_seconds"]] = done[["search_seconds", "wall_seconds"]].where(own)
     done.loc[~own, "trials"] = done["trials"].where(done["network"] != "uniform", 1)[~own]
     done = done.assign(_own=own).sort_values("_own", ascending=False, kind="stable")
     key = ["model", "data", "budget", "strategy", "variant", "seed", "tuned"]
     return done.drop_duplicates(key).drop(columns="_own").sort_index()
+
+
+def strategies(runs: pd.DataFrame) -> pd.Series[str]:
+    """The strategy of every row, with settings that are not the defaults in brackets."""
+    names = runs["strategy"].astype(str)
+    changed = runs["settings"].fillna("").astype(str)
+    return names.where(changed == "", names + " (" + changed + ")")
 
 
 def none_finished(runs: pd.DataFrame, paths: Iterable[Path]) -> str:
@@ -240,12 +278,12 @@ def none_finished(runs: pd.DataFrame, paths: Iterable[Path]) -> str:
         more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         return f"no run has finished in {where}: {reasons[0]}{more}"
     return (
-        f"{where} holds sensitivity analyses alone, which end with policies, not with networks: "
-        "prune by one of them (prunepilot apply POLICY)"
+        f"{where} holds no networks: sensitivity analyses and searches from Python end with "
+        "policies (prunepilot apply POLICY, SearchRun.export)"
     )
 
 
 def problems(runs: pd.DataFrame) -> Iterable[str]:
     """A line per run that has no result."""
-    broken = runs[~runs["status"].isin(["done", "analysis"])]
+    broken = runs[~runs["status"].isin(["done", "analysis", "python"])]
     return [f"{row.run}: {row.status} ({row.problem})" for row in broken.itertuples()]

@@ -25,7 +25,14 @@ from automl.report.curves import (
     search_curves,
 )
 from automl.report.kernels import benches
-from automl.report.loading import UNREADABLE, finals, load_runs, none_finished, problems
+from automl.report.loading import (
+    UNREADABLE,
+    finals,
+    load_runs,
+    none_finished,
+    problems,
+    strategies,
+)
 from automl.runs import CONFIG, ENVIRONMENT, JOURNAL, POLICY, POLICY_UNIFORM, RESULT, SWEEP
 from automl.types import InputError
 
@@ -101,7 +108,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
     if found.empty:
         raise InputError(none_finished(runs, paths))
     headings, rows = cells(_without_constants(compare(found)))
-    names = runs[runs["status"] == "done"].drop_duplicates("run").to_dict("records")
+    names = _named(runs[runs["status"] == "done"].drop_duplicates("run"))
     folders = [Path(about["run"]) for about in names]
     contents, unreadable = _all_contents(names)
     timed, untimed = benches(folders[:_MOST_RUNS])
@@ -134,6 +141,13 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
 # ---- what run folders hold
 
 
+def _named(runs: pd.DataFrame) -> list[dict[Any, Any]]:
+    """What :func:`load_runs` says of every run, and the ``label`` of its strategy in tables."""
+    found = strategies(runs)
+    return [{**row, "label": label({**row, "strategy": name})}
+            for row, name in zip(runs.to_dict("records"), found, strict=True)]  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class _Contents:
     """What the page shows of one run."""
@@ -161,8 +175,8 @@ def _contents(folder: Path, about: Mapping[Any, Any]) -> _Contents:
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     rows, groups = Journal.read(folder / JOURNAL), _groups(folder, about)
     return _Contents(
-        f"{about['model']}, {about['budget']}",
-        str(about["strategy"]),
+        ", ".join(map(str, (about["model"], about["data"], about["budget"], about["score_name"]))),
+        str(about["label"]),
         groups,
         scores(rows, result),
         probe_curves(rows, groups["groups"], groups["units"], str(about["score_name"])),
@@ -177,7 +191,7 @@ def _groups(folder: Path, about: Mapping[Any, Any]) -> dict[str, Any]:
         kept = {d.target: d.kept for d in Policy.load(folder / POLICY_UNIFORM).decisions}
         other = [kept.get(d.target) for d in policy.decisions]
     return {
-        "name": f"{about['strategy']}, {about['budget']}, seed {about['seed']}",
+        "name": f"{about['label']}, {about['budget']}, seed {about['seed']}",
         "strategy": about["strategy"],
         "groups": [d.target for d in policy.decisions],
         "units": [d.units for d in policy.decisions],
@@ -256,8 +270,11 @@ def _figures(runs: pd.DataFrame, found: pd.DataFrame) -> list[dict[str, str]]:
 
 def _networks(found: pd.DataFrame) -> list[dict[str, Any]]:
     columns = ["strategy", "variant", "budget", "seed", "tuned", *_NUMBERS]
-    rows = found[columns].to_dict("records")
-    return [_plain({**row, "strategy": label(row)}) for row in rows]
+    rows, families = found[columns].to_dict("records"), found["model"] + " on " + found["data"]
+    return [
+        _plain({**row, "strategy": label(row), "family": family})
+        for row, family in zip(rows, families, strict=True)
+    ]
 
 
 def _dense(runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from automl.commands.compare import _front
 from automl.report.comparing import (
     cells,
     compare,
@@ -103,3 +104,19 @@ def test_runs_with_other_settings_are_rows_of_their_own(make_run, tmp_path):
     assert rows["amc, trials=200"]["gain"] == pytest.approx(0.10)  # over its own uniform
     headings, texts = cells(table)
     assert "amc, trials=20" in {row[headings.index("strategy")] for row in texts}
+
+
+def test_a_front_of_scores_that_are_losses_keeps_the_least():
+    frame = pd.DataFrame({"macs": [1, 1, 2], "score": [2.25, 1.97, 2.0], "score_name": "kl"})
+    assert list(pareto_front(frame, "macs", "score")["score"]) == [1.97]
+    best = pareto_front(frame.assign(score_name="top1"), "macs", "score")
+    assert list(best["score"]) == [2.25]
+    with pytest.raises(InputError, match="scores by kl and loss cannot be compared"):
+        pareto_front(frame.assign(score_name=["kl", "kl", "loss"]), "macs", "score")
+
+
+def test_fronts_are_of_one_network_each(make_run, tmp_path):
+    make_run(model="small", top1=0.7, uniform=0.6)
+    make_run(model="large", top1=0.9, uniform=0.8)
+    front = _front(compare(finals(load_runs(tmp_path))), "macs")
+    assert sorted(front["model"]) == ["large", "small"]

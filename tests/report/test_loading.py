@@ -123,3 +123,50 @@ def test_a_result_of_other_settings_is_damaged(make_run):
     assert "of other settings than its config.yaml" in frame["problem"].iloc[0]
     with pytest.raises(InputError, match=r"of other settings .*prunepilot resume"):
         RunFolder(folder).result()
+
+
+def test_a_folder_of_a_search_in_python_is_told_from_a_damaged_one(make_run, tmp_path):
+    folder = tmp_path / "python"
+    folder.mkdir()
+    config = {"started_by": "automl.Searcher", "model": "a" * 64, "seed": 0, "strategy": {}}
+    (folder / CONFIG).write_text(to_yaml(config))
+    frame = load_runs(folder)
+    assert list(frame["status"]) == ["python"]
+    assert not list(problems(frame))
+    make_run()
+    assert set(finals(load_runs(tmp_path))["status"]) == {"done"}
+
+
+def test_a_network_with_shared_weights_is_one_of_its_own(make_run):
+    folder = make_run("amc", top1=0.8)
+    result = json.loads((folder / RESULT).read_text())
+    found = result["rows"][-1]
+    for after, top1 in ((", tuned", 0.97), (", tuned, shared weights", 0.7)):
+        result["rows"].append({**found, "name": f"found{after}", "test_top1": top1})
+    (folder / RESULT).write_text(json.dumps(result))
+    frame = finals(load_runs(folder))
+    tuned = frame[frame["tuned"]].set_index("variant")["test_top1"]
+    assert tuned.to_dict() == {"": 0.97, "shared weights": 0.7}
+    assert set(frame[~frame["tuned"]]["variant"]) == {""}
+
+
+def test_what_the_strategy_beside_it_took_is_not_told_of_a_baseline(make_run):
+    frame = finals(load_runs(make_run())).set_index("strategy")
+    assert frame.loc["amc", "search_seconds"] == 12.5
+    assert frame.loc["uniform", ["search_seconds", "wall_seconds"]].isna().all()
+
+
+def test_an_experiment_is_what_its_file_sets(make_run, tmp_path):
+    def with_overrides(seed, *overrides):
+        folder = make_run(seed=seed)
+        config = RunFolder(folder).config()
+        (folder / CONFIG).write_text(to_yaml({**config, "overrides": list(overrides)}))
+
+    with_overrides(0, "experiment=resnet20_50", "budget.macs=0.3")
+    with_overrides(1, "experiment=resnet20_30")
+    frame = load_runs(tmp_path)
+    assert set(frame["variant"]) == {""}  # budgets have a column
+    with_overrides(2, "budget.macs=0.5", "latency.batch=8")
+    variants = load_runs(tmp_path).groupby("seed")["variant"].first()
+    assert "granularity.rounding=4" in variants[0] and "experiment" not in variants[0]
+    assert variants[2] == "latency.batch=8"

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from automl.report.page import page_data, write_page
+from automl.report.loading import load_runs
+from automl.report.page import _all_contents, _named, page_data, write_page
 from automl.types import InputError
 
 
@@ -66,3 +67,22 @@ def test_the_command_of_a_sweep_is_the_one_that_was_given(make_run, tmp_path):
     assert page_data([tmp_path])["command"] == command
     (tmp_path / "sweep.json").write_text("{")
     assert page_data([tmp_path])["command"].startswith("prunepilot search (")
+
+
+def test_curves_are_of_runs_of_one_score_and_one_label(make_run, tmp_path):
+    for seed, changes in enumerate(({}, {"score": "top1"}, {"settings": {"acting": 0.0}})):
+        folder = make_run(seed=seed, **changes)
+        write_policy(folder)
+        (folder / "trials.jsonl").write_text("")
+    contents, unreadable = _all_contents(_named(load_runs(tmp_path).drop_duplicates("run")))
+    assert not unreadable
+    assert {(one.problem.rpartition(", ")[2], one.strategy) for one in contents} == {
+        ("kl", "amc"), ("top1", "amc"), ("kl", "amc (acting=0.0)"),
+    }  # fmt: skip
+
+
+def test_networks_know_whose_front_they_are_on(make_run, tmp_path):
+    make_run(model="small")
+    make_run(model="large")
+    families = {network["family"] for network in page_data([tmp_path])["networks"]}
+    assert families == {"small on images", "large on images"}
