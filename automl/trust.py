@@ -29,7 +29,16 @@ _READS = frozenset({
     "quantization_config", "backbone", "backbone_config", "use_pretrained_backbone",
     "use_timm_backbone", "config", "adapter_kwargs", "model_fn", "url",
 })  # fmt: skip
-_RAY = "automl.engines.ray.Ray"
+#: Classes of conf/ that connect or write elsewhere: argument, and its values that do not.
+_REACHING: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "automl.engines.ray.Ray": ("address", (None, "auto", "local")),
+    "automl.loggers.MLflow": ("uri", (None,)),
+    "automl.loggers.TensorBoard": ("folder", (None,)),
+    "automl.loggers.WandB": ("mode", (None, "offline")),
+    "automl.strategies.amc.AMC": ("tensorboard", (None,)),
+}
+#: Types of transformers' networks that make networks of other sources, by names that may lead out.
+_WRAPPERS = frozenset({"timm_wrapper", "timm_backbone"})
 #: Calls another factory, and leaves out blocks.
 SHORTER = "automl.models.shorter.shorter"
 
@@ -60,11 +69,12 @@ def check_factory(factory: Any, kwargs: Any, trust: Sequence[str], source: str) 
             f"{source} asks to call {factory[:80]!r}, which is no network of PrunePilot; if you "
             f"trust it, add {_how(factory if kind in _SOURCES else package)}"
         )
-    for key in _keys(kwargs):
-        if (key in _READS or key.startswith("_")) and not _loads_nothing(kind, key, kwargs):
+    for key, value in _pairs(kwargs):
+        reads = (key in _READS or key.startswith("_")) and not _loads_nothing(kind, key, value)
+        if reads or (kind in _SOURCES and isinstance(value, str) and re.search(r"[:/\\]", value)):
             raise InputError(
-                f"{source} asks {factory} to load {key}={kwargs.get(key, '...')!r}; if you trust "
-                f"it, add {_how(factory)}"
+                f"{source} asks {factory} to load {key}={str(value)[:80]!r}; if you trust it, add "
+                f"{_how(factory)}"
             )
 
 
@@ -135,10 +145,11 @@ def _check_target(node: Mapping[Any, Any], trust: Sequence[str], source: str) ->
             f"{source} asks to call {shown!r}, which conf/ does not know; if you trust it, add "
             f"{_how(shown.rpartition('.')[0] or shown)}"
         )
-    if target == _RAY and node.get("address") not in (None, "auto", "local"):
+    key, harmless = _REACHING.get(target, ("", (None,)))
+    if node.get(key) not in harmless:
         raise InputError(
-            f"{source} asks to join the Ray cluster {node['address']!r}; if you trust it, add "
-            f"{_how(_RAY)}"
+            f"{source} asks to let {target} reach out by {key}={str(node[key])[:80]!r}; if you "
+            f"trust it, add {_how(target)}"
         )
 
 
@@ -147,7 +158,7 @@ def _how(name: str) -> str:
 
 
 def _is_sourced(kind: str, name: str) -> bool:
-    if kind not in _SOURCES or not _NAME.fullmatch(name):
+    if kind not in _SOURCES or not _NAME.fullmatch(name) or name in _WRAPPERS:
         return False
     if kind != "hf":
         return True
@@ -158,18 +169,24 @@ def _is_sourced(kind: str, name: str) -> bool:
     return name in CONFIG_MAPPING
 
 
-def _loads_nothing(kind: str, key: str, kwargs: Mapping[str, Any]) -> bool:
-    value = kwargs.get(key, "")
+def _loads_nothing(kind: str, key: str, value: Any) -> bool:
     if value is None or value is False:
         return True
     is_name = isinstance(value, str) and _WEIGHTS_NAME.fullmatch(value) is not None
     return kind == "torchvision" and key in ("weights", "weights_backbone") and is_name
 
 
-def _keys(node: Any) -> Iterator[str]:
-    for part in _nodes(node):
-        if isinstance(part, Mapping):
-            yield from map(str, part)
+def _pairs(node: Any) -> Iterator[tuple[str, Any]]:
+    """Every value of a document with the key that it, or the list that holds it, stands behind."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            yield str(key), value
+            yield from ((str(key), one) for one in values)
+            yield from _pairs(value)
+    elif isinstance(node, list | tuple):
+        for child in node:
+            yield from _pairs(child)
 
 
 def _nodes(node: Any) -> Iterator[Any]:

@@ -276,6 +276,14 @@ def test_networks_that_write_into_their_inputs_get_the_same_every_time(
     assert found[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_measuring_the_batch_size_leaves_inputs_as_they_are():
+    images, labels = torch.rand(130, 3, 4, 4), torch.randint(5, (130,))
+    network = Overwriting().eval()
+    expected = ClassifierScorer(images.clone(), labels, score="loss", batch_size=64)(network)[1]
+    found = ClassifierScorer(images.clone(), labels, score="loss", batch_size="auto")(network)[1]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
 def test_modes_come_back_when_the_network_fails(images, labels):
     network = nn.Sequential(nn.Flatten(), nn.Linear(5, 5))  # cannot take the images
     with pytest.raises(RuntimeError):

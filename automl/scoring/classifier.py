@@ -378,7 +378,8 @@ class ClassifierScorer:
         self._check_device(model)
 
         def forward(size: int) -> None:
-            model(self._batch(slice(0, size)))
+            with self._kept(self._batch(slice(0, size))) as inputs:
+                model(inputs)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 

@@ -164,7 +164,11 @@ def test_a_trusted_package_is_called(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("factory", "kwargs"),
     [("timm:resnet18", {"checkpoint_path": "/x"}), ("timm:resnet18", {"pretrained": True}),
-     ("timm:hf_hub:someone/net", {}), ("hf:./here", {}), ("torchvision:resnet18/..", {}),
+     ("timm:hf_hub:someone/net", {}), ("hf:./here", {}),
+        ("hf:timm_wrapper", {"architecture": "resnet18", "head": "ImageClassification"}),
+        ("hf:resnet", {"layer_type": "hf-hub:someone/net"}), ("hf:resnet", {"names": ["a/b"]}),
+        ("timm:resnet18", {"pretrained": False, "x": {"pretrained": True}}),
+     ("torchvision:resnet18/..", {}),
      ("torchvision:resnet18", {"weights": "x.pt"}), ("automl.models.load.load_model", {}),
      ("timm:resnet18", {"a": [{"checkpoint_path": "x"}]}), (None, {}), ("x", None)],
 )  # fmt: skip
@@ -201,6 +205,10 @@ def test_settings_of_a_folder_call_no_class_of_their_own_choice(
         {"strategy": "${oc.create:'{_target_: os.system}'}"},
         {"model": {"factory": "os:system", "kwargs": {"command": f"touch {sentinel}"}}},
         {"engine": {"_target_": "automl.engines.ray.Ray", "address": "example.org:1"}},
+        {"logger": {"_target_": "automl.loggers.MLflow", "uri": "http://example.org"}},
+        {"logger": {"_target_": "automl.loggers.TensorBoard", "folder": str(sentinel)}},
+        {"logger": {"_target_": "automl.loggers.WandB", "mode": "online"}},
+        {"strategy": {"_target_": "automl.strategies.amc.AMC", "tensorboard": str(sentinel)}},
     ):  # fmt: skip
         (run / "config.yaml").write_text(to_yaml({**from_yaml(text), **edit, "trust": ["os"]}))
         assert main(["resume", str(run)]) == 2
