@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,7 @@ class Bench:
     def data(self) -> DataSplits:
         """Training, validation and test images that fit the network."""
         data = self._loaded_data()
+        self._warn_of_images_seen(data)
         found, wanted = tuple(data.train.images.shape[1:]), self.complete.input_shape
         if found != wanted:
             raise InputError(
@@ -124,6 +126,19 @@ class Bench:
                 f"{wanted}; choose another data=, or set model.input_shape or data.size"
             )
         return data
+
+    def _warn_of_images_seen(self, data: DataSplits) -> None:
+        """Says so where nobody knows whether the weights were trained on images held out here."""
+        model = self.config["model"]
+        weights = {**(model.get("kwargs") or {}), "checkpoint": model.get("checkpoint")}
+        trained = any(weights.get(name) for name in ("checkpoint", "weights", "pretrained"))
+        if data.from_train and trained and model.get("trained_on") is None:
+            print(
+                f"{' and '.join(data.from_train)} images are cut from the training images of "
+                f"{data.name}, which the weights may have seen: model.trained_on=all_train takes "
+                "others if they have, model.trained_on=train says that they have not",
+                file=sys.stderr,
+            )
 
     def _loaded_data(self) -> DataSplits:
         settings = {**self.config["data"], "root": path(self.config["data"], "data.root")}

@@ -186,6 +186,8 @@ class DataSplits:
         split: How the parts were made, ``holdout`` or ``test_halves``.
         fingerprint: Hash of the content and of which image is in which part.
         augment: The data set's usual augmentation for training, None where it has none.
+        from_train: The parts, ``validation`` and ``test``, that were cut from the data set's own
+            training images: weights from elsewhere may have been trained on them.
     """
 
     name: str
@@ -198,6 +200,7 @@ class DataSplits:
     split: str
     fingerprint: str
     augment: PadCropFlip | None = None
+    from_train: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

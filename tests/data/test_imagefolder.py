@@ -6,8 +6,11 @@ import torch
 from made import write_pictures
 from PIL import Image
 
+from automl.commands.build import Bench
+from automl.commands.compose import compose
 from automl.data import load_data
 from automl.data.formats.pictures import decode
+from automl.models import load_model
 from automl.types import InputError
 
 
@@ -26,6 +29,7 @@ def test_validation_and_test_are_held_out_of_training_where_they_have_no_folder(
     assert torch.bincount(data.validation.labels).tolist() == [2, 2, 2]
     assert data.train.images.shape == (48, 3, 16, 16)
     assert data.train.images.dtype == torch.uint8
+    assert data.from_train == ("validation", "test")
     assert sizes(load(picture_root, validation_size=9)) == [45, 9, 6]
 
 
@@ -33,12 +37,16 @@ def test_validation_and_test_are_held_out_of_training_where_they_have_no_folder(
 def test_folders_of_their_own_are_used(picture_root, name):
     write_pictures(picture_root / name, {"ant": 4, "cat": 2}, seed=1)
     data = load(picture_root)
-    assert sizes(data) == [54, 6, 6]
-    assert sizes(load(picture_root, validation_size=3)) == [54, 3, 6]
-    assert data.validation.labels.tolist() == [0, 0, 0, 0, 2, 2]
+    assert sizes(data) == [60, 3, 3]  # halves: of train nobody knows what the weights have seen
+    assert sizes(load(picture_root, validation_size=2)) == [60, 2, 3]
+    assert data.from_train == ()
+    assert (
+        sorted([*data.validation.labels.tolist(), *data.test.labels.tolist()]) == [0] * 4 + [2] * 2
+    )
     write_pictures(picture_root / "test", {"bee": 5}, seed=2)
     data = load(picture_root)
     assert sizes(data) == [60, 6, 5]
+    assert data.validation.labels.tolist() == [0, 0, 0, 0, 2, 2]
     assert sizes(load(picture_root, validation_size=3)) == [60, 3, 5]
 
 
@@ -150,3 +158,19 @@ def test_an_empty_test_folder_is_refused(picture_root):
     (picture_root / "test" / "ant").mkdir(parents=True)
     with pytest.raises(InputError, match="test holds no pictures"):
         load(picture_root)
+
+
+def test_it_is_told_where_weights_may_have_seen_what_is_held_out(picture_root, capsys):
+    settings = ["model=torchvision:resnet18", "data=imagefolder", f"data.root={picture_root}"]
+
+    def said(*more):
+        bench = Bench(compose([*settings, "data.size=32", *more]))
+        vars(bench)["complete"] = load_model("torch.nn.Flatten", input_shape=(3, 32, 32))
+        assert bench.data.from_train == ("validation", "test")
+        return capsys.readouterr().err
+
+    weights = "model.kwargs.weights=DEFAULT"
+    assert "which the weights may have seen" in said(weights)
+    assert "model.trained_on=all_train" in said("model.checkpoint=own.pt")
+    assert said() == said(weights, "model.trained_on=train") == ""
+    assert said("+model.kwargs.weights=null") == ""

@@ -56,6 +56,7 @@ def load(request: DataRequest) -> DataSplits:
         classes=CLASSES,
         split=split,
         fingerprint=fingerprint("cifar10", parts),
+        from_train=("validation",) if split == "holdout" else (),
         augment=PadCropFlip(pad=4, flip=True),
     )
 

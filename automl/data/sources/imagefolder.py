@@ -71,6 +71,11 @@ def load(request: DataRequest) -> DataSplits:
         classes=classes,
         split=split,
         fingerprint=fingerprint("imagefolder", pooled, f"{classes}"),
+        from_train=tuple(
+            name
+            for name, (listing, _) in zip(("validation", "test"), parts[1:], strict=True)
+            if listing is parts[0][0]
+        ),
         # In proportion to CIFAR's 4 pixels of 32.
         augment=PadCropFlip(pad=size // 8, flip=True),
     )
@@ -114,6 +119,9 @@ def _list(folder: Path, classes: Sequence[str]) -> _Listing:
 
 
 def _holdout(listings: dict[str, _Listing], request: DataRequest) -> list[_Part]:
+    if "test" not in listings and "val" in listings and len(listings["val"].files) > 1:
+        # Pictures that the weights have not seen, or need not have; of train nobody can say so.
+        return _test_halves(listings, request)
     train = listings["train"]
     kept = np.arange(len(train.files))
     parts: list[_Part] = []
