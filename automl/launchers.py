@@ -149,6 +149,21 @@ class Slurm:
     at_once: int = 64
     setup: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        least = {"minutes": 1, "cpus": 1, "gpus": 0, "at_once": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise InputError(f"launcher.{name} must be a whole number >= {low}, got {value!r}")
+        if not isinstance(self.memory_gb, int | float) or not self.memory_gb > 0:
+            raise InputError(f"launcher.memory_gb must be above 0, got {self.memory_gb!r}")
+        lines: Any = self.setup
+        if isinstance(lines, str):
+            raise InputError(
+                f"launcher.setup must be a list of lines, as [module load cuda], got {self.setup!r}"
+            )
+
     def launch(self, run: Run, cells: Sequence[Any], folder: Path) -> Iterator[tuple[Any, Any]]:
         """See :class:`Launcher`."""
         try:
@@ -158,17 +173,21 @@ class Slurm:
 
         try:
             executor = submitit.AutoExecutor(folder / "slurm", cluster=self.cluster)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise InputError(f"launcher=slurm: {error}; or set launcher.cluster=local") from None
         executor.update_parameters(name="prunepilot", timeout_min=self.minutes, **self._resources())
         jobs = dict(zip(executor.map_array(run, cells), cells, strict=True))
-        while jobs:
-            done = [job for job in jobs if job.done()]
-            for job in done:
-                lost = job.exception()
-                yield jobs.pop(job), job.result() if lost is None else lost
-            if not done:
-                time.sleep(_POLL_S)
+        try:
+            while jobs:
+                done = [job for job in jobs if job.done()]
+                for job in done:
+                    lost = job.exception()
+                    yield jobs.pop(job), job.result() if lost is None else lost
+                if not done:
+                    time.sleep(_POLL_S)
+        finally:
+            for job in jobs:  # of a sweep that is interrupted; the same command runs them again
+                job.cancel()
 
     def _resources(self) -> dict[str, Any]:
         found: dict[str, Any] = {

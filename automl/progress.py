@@ -83,11 +83,12 @@ class Bar:
             return Column(no_wrap=True, min_width=len(text))
 
         self._bar = RichProgress(
-            TextColumn(title, table_column=whole(title)),
+            TextColumn("{task.description}", table_column=whole(title), markup=False),
             BarColumn(40 if console.width >= _WIDE else 8),
             TextColumn(count, table_column=whole(f"{total}/{total}")),
             TimeRemainingColumn(table_column=whole("0:00:00")),
-            TextColumn(best, table_column=Column(no_wrap=True)),  # cut short where there is no room
+            # Cut short where there is no room.
+            TextColumn(best, table_column=Column(no_wrap=True), markup=False),
             console=console,
         )
         self._task = self._bar.add_task(title, total=total, best="")

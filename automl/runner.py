@@ -16,6 +16,7 @@ from automl.engines.errors import one_line
 from automl.policy import Policy
 from automl.racing import Bar, Examined, Floats
 from automl.seeding import own_random_numbers
+from automl.signals import behind
 
 
 @runtime_checkable
@@ -178,6 +179,8 @@ def run_trial(runner: Runner, job: Job) -> Outcome:
         score = _finite(found.score)
         metrics = {str(name): float(value) for name, value in found.metrics.items()}
     except Exception as raised:
+        if (stop := behind(raised)) is not None:  # Ctrl-C, which somebody's code made an error of
+            raise stop from None
         error, detail, found = one_line(raised), traceback.format_exc(), None
     seconds = round(time.perf_counter() - started, 6)
     losses = None if found is None else found.losses

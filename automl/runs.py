@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ CONFIG = "config.yaml"
 #: What its ``started_by`` holds where a search in Python wrote it.
 SEARCHER = "automl.Searcher"
 ENVIRONMENT = "environment.json"
+LATENCY_LIMIT = "latency_limit.json"
 SCORING = "scoring.json"
 JOURNAL = "trials.jsonl"
 COMPARISONS = "comparisons.jsonl"
@@ -64,6 +66,10 @@ _MOST_SETTINGS = 100_000
 _LOCK = ".lock"
 #: What ``atomic_write`` leaves behind where it is killed.
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+
+
+class InUseError(InputError):
+    """Another process works in the folder."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,31 @@ class RunFolder:
                 f"'{self.how_to_resume}' writes it anew from the trials"
             ) from None
 
+    def pin(self, latency: Mapping[str, float]) -> None:
+        """Writes what a latency table makes of the budget, or compares it with what is written.
+
+        Args:
+            latency: Limit and dense latency in ms, as they are now.
+
+        Raises:
+            InputError: The run began with another table, and would not go on to the same result.
+        """
+        file = self.file(LATENCY_LIMIT)
+        if not file.is_file():
+            self.write_json(LATENCY_LIMIT, dict(latency))
+            return
+        try:
+            began = json.loads(file.read_text(encoding="utf-8"))
+            same = all(math.isclose(began[name], latency[name]) for name in latency)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error!r}); start the run anew") from error
+        if not same:
+            raise InputError(
+                f"{self.path} began with another latency table (a limit of {began['limit_ms']:g} ms,"
+                f" here {latency['limit_ms']:g} ms): resume it on that device, from the directory "
+                "where it began, or start a new run"
+            )
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from writing here; creates the folder.
@@ -176,7 +207,8 @@ class RunFolder:
         The system drops the lock with the process, so a killed run never blocks the next.
 
         Raises:
-            InputError: Another process holds it, or the folder cannot be created.
+            InUseError: Another process holds it.
+            InputError: The folder cannot be created.
         """
         from filelock import FileLock, Timeout
 
@@ -185,7 +217,7 @@ class RunFolder:
             held = FileLock(self.file(_LOCK), timeout=0)
             held.acquire()
         except Timeout:
-            raise InputError(f"{self.path} is in use by another process; wait for it") from None
+            raise InUseError(f"{self.path} is in use by another process; wait for it") from None
         except OSError as error:
             raise InputError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
         try:
@@ -294,7 +326,7 @@ def _require_small(config: Any) -> None:
 
 def _is_leftover(name: str) -> bool:
     """Whether this may be of a run that has no config.yaml: killed before that, or not begun."""
-    before = (_LOCK, ENVIRONMENT, SCORING, COMPARISONS, f"{COMPARISONS}{_LOCK}")
+    before = (_LOCK, ENVIRONMENT, SCORING, COMPARISONS, f"{COMPARISONS}{_LOCK}", FAILED)
     return name in before or _PARTIAL.fullmatch(name) is not None
 
 

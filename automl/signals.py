@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions, so that locks and files are left in order; twice ends at once.
+"""Ctrl-C, SIGTERM and SIGHUP as exceptions, so that locks and files are in order; a second ends.
 
 Nothing depends on it: whatever is on the disk is whole at any moment, and a process that is killed
 outright loses no finished trial. It is for the line that says how to go on.
@@ -14,16 +14,27 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody (a scheduler, a shutdown) wants this process to end."""
+    """SIGTERM or SIGHUP: a scheduler, a shutdown or a closed terminal wants this process to end.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        """Keeps the number."""
+        super().__init__(number)
+        self.number = number
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """The code that shells give a process which ended by this signal: 130 or 143."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    """The code that shells give a process which ended by this signal: 130, 143 or 129."""
+    return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def word(stop: KeyboardInterrupt) -> str:
@@ -63,7 +74,7 @@ def _first(number: int, _frame: FrameType | None) -> NoReturn:
     for other in _SIGNALS:
         if signal.getsignal(other) is _first:
             signal.signal(other, _second)
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _second(number: int, _frame: FrameType | None) -> NoReturn:

@@ -1,3 +1,4 @@
+import multiprocessing
 import operator
 import os
 import signal
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from automl.engines.process import _named_spawn
 from automl.launchers import Basic, Joblib, Slurm
 from automl.types import InputError
 
@@ -75,3 +77,33 @@ def test_slurm_runs_cells_as_jobs(tmp_path):
 def test_the_number_of_processes_is_checked():
     with pytest.raises(InputError, match=r"launcher\.jobs must be a whole number >= 1, got 0"):
         Joblib(jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"minutes": 0}, "minutes must be a whole number >= 1"),
+        ({"minutes": "abc"}, "minutes must be a whole number >= 1"),
+        ({"memory_gb": 0}, "memory_gb must be above 0"),
+        ({"setup": "abc"}, "setup must be a list of lines"),
+    ],
+)
+def test_slurms_settings_are_checked_before_anything_is_submitted(settings, says):
+    with pytest.raises(InputError, match=says):
+        Slurm(**settings)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A cell's work: starts a process as the process engine does."""
+
+    def __call__(self, cell: int) -> int | None:
+        process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+        with _named_spawn():
+            process.start()
+        process.join(60)
+        return process.exitcode
+
+
+def test_workers_of_joblib_can_start_workers_of_their_own(tmp_path):
+    assert outcomes(Joblib(jobs=1), tmp_path, Start(), (1,)) == {1: 0}

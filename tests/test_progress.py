@@ -17,6 +17,14 @@ def test_a_terminal_gets_a_bar_with_the_best_so_far():
     assert "0.9876" in stream.getvalue()
 
 
+def test_titles_and_what_is_best_are_shown_as_they_are():
+    stream = Terminal()
+    with progress(2, "layers={conv1:[channel]} [/x]", stream) as shown:
+        shown.update(1, "failed: [/red] {}")
+    assert "layers={conv1:[channel]} [/x]" in stream.getvalue()
+    assert "failed: [/red] {}" in stream.getvalue()
+
+
 def test_lines_come_at_most_every_few_seconds_and_end_with_the_last_state():
     stream = io.StringIO()
     with Lines(100, "trials", stream, every_s=1e9) as shown:

@@ -96,3 +96,15 @@ def test_yaml_keeps_values_and_order():
     settings = {"z": 1e-05, "a": [1, None, "x: y"], "m": {"é": True}}
     assert from_yaml(to_yaml(settings)) == settings
     assert list(from_yaml(to_yaml(settings))) == ["z", "a", "m"]
+
+
+def test_a_run_goes_on_with_the_latency_table_that_it_began_with_or_not_at_all(tmp_path):
+    folder = RunFolder(tmp_path)
+    began = {"limit_ms": 0.3012, "dense_ms": 0.6024}
+    folder.pin(began)
+    folder.pin(began)
+    with pytest.raises(InputError, match=r"another latency table .*0\.3012 ms, here 0\.2993 ms"):
+        folder.pin({"limit_ms": 0.2993, "dense_ms": 0.6024})
+    (tmp_path / "latency_limit.json").write_text("[]")
+    with pytest.raises(InputError, match="is damaged"):
+        folder.pin(began)

@@ -435,3 +435,20 @@ def test_what_a_strategy_found_is_no_setting_of_it(tmp_path):
     one.search(trials=20, seed=0)
     assert one.strategy.family and one._identity(0) == before
     assert before["strategy"].keys() == {"class", "winner", "decay", "tolerance", "guard"}
+
+
+def test_ctrl_c_that_an_evaluation_makes_another_error_of_ends_the_search(tmp_path):
+    class Wrapping(Evaluate):
+        def __call__(self, model):
+            score = super().__call__(model)
+            if self.calls == 3:
+                try:
+                    raise KeyboardInterrupt
+                except BaseException as error:
+                    raise RuntimeError("wrapped") from error
+            return score
+
+    with pytest.raises(KeyboardInterrupt):
+        searcher(Wrapping(), run_dir=tmp_path / "run").search(trials=6)
+    lines = (tmp_path / "run" / "trials.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["status"] == "ok" for line in lines)

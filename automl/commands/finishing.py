@@ -85,7 +85,7 @@ class _Final:
     measurement: Measurement
 
 
-def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConfig) -> list[str]:
+def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConfig) -> None:
     """Fine-tunes and measures the final networks, and writes them with the result.
 
     Args:
@@ -94,8 +94,7 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
         finals: What the search ended with.
         tuning: How to fine-tune; no epochs, no fine-tuning.
 
-    Returns:
-        A line for every network whose training failed; it stays as it was before.
+    The result has a line for every network whose training failed; it stays as it was before.
     """
     refined = folder.path / "refined"
     pruned = [_pruned(bench, refined, name, trial) for name, trial in finals.distinct.items()]
@@ -121,13 +120,13 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
         **_about(bench, finals),
         "config_hash": config_hash(folder.config()),
         "latency_promise": promise,
+        "failures": failures,
         "rows": [asdict(row) for row in rows],
     }
     folder.write_json(RESULT, result)  # last: it says that the run is done
     for checkpoint in folder.path.glob("finetune-*.pt"):
         checkpoint.unlink()
     forget(refined)
-    return failures
 
 
 def _pruned(bench: Bench, refined: Path, name: str, trial: Trial) -> _Final:

@@ -119,6 +119,7 @@ class LiveOverview(Overview):
 def _table(standing: Standing) -> Table:
     """Cells and the best test top-1, by strategy and by what else was varied."""
     from rich.table import Table
+    from rich.text import Text
 
     passed = duration(time.monotonic() - standing.started)
     state = f"{standing.ended} of {standing.total} cells finished, {standing.failed} failed"
@@ -130,7 +131,7 @@ def _table(standing: Standing) -> Table:
     if len(settings) > _COLUMNS:
         settings = [None]
     for setting in settings:
-        table.add_column(setting or "all", justify="right")
+        table.add_column(Text(setting or "all"), justify="right")  # as it is, brackets too
     for strategy in standing.strategies:
         ended, there = standing.cells(strategy)
         best = [_percent(standing.best(strategy, setting)) for setting in settings]

@@ -87,6 +87,8 @@ class SearchRun:
         Budget.parse(config["budget"])
         _refuse_settings_of_prune(config)
         _logger(config)  # says what is not installed before anything is computed
+        instantiate(config["strategy"], "strategy")
+        tuning_of(config)
         folder = RunFolder(run_dir(config) or Path(_new_run_dir(config)))
         folder.check_free_for(config)
         return cls(config, bench or Bench(config), folder, tuple(known))
@@ -98,23 +100,33 @@ class SearchRun:
             title: What the progress display is called.
         """
         if self.folder.is_done:
-            self._show()
-            print(f"finished before: {self.folder.path}")
-            return 0
+            return self._finished_before()
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self.prove()
         with ExitStack() as engine:
             run = engine.enter_context(self.with_engine())  # may refuse: nothing is written yet
             with self.folder.lock():
+                if RunFolder(self.folder.path).is_done:  # by another process, since this one looked
+                    return self._finished_before()
                 self.start()
                 print(f"run folder: {self.folder.path}", flush=True)
                 with Journal(self.folder.file(JOURNAL)) as journal:
                     finals = run._search(strategy, journal, title)
                     engine.close()  # its workers are of no more use
                     journal.write_parquet(self.folder.file(TRIALS))
-                failures = finish(self.bench, self.folder, finals, tuning)
+                finish(self.bench, self.folder, finals, tuning)
         self._show()
         print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
+        return self._failures()
+
+    def _finished_before(self) -> int:
+        self._show()
+        print(f"finished before: {self.folder.path}")
+        return self._failures()
+
+    def _failures(self) -> int:
+        """Says which networks could not be trained; the exit code."""
+        failures = failures_of(self.folder.result())
         for line in failures:
             print(f"prunepilot: failed: {line}; {self._how_to_train()}", file=sys.stderr)
         return 1 if failures else 0
@@ -163,6 +175,8 @@ class SearchRun:
             _ = problem.dense  # first: where it cannot be scored, nothing can
             watch.dense, watch.limits = problem.dense_costs, problem.limits
             costs, limits = problem.dense_costs, problem.limits
+            if "latency_ms" in limits:
+                self.folder.pin({"limit_ms": limits["latency_ms"], "dense_ms": costs["latency_ms"]})
             logger.on_search_start(SearchInfo(self.config, costs, limits, self.folder.path))
             result = strategy.search(problem, trials, seed)
             watch.end(len(result.trials))
@@ -375,10 +389,17 @@ class _Watch:
         return f"best: {', '.join([*scores, *shares])}"
 
 
+def failures_of(result: Mapping[str, Any]) -> list[str]:
+    """A line for every network of a finished run whose training failed."""
+    failures = result.get("failures")  # earlier versions did not write it
+    return [str(line) for line in failures] if isinstance(failures, list) else []
+
+
 def _new_run_dir(config: Mapping[str, Any]) -> str:
     """A folder below runs/ that is not there yet, named after what runs and when."""
     settings = config["model"]
     model = str(settings["factory"] if settings["name"] == "custom" else settings["name"])
     strategy = str(config["strategy"]["_target_"]).rpartition(".")[2].lower()
     name = model.replace(":", ".").rpartition(".")[2]
-    return f"runs/{name}-{strategy}-{datetime.now():%Y%m%d-%H%M%S}"
+    # To the millisecond: a loop of a shell starts several in a second.
+    return f"runs/{name}-{strategy}-{f'{datetime.now():%Y%m%d-%H%M%S-%f}'[:-3]}"

@@ -23,7 +23,7 @@ from typing import Any
 from automl.commands.build import Bench
 from automl.commands.compose import compose, expand
 from automl.commands.overview import overview, show_end
-from automl.commands.running import SearchRun
+from automl.commands.running import SearchRun, failures_of
 from automl.commands.settings import instantiate
 from automl.commands.standing import Entry, Standing
 from automl.hashing import digest
@@ -31,8 +31,9 @@ from automl.journal import Journal, Row
 from automl.paths import atomic_write
 from automl.problem import SearchStopped
 from automl.progress import hidden
-from automl.runs import FAILED, FINALISTS, JOURNAL, SWEEP, RunFolder
-from automl.signals import exit_code, word
+from automl.runs import FAILED, FINALISTS, JOURNAL, SWEEP, InUseError, RunFolder
+from automl.signals import behind, exit_code, word
+from automl.trials import check_row
 from automl.types import InputError
 
 #: Settings that do not change what a ``Bench`` holds besides its strategy.
@@ -93,6 +94,8 @@ def run_sweep(overrides: Sequence[str]) -> int:
             run then.
     """
     folder = Path(_run_dir(overrides))
+    if RunFolder(folder).is_run:
+        raise InputError(f"run_dir {folder} holds a single run; choose another for the sweep")
     cells = cells_of(overrides, folder)
     configs = [compose(cell.overrides) for cell in cells]
     for cell, config in zip(cells, configs, strict=True):
@@ -151,7 +154,7 @@ def _is_done(cell: Cell) -> bool:
     """Whether there is a result; one that is damaged is not skipped, so that the cell says so."""
     folder = RunFolder(Path(cell.folder))
     with contextlib.suppress(InputError):
-        return folder.is_done and bool(folder.result())
+        return folder.is_done and not failures_of(folder.result())
     return False
 
 
@@ -177,7 +180,7 @@ def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:
 
 
 def run_cell(cell: Cell) -> Outcome:
-    """Runs one cell and keeps what it prints in its folder; raises only to interrupt."""
+    """Runs one cell, quietly; raises only to interrupt."""
     started = time.monotonic()
     failed = Path(cell.folder) / FAILED
     printed = io.StringIO()
@@ -185,11 +188,19 @@ def run_cell(cell: Cell) -> Outcome:
         config = compose(cell.overrides)
         run = SearchRun.of(config, _shared_bench(config), sister_rows(Path(cell.folder)))
         with contextlib.redirect_stdout(printed), hidden(cell.quiet):
-            run.execute(title=cell.name)
-        failed.unlink(missing_ok=True)
+            code = run.execute(title=cell.name)
         text, top1 = _result_of(cell)
+        if code:
+            text = "; ".join(failures_of(run.folder.result()))
+            _note_failure(failed, text)
+            return Outcome("failed", text, time.monotonic() - started, top1)
+        failed.unlink(missing_ok=True)
         return Outcome("done", text, time.monotonic() - started, top1)
+    except InUseError as error:  # another command runs it; nothing is wrong with it
+        return Outcome("failed", str(error), time.monotonic() - started)
     except Exception as error:
+        if (stop := behind(error)) is not None:
+            raise stop from None
         text = " ".join(str(error).split()) or type(error).__name__
         expected = isinstance(error, InputError | SearchStopped)
         reason = text if expected else f"{type(error).__name__}: {text}"
@@ -232,8 +243,14 @@ def sister_rows(folder: Path) -> list[Row]:
         for path in sorted(folder.parent.glob(f"*/{name}")):
             if path.parent != folder:
                 with contextlib.suppress(InputError), warnings.catch_warnings(action="ignore"):
-                    rows += Journal.read(path)
+                    rows += filter(_is_whole, Journal.read(path))
     return rows
+
+
+def _is_whole(row: Row) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(check_row(row))
+    return False
 
 
 def _note_failure(path: Path, reason: str) -> None:
@@ -265,7 +282,7 @@ def _run_dir(overrides: Sequence[str]) -> str:
     given = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
     if given and given[-1]:
         return given[-1].strip("'\"")
-    return f"runs/sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    return f"runs/sweep-{f'{datetime.now():%Y%m%d-%H%M%S-%f}'[:-3]}"
 
 
 @contextlib.contextmanager

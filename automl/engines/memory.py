@@ -70,6 +70,14 @@ def _shared_memory(size: int) -> SharedMemory | None:
             # Beyond this, the first write would end the process (SIGBUS) instead of raising.
             if size > mount.f_bavail * mount.f_frsize:
                 return None
-        return SharedMemory(create=True, size=size)
+        memory = SharedMemory(create=True, size=size)
     except OSError:
         return None
+    if hasattr(os, "posix_fallocate"):
+        try:  # now, as another process may take what is free before the first write
+            os.posix_fallocate(memory._fd, 0, size)  # type: ignore[attr-defined]
+        except OSError:
+            memory.close()
+            memory.unlink()
+            return None
+    return memory

@@ -241,7 +241,7 @@ def _start(settings: dict[str, Any]) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks, not threads
     here, there = context.Pipe()
     process = context.Process(target=main, args=(there, settings), name="prunepilot worker")
-    with _environment(settings["threads"]), _no_interrupt(), _no_main_module():
+    with _environment(settings["threads"]), _no_interrupt(), _no_main_module(), _named_spawn():
         process.start()
     there.close()
     return _Worker(process, here, time.monotonic())
@@ -260,6 +260,20 @@ def _environment(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _named_spawn() -> Iterator[None]:
+    """Children are told the default's name; loky's own, in its workers, they do not know."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    if before is None or before in multiprocessing.get_all_start_methods():
+        yield
+        return
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,7 @@ def torch_settings(threads: int | None) -> dict[str, Any]:
         "default_dtype": torch.get_default_dtype(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "mkldnn": bool(torch.backends.mkldnn.enabled),
     }
 
@@ -113,5 +114,5 @@ def apply_torch_settings(settings: Mapping[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
     torch.set_default_dtype(settings["default_dtype"])
     torch.set_float32_matmul_precision(settings["matmul_precision"])
-    torch.use_deterministic_algorithms(settings["deterministic"])
+    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
     torch.backends.mkldnn.enabled = settings["mkldnn"]

@@ -109,7 +109,8 @@ def test_training_that_diverges_leaves_the_run_with_its_untrained_networks(tmp_p
     names = [row["name"] for row in json.loads((run / RESULT).read_text())["rows"]]
     assert names[-1].startswith("found") and not any("tuned" in name for name in names)
     assert load_pruned(run)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    assert main(["resume", str(run)]) == 0
+    assert main(["resume", str(run)]) == 1  # and says so again
+    assert "diverged in epoch 1" in capsys.readouterr().err
 
 
 def test_training_that_diverges_is_one_line_of_prune_too(tmp_path, capsys):

@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from command import SEARCH, Result, start
 from automl.cli import main
 from automl.commands.compare_time import timed
 from automl.commands.compose import compose
-from automl.commands.sweep import _key, _shared_bench, cells_of
+from automl.commands.sweep import Cell, _key, _shared_bench, cells_of, run_cell, sister_rows
 from automl.journal import Journal
 from automl.report.loading import load_runs
 from automl.runs import (
@@ -140,6 +141,60 @@ def test_a_failing_cell_stops_no_other_and_says_why(tmp_path, capsys):
     assert "least" in reason
     frame = load_runs(folder)
     assert set(frame["status"]) == {"done", "failed"}
+    assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
+    again = capsys.readouterr().out
+    assert "2 cells, 1 done before" in again and "FAILED: " in again
+
+
+def test_a_cell_whose_network_could_not_be_trained_has_failed_however_often_it_is_run(
+    tmp_path, capsys
+):
+    folder = tmp_path / "sweep"
+    tuning = ["finetune=short", "finetune.epochs=1", "finetune.lr=1e9", "data.limit=100"]
+    settings = [*SMALL, *tuning, "repair=none", "strategy=uniform", "budget.macs=0.5", "seed=0,1"]
+    for _ in range(2):
+        assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
+        out = capsys.readouterr().out
+        assert out.count("fine-tuning diverged in epoch 1") >= 2 and "2 cells failed" in out
+
+
+def test_a_sweep_is_not_put_into_a_single_run(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("{}")
+    assert main([*SWEEP, f"run_dir={tmp_path}"]) == 2
+    assert "holds a single run" in capsys.readouterr().err
+
+
+def test_damaged_rows_of_other_cells_are_left_out(swept, tmp_path):
+    folder = Path(shutil.copytree(swept[0], tmp_path / "sweep"))
+    rows = len(sister_rows(folder / "another"))
+    journal = next(folder.glob("*random*/trials.jsonl"))
+    first, *rest = journal.read_text().splitlines()
+    damaged = {name: value for name, value in json.loads(first).items() if name != "time"}
+    journal.write_text("\n".join([json.dumps(damaged), *rest]) + "\n")
+    assert len(sister_rows(folder / "another")) == rows - 1
+
+
+def test_ctrl_c_that_became_another_error_ends_the_sweep(monkeypatch, tmp_path):
+    def interrupted(overrides):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("of a library, on its way out")
+
+    monkeypatch.setattr("automl.commands.sweep.compose", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(Cell("only", "", (), str(tmp_path / "only")))
+    assert not (tmp_path / "only").exists()
+
+
+def test_a_cell_that_runs_elsewhere_is_left_alone(swept, capsys):
+    folder = swept[0].parent / "busy"
+    settings = [*SMALL, "strategy=uniform", "budget.macs=0.5", "seed=0,1"]
+    with RunFolder(folder / "seed=1").lock():
+        assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
+    assert "in use by another process" in capsys.readouterr().out
+    assert not (folder / "seed=1" / FAILED).exists()
+    assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -148,6 +203,8 @@ def test_a_failing_cell_stops_no_other_and_says_why(tmp_path, capsys):
         (["seed=0,0"], "two cells of the sweep would be the same"),
         (["strategy=amc,rondom"], "no strategy named 'rondom'"),
         (["trials=5,0"], "trials=0,strategy=random: trials must be a whole number >= 1"),
+        (["strategy=random", "strategy.spread=-1,0.5"], "spread must be > 0"),
+        (["launcher=slurm", "launcher.minutes=0"], "launcher.minutes must be a whole number >= 1"),
         (["launcher=joblib", "launcher.jobs=0"], "launcher.jobs must be a whole number >= 1"),
     ],
 )
