@@ -195,9 +195,9 @@ class RunFolder:
             raise InputError(f"{file} is damaged ({error!r}); start the run anew") from error
         if not same:
             raise InputError(
-                f"{self.path} began with another latency table (a limit of {began['limit_ms']:g} ms,"
-                f" here {latency['limit_ms']:g} ms): resume it on that device, from the directory "
-                "where it began, or start a new run"
+                f"{self.path} began with another latency table (a limit of "
+                f"{began['limit_ms']:g} ms, here {latency['limit_ms']:g} ms): resume it on that "
+                "device, from the directory where it began, or start a new run"
             )
 
     @contextmanager

@@ -99,8 +99,10 @@ def _probes(plan: IndexPlan) -> Sequence[Kept]:
     while len(kepts) < _MOST:
         if len(kepts) >= _FEWEST and _told_apart(plan, kepts):
             break
-        # A dimension of one element has no stride and any memory format: not below two.
-        kepts.append(rng.integers(np.minimum(2, plan.dense), plan.dense + 1))
+        # A dimension of one element has no stride and any memory format: not below two, but for
+        # targets of two units, which would never change.
+        low = np.where(plan.dense > 2, 2, 1)
+        kepts.append(rng.integers(low, plan.dense + 1))
     return kepts
 
 

@@ -8,6 +8,7 @@ user's own classes or in a graph module.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -216,8 +217,9 @@ def _other(kind: str, call: _Call) -> Signature:
         "args": [encode(value) for value in call.args],
         "kwargs": {name: encode(value) for name, value in call.kwargs.items()},
     }
-    height, width = _extent(reads, 2) if reads.dim() == 4 else (int(reads[0].numel()), 1)
-    if reads.dim() != 4 and reads.shape[-1:].numel():
+    first = reads[0] if reads.dim() else reads  # a scalar, as the parameter of a layer scale
+    height, width = _extent(reads, 2) if reads.dim() == 4 else (int(first.numel()), 1)
+    if reads.dim() not in (0, 4) and reads.shape[-1:].numel():
         height //= max(1, int(reads.shape[-1]))
     return Signature(
         kind=kind,
@@ -283,6 +285,8 @@ def encode(value: Any) -> Any:
         return {"torch": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
         return {"device": True}
+    if isinstance(value, float) and not math.isfinite(value):  # what masks are filled with
+        return {"float": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise Unrecordable(f"an argument of type {type(value).__name__} cannot be written down")

@@ -17,8 +17,17 @@ from automl.types import InputError
 _SOURCES: dict[str, Any] = {
     "torch.nn.functional": nn.functional,
     "torch.Tensor": Tensor,
+    "torch.fft": torch.fft,
+    "torch.functional": torch.functional,
+    "torch.linalg": torch.linalg,
+    "torch.special": torch.special,
     "torch": torch,
 }
+#: Of ``torch.functional``, which imports more than it defines.
+_FUNCTIONAL = frozenset({
+    "atleast_1d", "atleast_2d", "atleast_3d", "block_diag", "broadcast_tensors", "cartesian_prod",
+    "cdist", "chain_matmul", "einsum", "meshgrid", "norm", "split", "stft", "tensordot", "unique",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +182,7 @@ def find_function(name: str) -> Callable[..., Any]:
     function = getattr(holder, attribute, None) if holder is not None else None
     # Of torch itself only what computes on tensors: neither load nor compile, nor files.
     of_tensors = holder is not torch or hasattr(torch._C._VariableFunctions, attribute)
+    of_tensors &= holder is not torch.functional or attribute in _FUNCTIONAL
     hidden = attribute.startswith("_") and attribute not in _OPERATORS
     if not (callable(function) and of_tensors) or hidden or "file" in attribute:
         raise InputError(f"the table names {name!r}, which is no torch function")
@@ -194,6 +204,8 @@ def _decode(value: Any, device: torch.device, made: list[Tensor]) -> Any:
         return slice(*value["slice"])
     if "ellipsis" in value:
         return Ellipsis
+    if "float" in value:
+        return float(value["float"])
     return getattr(torch, value["torch"]) if "torch" in value else device
 
 

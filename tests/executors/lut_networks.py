@@ -47,6 +47,32 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class ByHand(nn.Module):
+    """Attention as people write it: a mask of minus infinity, a learned scalar first, einsum."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Conv2d(3, width, 4, 4)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.out = nn.Linear(width, width)
+        self.head = nn.Linear(width, 5)
+        self.register_buffer("mask", torch.tril(torch.ones(4, 4)).view(1, 1, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2).contiguous()
+        batch, tokens, width = x.shape
+        q, k, v = (
+            layer(x).view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        scores = (q @ k.transpose(-2, -1)).masked_fill(self.mask == 0, float("-inf"))
+        y = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+        y = y.transpose(1, 2).reshape(batch, tokens, width)
+        return self.head((x + self.scale.exp() * self.out(y)).mean(1))
+
+
 class Concatenation(nn.Module):
     """Two branches side by side, one of them strided."""
 
@@ -78,5 +104,10 @@ class Fickle(nn.Module):
         return self.head(self.second(x).mean((2, 3)))
 
 
-NETWORKS = {"residual": Residual, "attention": Attention, "concatenation": Concatenation}
+NETWORKS = {
+    "residual": Residual,
+    "attention": Attention,
+    "concatenation": Concatenation,
+    "by hand": ByHand,
+}
 EXAMPLE = torch.zeros(2, 3, 8, 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +12,15 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.cost.lut.signature import Signature, canonical, fill, flatten
+from automl.cost.lut.signature import Signature, canonical, fill, flatten, without_layout
 from automl.hashing import digest
 from automl.plan import IndexPlan
 from automl.types import InputError, Kept
 
 IntArray = NDArray[np.int64]
+
+#: Signatures of one operator that are measured before a search asks for them.
+_MOST_COMBINATIONS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ class Operators:
         if len({len(record) for record in records}) != 1:
             raise InputError("pruning changes which operators this network runs; no table fits it")
         lengths = np.stack([plan.lengths(kept) for kept in kepts])
-        finder = _AxisFinder(lengths)
+        finder = _AxisFinder(plan, lengths)
         found = [finder.operator(column) for column in zip(*records, strict=True)]
         return cls(plan, tuple(found))
 
@@ -148,6 +153,9 @@ class Operators:
     def reachable(self, grids: Sequence[Kept]) -> list[Signature]:
         """All signatures of all networks on the grids, each once, in network order.
 
+        Of an operator with very many, as of a concatenation of many branches, a random part: what
+        a search asks for beyond it is measured when it does.
+
         Args:
             grids: The counts that each target may keep.
         """
@@ -170,6 +178,8 @@ class Operators:
     ) -> Iterable[tuple[int, ...]]:
         """Lengths that the axes of an operator can have together."""
         counts = [self.plan.counts[axis] for axis in operator.axes]
+        if math.prod(map(len, options)) > _MOST_COMBINATIONS:
+            return self._drawn(operator, grids)
         shared = [a.targets & b.targets for i, a in enumerate(counts) for b in counts[:i]]
         if not any(shared):
             return product(*options)
@@ -179,6 +189,14 @@ class Operators:
         rows = np.array(list(product(*(grids[t].tolist() for t in targets))), np.int64)
         kept = np.repeat(kept, len(rows), axis=0)
         kept[:, targets] = rows
+        together = np.stack([count(kept) for count in counts], axis=-1)
+        return [tuple(row) for row in np.unique(together, axis=0).tolist()]
+
+    def _drawn(self, operator: Operator, grids: Sequence[Kept]) -> list[tuple[int, ...]]:
+        """Lengths that the axes of an operator have in networks drawn at random."""
+        counts = [self.plan.counts[axis] for axis in operator.axes]
+        rng = np.random.default_rng(0)
+        kept = np.stack([rng.choice(grid, _MOST_COMBINATIONS) for grid in grids], axis=-1)
         together = np.stack([count(kept) for count in counts], axis=-1)
         return [tuple(row) for row in np.unique(together, axis=0).tolist()]
 
@@ -218,39 +236,53 @@ class _Lookup(Sequence[int]):
 class _AxisFinder:
     """Says which axis a column of sizes follows."""
 
-    def __init__(self, lengths: IntArray) -> None:
+    def __init__(self, plan: IndexPlan, lengths: IntArray) -> None:
+        self._plan = plan
         self._lengths = lengths  # (networks, axes)
-        self._known: dict[tuple[int, ...], tuple[int, int, int]] = {}
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int, int]] = {}
 
     def operator(self, column: Sequence[Signature]) -> Operator:
         """The operator that was recorded as ``column``, one signature per network."""
         skeletons, numbers = zip(*map(flatten, column), strict=True)
-        if len(set(skeletons)) != 1:
+        if len(set(map(without_layout, set(skeletons)))) != 1:
             raise InputError(f"pruning changes how {column[0]} is called; no table fits it")
-        table = np.array(numbers, np.int64).reshape(len(column), -1)
+        # Where only the layout changes, as of views of one head or of heads cut in their queries,
+        # the one that most networks have stands for all.
+        ((skeleton, _),) = Counter(skeletons).most_common(1)
+        rows = [row for row, one in enumerate(skeletons) if one == skeleton]
+        table = np.array([numbers[row] for row in rows], np.int64).reshape(len(rows), -1)
         slots = []
         for position in range(table.shape[1]):
             sizes = table[:, position]
             if (sizes != sizes[0]).any():
-                slots.append(Slot(position, *self._follow(sizes, column[0])))
-        return Operator(skeletons[0], numbers[0], tuple(slots))
+                slots.append(Slot(position, *self._follow(sizes, rows, column[0])))
+        return Operator(skeleton, numbers[rows[0]], tuple(slots))
 
-    def _follow(self, sizes: IntArray, example: Signature) -> tuple[int, int, int]:
-        known = tuple(sizes.tolist())
+    def _follow(
+        self, sizes: IntArray, rows: Sequence[int], example: Signature
+    ) -> tuple[int, int, int]:
+        # A stride of 0 among others is that of a dimension of one element, and means nothing.
+        told = [(row, size) for row, size in zip(rows, sizes.tolist(), strict=True) if size]
+        known = tuple(row for row, _ in told), tuple(size for _, size in told)
         if known not in self._known:
-            self._known[known] = self._search(sizes, example)
+            self._known[known] = self._search(*known, example)
         return self._known[known]
 
-    def _search(self, sizes: IntArray, example: Signature) -> tuple[int, int, int]:
-        equal = np.flatnonzero((self._lengths == sizes[:, None]).all(0))
+    def _search(
+        self, rows: Sequence[int], found: Sequence[int], example: Signature
+    ) -> tuple[int, int, int]:
+        sizes, lengths = np.array(found, np.int64), self._lengths[list(rows)]
+        equal = np.flatnonzero((lengths == sizes[:, None]).all(0))
         if len(equal):
+            if len({self._plan.counts[axis] for axis in equal.tolist()}) > 1:
+                raise InputError(f"a size of {example} could follow several channel counts")
             return int(equal[0]), 1, 1
         # Proportional: size[i] * length[0] == length[i] * size[0] in every network i.
-        crossed = sizes[:, None] * self._lengths[:1] == self._lengths * sizes[0]
-        varies = (self._lengths != self._lengths[:1]).any(0)
+        crossed = sizes[:, None] * lengths[:1] == lengths * sizes[0]
+        varies = (lengths != lengths[:1]).any(0)
         proportional = np.flatnonzero(crossed.all(0) & varies)
         if not len(proportional):
             raise InputError(f"a size of {example} follows no channel count; no table fits it")
         axis = int(proportional[0])
-        divisor = int(np.gcd(sizes[0], self._lengths[0, axis]))
-        return axis, int(sizes[0]) // divisor, int(self._lengths[0, axis]) // divisor
+        divisor = int(np.gcd(sizes[0], lengths[0, axis]))
+        return axis, int(sizes[0]) // divisor, int(lengths[0, axis]) // divisor

@@ -88,6 +88,20 @@ def flatten(signature: Signature) -> tuple[str, tuple[int, ...]]:
     return canonical(_emptied(document, numbers)), tuple(numbers)
 
 
+def without_layout(skeleton: str) -> str:
+    """The skeleton without what it says of how tensors lie in memory."""
+    document = json.loads(skeleton)
+    document[_FIELDS.index("layout")] = None
+    return canonical(_laid_out_anyhow(document))
+
+
+def _laid_out_anyhow(value: Json) -> Json:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not ("tensor" in value and k in _LAYOUTS)}
+        return {key: _laid_out_anyhow(child) for key, child in kept.items()}
+    return [_laid_out_anyhow(item) for item in value] if isinstance(value, list) else value
+
+
 def fill(skeleton: str, numbers: Sequence[int]) -> Signature:
     """The signature of a skeleton with its holes filled."""
     source = iter(numbers)
@@ -117,4 +131,6 @@ def _filled(value: Json, numbers: Iterator[int]) -> Json:
     return value
 
 
+#: How a tensor's layout is written down, where it is an argument.
+_LAYOUTS = ("layout", "strides")
 _FIELDS = tuple(Signature.__dataclass_fields__)
