@@ -99,7 +99,7 @@ def require_accurate(table: NetworkTable, settings: Settings) -> None:
         raise InputError(
             f"latency table {path} errs by {100 * held_out.mape:.1f} % on fresh "
             f"networks, more than the {100 * most:g} % of latency.max_mape; build it again on a "
-            "quiet machine, or use it all the same with latency.force=true"
+            "quiet machine (prunepilot lut build), or use it all the same with latency.force=true"
         )
 
 

@@ -25,8 +25,11 @@ from automl.executors.latency_networks import Deployed
 from automl.executors.latency_step import device_step, probes
 from automl.executors.quiet import require_quiet
 from automl.fitting import Space
+from automl.hashing import digest
 from automl.types import InputError, Kept
 
+#: Makes the networks of a check others than those of the calibration, whatever their seeds.
+_FRESH = 1
 #: Operators measured together at least: fewer would find each other's weights in the caches.
 _TOGETHER = 48
 #: Networks of the calibration, besides the dense one, that a check times again.
@@ -238,9 +241,11 @@ class NetworkTable:
         Raises:
             InputError: Even the smallest network breaks the budget.
         """
-        key = f"{self.operators.key}@{limit:.6g}{'x' if relative else 'ms'}"
+        grids = digest([grid.tolist() for grid in self.space.grids()])[:8]
+        key = f"{self.operators.key}@{limit:.6g}{'x' if relative else 'ms'}/{grids}"
         self._aimed = self.table.calibrations.get(key)
         if self._aimed is None and self._meter is not None:
+            self._be_quiet()
             self._report(f"timing {networks} networks that fill the budget, to aim at it")
             self._aimed = latency_aim.aim(self, limit, relative, networks, budget_s)
             if self._aimed is not None:
@@ -297,7 +302,7 @@ class NetworkTable:
         Raises:
             InputError: The network is not calibrated.
         """
-        kept = self.draw(networks, seed)
+        kept = self.draw(networks, seed, _FRESH)
         predicted, calibration = self.cost()(kept), self.calibration
         if calibration is None:
             raise InputError(f"latency table {self.table.path} is not calibrated for this network")
@@ -332,13 +337,13 @@ class NetworkTable:
         found = measure_latency(networks, inputs, budget_s=budget_s, threads=self._threads)
         return [found[name].undisturbed_ms for name in networks]
 
-    def draw(self, networks: int, seed: int) -> Kept:
+    def draw(self, networks: int, seed: int, *purpose: int) -> Kept:
         """The dense network and random slim ones of all sizes, (networks + 1, targets).
 
         Each has a size of its own, drawn evenly between the smallest and the dense network, around
         which the keep fractions of its targets scatter.
         """
-        rng = np.random.default_rng([seed, networks])
+        rng = np.random.default_rng([seed, networks, *purpose])
         targets = len(self.space.units)
         # Even spacing, shuffled within each step: twelve networks cover all sizes.
         size = (rng.permutation(networks) + rng.random(networks)) / max(1, networks)

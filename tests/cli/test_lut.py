@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,40 @@ def test_building_again_measures_nothing_and_a_finer_grid_only_what_is_new(cli, 
     assert len(clock) == first
     cli("lut", "build", *settings(lut, "granularity.rounding=8"))
     assert len(clock) == len(set(clock)) > first
+
+
+def test_a_table_that_searches_refuse_is_calibrated_anew(cli, clock, lut):
+    cli("lut", "build", *settings(lut))
+    table = Table.load(the_table(lut))
+    ((key, calibration),) = table.calibrations.items()
+    bad = replace(calibration.held_out, predicted_ms=(1.0, 9.0), measured_ms=(1.0, 1.0))
+    assert bad.mape > 1
+    table.calibrate(f"{key}@0.5x/abc", calibration)
+    table.calibrate(key, replace(calibration, held_out=bad))
+    assert len(Table.load(the_table(lut)).calibrations) == 2  # an aim outlives a check
+    result = cli("lut", "build", *settings(lut))
+    assert result.code == 0 and result.out.startswith("0 ") and "refuse" not in result.out
+    assert Table.load(the_table(lut)).calibrations[key].held_out.mape < 0.01
+
+
+def test_networks_of_a_check_are_never_those_of_the_calibration(cli, clock, lut):
+    cli("lut", "build", *settings(lut))
+    ((_, calibration),) = Table.load(the_table(lut)).calibrations.items()
+    drawn = []
+    whole = NetworkTable.measure
+
+    def noting(self, kept, budget_s):
+        drawn.append(kept)
+        return whole(self, kept, budget_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkTable, "measure", noting)
+        for seed in (0, 1):
+            assert cli("lut", "check", *settings(lut), "--seed", seed).code == 0
+    known = set(map(tuple, calibration.kept[1:]))
+    for kept in drawn:
+        fresh = [tuple(row) for row in kept[1:13].tolist()]
+        assert len(set(fresh) & known) < 3  # small networks may meet by chance
 
 
 def test_building_goes_on_where_it_was_interrupted(cli, clock, lut, monkeypatch):

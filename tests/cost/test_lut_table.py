@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from automl.cost.lut.calibration import calibrate
 from automl.cost.lut.entry import Entry
 from automl.cost.lut.fingerprint import Fingerprint
 from automl.cost.lut.signature import Signature
-from automl.cost.lut.table import Table
+from automl.cost.lut.table import Table, json_file
 from automl.types import InputError
 
 HERE = Fingerprint("cpu", "AMD EPYC", "AVX512", 2, 1, "2.13.0+cpu")
@@ -252,3 +253,26 @@ def test_waiting_is_wall_time_without_the_cpu():
     entry = Entry.of(np.full(8, 100.0), np.full(8, 60.0))
     assert entry.waited == pytest.approx(0.4)
     assert Entry.of(np.full(8, 100.0), None).waited == 0
+
+
+def test_a_table_that_was_deleted_meanwhile_is_written_whole_again(table):
+    known = dict(table.entries)
+    table.path.unlink()
+    table.rows_path.unlink()
+    extra = Signature("linear", 1, 3, 7, 1, 1)
+    table.add([(extra, next(iter(known.values())))])
+    assert Table.load(table.path).entries == {**known, extra: next(iter(known.values()))}
+
+
+@pytest.mark.parametrize(
+    ("named", "file"),
+    [
+        ("lut/cpu-torch2.13", "lut/cpu-torch2.13.json"),
+        ("lut/a.csv", "lut/a.json"),
+        ("a.json", "a.json"),
+    ],
+)
+def test_names_of_devices_may_have_dots(named, file):
+    assert json_file(Path(named)) == Path(file)
+    with pytest.raises(InputError, match="is no file"):
+        json_file(Path("."))

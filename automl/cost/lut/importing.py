@@ -26,7 +26,7 @@ from automl.cost.lut.entry import Entry
 from automl.cost.lut.fingerprint import LAYERS_ONLY, Fingerprint
 from automl.cost.lut.safe_pickle import load_plain
 from automl.cost.lut.signature import Signature
-from automl.cost.lut.table import COLUMNS, Table, read_rows
+from automl.cost.lut.table import COLUMNS, Table, json_file, read_rows
 from automl.types import InputError
 
 FORMATS = ("csv", "json", "netadapt")
@@ -59,7 +59,7 @@ def import_table(
     Raises:
         InputError: The file cannot be read, holds nothing, contradicts itself, or ``out`` exists.
     """
-    source, out = Path(source), Path(out).with_suffix(".json")
+    source, out = Path(source), json_file(Path(out))
     if out.exists() or out.with_suffix(".csv").exists():
         raise InputError(f"{out} is there already; choose another file")
     form = form or _form(source)

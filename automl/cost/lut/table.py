@@ -46,6 +46,9 @@ class _Seal:
     rows: int
 
 
+_EMPTY = _Seal(0, hashlib.sha256(b"").hexdigest(), 0)
+
+
 class Table:
     """Entries by signature, in memory and on disk.
 
@@ -62,7 +65,7 @@ class Table:
         self.fingerprint = fingerprint
         self.entries: dict[Signature, Entry] = {}
         self.calibrations: dict[str, Calibration] = {}
-        self._seal = _Seal(0, hashlib.sha256(b"").hexdigest(), 0)
+        self._seal = _EMPTY
 
     @property
     def rows_path(self) -> Path:
@@ -79,7 +82,7 @@ class Table:
         Raises:
             InputError: There is none, or it is damaged; the message says what to do.
         """
-        path = Path(path).with_suffix(".json")
+        path = json_file(Path(path))
         document = _document(path)
         table = cls(path, Fingerprint.from_dict(document["fingerprint"]))
         table._read(document)
@@ -96,6 +99,8 @@ class Table:
         with self._locked():
             self._catch_up()
             new = {sig: entry for sig, entry in found if sig not in self.entries}
+            if self._seal.bytes and not self.path.exists():  # deleted meanwhile: all of it again
+                self._seal, new = _EMPTY, {**self.entries, **new}
             if not new and self.path.exists():
                 return
             text = _text(new.items(), header=self._seal.bytes == 0)
@@ -103,9 +108,16 @@ class Table:
             self.entries.update(new)
 
     def calibrate(self, key: str, calibration: Calibration) -> None:
-        """Sets the calibration of a network, in memory and on disk."""
+        """Sets the calibration of a network, in memory and on disk.
+
+        Where it is another than before, what was derived from that, under ``key@...``, is dropped.
+        """
         with self._locked():
             self._catch_up()
+            before = self.calibrations.get(key)
+            if before is not None and before.fitted != calibration.fitted:
+                for derived in [name for name in self.calibrations if name.startswith(f"{key}@")]:
+                    del self.calibrations[derived]
             self.calibrations[key] = calibration
             self._write_json()
 
@@ -191,12 +203,26 @@ class Table:
             raise InputError(f"{self.rows_path} is damaged: it holds a signature twice")
 
 
+def json_file(path: Path) -> Path:
+    """The JSON of a table that is named by either of its files, or without an ending.
+
+    Raises:
+        InputError: It is no name of a file.
+    """
+    if not path.name:
+        raise InputError(f"{path} is no file; name a table, such as lut/mine.json")
+    if path.suffix in (".json", ".csv"):
+        return path.with_suffix(".json")
+    return path.with_name(f"{path.name}.json")  # a device's name may have dots
+
+
 def _document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"there is no latency table {path}; measure one with: prunepilot lut build"
+            f"there is no latency table {path}; measure one with: prunepilot lut build "
+            f"latency.table={path.parent} (a folder: the table gets the device's name)"
         ) from None
     except OSError as error:
         raise InputError(f"latency table {path} cannot be read: {error.strerror}") from error
