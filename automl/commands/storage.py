@@ -142,10 +142,10 @@ def _densities(text: str) -> list[float]:
 
 def _slim(bench: Bench, path: Path) -> nn.Module:
     """The network that a policy leaves; not repaired, which changes no size."""
-    from automl.policy import Policy
+    from automl.policy_csv import load_policy
     from automl.pruning.pruner import Pruner
 
-    policy, pruner = Policy.load(path), Pruner(bench.trace)
+    policy, pruner = load_policy(path), Pruner(bench.trace)
     policy.check(bench.trace.plan.targets, pruner.model_hash)
     return pruner.materialise(pruner.kept_units(policy.kept(bench.trace.plan.targets)))
 

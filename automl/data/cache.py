@@ -120,7 +120,10 @@ def decoded(
 def _key(files: Sequence[Path], settings: str) -> str:
     text = hashlib.sha256(f"{_FORMAT}\n{settings}\n".encode())
     for file in files:
-        stat = file.stat()
+        try:
+            stat = file.stat()
+        except OSError as error:  # such as a link to nowhere
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
         text.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return text.hexdigest()[:32]
 

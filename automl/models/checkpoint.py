@@ -170,17 +170,18 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while found := [p for p in _PREFIXES if state and all(name.startswith(p) for name in state)]:
+        state = {name.removeprefix(found[0]): value for name, value in state.items()}
     return state
 
 
 def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    # Safetensors files hold a tensor that has two names, as tied weights, under one of them.
+    held = {tensor.data_ptr() for name, tensor in expected.items() if name in state}
     for name, tensor in expected.items():
         if name not in state:
             # Counts batches only; checkpoints older than PyTorch 0.4.1 do not have it.
-            if name.endswith("num_batches_tracked"):
+            if name.endswith("num_batches_tracked") or tensor.data_ptr() in held - {0}:
                 continue
             raise InputError(f"checkpoint {path} does not fit the model: it lacks '{name}'")
         if state[name].shape != tensor.shape:

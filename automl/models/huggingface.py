@@ -34,10 +34,14 @@ class Logits(nn.Module):
         self.input_name = str(model.main_input_name)
         config: Any = model.config
         images = self.input_name == "pixel_values"
-        self.vocab_size = None if images else int(config.vocab_size)
+        # Not all configurations say it; then model.input_shape has to.
+        vocabulary = getattr(config, "vocab_size", None)
+        self.vocab_size = None if images or vocabulary is None else int(vocabulary)
         self.input_shape: tuple[int, ...] | None = None
-        if images:
-            self.input_shape = (config.num_channels, config.image_size, config.image_size)
+        channels, side = (getattr(config, name, None) for name in ("num_channels", "image_size"))
+        if images and isinstance(channels, int) and side is not None:
+            sides = (side, side) if isinstance(side, int) else tuple(side)
+            self.input_shape = (channels, *sides)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length) ids or images to (batch, classes)."""

@@ -304,3 +304,10 @@ def test_the_second_load_is_quick(real):
     start = time.process_time()
     real(split="test_halves")
     assert time.process_time() - start < 0.5
+
+
+def test_a_batch_that_asks_for_gigabytes_is_refused(pickle_root):
+    place = (2**28).to_bytes(4, "little")
+    (pickle_root / "cifar-10-batches-py" / "test_batch").write_bytes(b"}r" + place + b".")
+    with pytest.raises(InputError, match="a value at place"):
+        load_data("cifar10", root=pickle_root)

@@ -174,3 +174,9 @@ def test_it_is_told_where_weights_may_have_seen_what_is_held_out(picture_root, c
     assert "model.trained_on=all_train" in said("model.checkpoint=own.pt")
     assert said() == said(weights, "model.trained_on=train") == ""
     assert said("+model.kwargs.weights=null") == ""
+
+
+def test_a_link_to_nowhere_is_named(picture_root):
+    (picture_root / "train" / "ant" / "gone.png").symlink_to(picture_root / "nowhere.png")
+    with pytest.raises(InputError, match=r"gone\.png cannot be read: No such file"):
+        load(picture_root)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from automl.models import resolve_checkpoint
@@ -32,8 +32,9 @@ def assert_equal_weights(a, b):
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"state_dict": {f"module.{name}": v for name, v in state.items()}},
         lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
     ],
-    ids=["bare", "state_dict", "model", "module.", "both", "compiled"],
+    ids=["bare", "state_dict", "model", "module.", "both", "compiled", "compiled in parallel"],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])
 def test_wrapped_and_prefixed_state_dicts_load(tmp_path, wrap, suffix):
@@ -196,3 +197,19 @@ def test_data_paths_are_found_below_the_root_or_beside_it(tmp_path, monkeypatch)
 def test_other_paths_stay_and_none_is_none(tmp_path):
     assert resolve_checkpoint(None) is None
     assert resolve_checkpoint(tmp_path / "x.pt") == tmp_path / "x.pt"
+
+
+def test_tensors_with_two_names_are_found_under_one(tmp_path):
+    def tied():
+        network = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
+        network[1].weight = network[0].weight
+        return network
+
+    source, target = tied(), tied()
+    save_model(source, str(tmp_path / "tied.safetensors"))
+    load_checkpoint(target, tmp_path / "tied.safetensors")
+    assert torch.equal(target[1].weight, source[0].weight)
+    assert target[0].weight is target[1].weight
+    with pytest.raises(InputError, match=r"lacks '\d.weight'"):
+        untied = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
+        load_checkpoint(untied, tmp_path / "tied.safetensors")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import pickletools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from automl.pickles import check_places
 from automl.types import InputError
 
 #: Larger files are refused unread: tables are small, and a pickle can ask for any memory.
@@ -35,17 +35,6 @@ class _PlainUnpickler(pickle.Unpickler):
         raise _Refused("an object outside of the file")
 
 
-def _check_places(content: bytes) -> None:
-    """Refuses pickles that remember a value at a place far beyond what they hold.
-
-    The unpickler makes room for all places up to it: a few bytes could ask for 32 GiB.
-    """
-    for opcode, argument, _ in pickletools.genops(content):
-        puts = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-        if puts and (argument is None or argument > len(content)):
-            raise ValueError(f"a value at place {argument} of {len(content)} bytes")
-
-
 def load_plain(path: str | os.PathLike[str]) -> Any:
     """What a pickle of plain data holds.
 
@@ -63,7 +52,7 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        _check_places(content)
+        check_places(content)
         return _PlainUnpickler(io.BytesIO(content)).load()
     except _Refused as error:
         raise InputError(

@@ -6,6 +6,7 @@ for a few lines here that accept plain uint8 arrays and nothing else.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from automl.data.cache import Decoding, Images, Labels
 from automl.data.formats.cifar import SIDE, check_labels
 from automl.data.formats.cifar_binary import PIXELS, find_batches
+from automl.pickles import check_places
 from automl.types import InputError
 
 FOLDERS = ("", "cifar-10-batches-py", "cifar10", "cifar10/cifar-10-batches-py")
@@ -58,9 +60,10 @@ def _read(file: Path) -> tuple[Images, Labels]:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        with open(file, "rb") as stream:
-            # The published files come from Python 2: their strings, pixels too, are bytes here.
-            content = _Unpickler(stream, encoding="bytes").load()
+        raw = file.read_bytes()
+        check_places(raw)
+        # The published files come from Python 2: their strings, pixels too, are bytes here.
+        content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     except _RefusedError as error:
         raise InputError(
             f"{file} is no CIFAR-10 batch: it {error}, which could run code; use the files of "
