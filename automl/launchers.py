@@ -6,6 +6,8 @@ not depend on each other. Packages are imported when a launcher starts.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -74,6 +76,7 @@ class Joblib:
         except ImportError:
             raise _needs("joblib") from None
 
+        run = _Tethered(run, os.getpid())
         waiting, suspects = list(cells), []
         running: dict[Any, Any] = {}  # by their futures
         while waiting:
@@ -91,6 +94,32 @@ class Joblib:
                 future = executor.submit(run, cell)
                 error = future.exception()
                 yield cell, future.result() if error is None else error
+
+
+@dataclass(frozen=True)
+class _Tethered:
+    """A cell's work that ends with the process that asked for it, however that one ends.
+
+    Else a worker of a sweep that was killed outright would go on with cells that the same command
+    wants to finish.
+    """
+
+    run: Run
+    parent: int
+
+    def __call__(self, cell: Any) -> Any:
+        """Does the work."""
+        ended = threading.Event()
+        threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
+        try:
+            return self.run(cell)
+        finally:
+            ended.set()
+
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.wait(_POLL_S):
+            if os.getppid() != self.parent:
+                os._exit(1)  # what is finished is on the disk
 
 
 @contextmanager

@@ -2,6 +2,8 @@ import multiprocessing
 import operator
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,3 +109,30 @@ class Start:
 
 def test_workers_of_joblib_can_start_workers_of_their_own(tmp_path):
     assert outcomes(Joblib(jobs=1), tmp_path, Start(), (1,)) == {1: 0}
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from test_launchers import Mark
+from automl.launchers import Joblib
+folder = Path(sys.argv[1])
+list(Joblib(jobs=1).launch(Mark(folder), list(range(100)), folder))
+"""
+
+
+def test_workers_of_a_sweep_that_is_killed_end_with_it(tmp_path):
+    here = Path(__file__).resolve()
+    path = os.pathsep.join(map(str, (here.parent, here.parents[1])))
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, tmp_path], env={**os.environ, "PYTHONPATH": path}
+    )
+    while not (tmp_path / "1").exists():
+        assert sweep.poll() is None
+        time.sleep(0.05)
+    sweep.kill()
+    sweep.wait()
+    time.sleep(2)  # the worker looks for its parent every second
+    done = len(list(tmp_path.iterdir()))
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == done < 90

@@ -2,8 +2,9 @@
 
 A single operator is shorter than launching it. Each is therefore captured many times into one CUDA
 graph, which replays without the interpreter, and the time between two events is divided by the
-number of runs. Between operators, a buffer as large as the cache is written, so that weights come
-from memory as they do in a network that is larger than the cache.
+number of runs. A buffer as large as the cache is written before each replay: the first run reads
+its weights from memory, the others from the cache where they fit into it, as those of a network
+that is smaller than the cache do in use.
 """
 
 from __future__ import annotations

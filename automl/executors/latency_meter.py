@@ -109,7 +109,7 @@ def laps(wanted: Iterable[Signature], network: Sequence[Signature]) -> Iterator[
     for signature in wanted:
         waiting.setdefault(_place(signature), deque()).append(signature)
     places = [_place(signature) for signature in network]
-    strangers = deque(s for place in waiting.keys() - set(places) for s in waiting[place])
+    strangers = deque(s for place, some in waiting.items() if place not in places for s in some)
     while any(waiting.get(place) for place in places) or strangers:
         lap: list[Step] = []
         last = -1
