@@ -19,7 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch, _pop_mode_from_pre_dispatch
 from torch.fx import Graph, Node
+from torch.overrides import _pop_mode as _pop_mode_of_functions
+from torch.utils._python_dispatch import _pop_mode
 from torch.utils._pytree import tree_unflatten
 
 from automl.graph.regions import inline_regions
@@ -32,6 +36,40 @@ BATCH = 2
 
 #: Timers of the system take no more than some centuries; nobody waits for one of three years.
 _LONGEST_TIMER_S = 1e8
+
+
+#: What torch.compiler says of itself while it works.
+_FLAGS = ("_is_exporting_flag", "_is_compiling_flag")
+#: Between the exceptions that end code which swallows them.
+_AGAIN_S = 0.5
+
+
+@contextlib.contextmanager
+def modes_restored() -> Iterator[None]:
+    """Takes off the modes of torch that a block leaves on where it is cut in the midst of torch.
+
+    Left on, the mode of an export that did not end would make fake tensors of all later ones.
+    """
+    # Functions of torch's own, without types.
+    early_modes: Any = _len_torch_dispatch_stack_pre_dispatch
+    pop_early: Any = _pop_mode_from_pre_dispatch
+    pop: Any = _pop_mode
+    pop_of_functions: Any = _pop_mode_of_functions
+    dispatch, function = torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
+    early = early_modes()
+    flags = {name: getattr(torch.compiler, name, False) for name in _FLAGS}
+    with torch.set_grad_enabled(torch.is_grad_enabled()), tracing(TracingContext.try_get()):
+        try:
+            yield
+        finally:
+            while early_modes() > early:
+                pop_early()
+            while torch._C._len_torch_dispatch_stack() > dispatch:
+                pop()
+            while torch._C._len_torch_function_stack() > function:
+                pop_of_functions()
+            for name, value in flags.items():
+                setattr(torch.compiler, name, value)
 
 
 class Deadline:
@@ -67,13 +105,15 @@ class Deadline:
 
         before = signal.signal(signal.SIGALRM, over)
         left = max(self._end - time.monotonic(), 1e-3)
-        # Again and again, since code that runs at the time may swallow what is raised.
-        signal.setitimer(signal.ITIMER_REAL, min(left + 1e-3, _LONGEST_TIMER_S), 0.05)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        # Again and again, since code that runs at the time may swallow what is raised; not at once,
+        # so that what cleans up behind the first is not cut too.
+        signal.setitimer(signal.ITIMER_REAL, min(left + 1e-3, _LONGEST_TIMER_S), _AGAIN_S)
+        with modes_restored():
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True, eq=False)

@@ -255,7 +255,7 @@ def test_a_sweep_and_an_analysis_are_no_run_and_it_says_what_they_are(cli, tmp_p
     assert cli("sensitivity", *settings, f"run_dir={run}").code == 0
     says = "is a sensitivity analysis, which ends with policies, not with a network"
     refuses(cli, tmp_path, "export", run, "--out", tmp_path / "out", says=says)
-    refuses(cli, tmp_path, "compare", run, says="sensitivity analyses alone")
+    refuses(cli, tmp_path, "compare", run, says="holds no networks: sensitivity analyses")
 
 
 def test_commands_to_copy_are_quoted_and_name_the_setting_that_was_given(cli, tmp_path):

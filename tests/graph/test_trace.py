@@ -10,9 +10,11 @@ import torch
 from networks import CASES, Concat, Plain, Residual, WrittenSize, conv_bn
 from oracle import compare, counted_macs, random_units, randomise
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import automl
+from automl.graph.export import Deadline
 from automl.graph.trace import trace
 from automl.types import InputError
 
@@ -67,6 +69,21 @@ def no_callbacks():
 def test_an_analysis_that_takes_too_long_is_stopped(deadline_s):
     with pytest.raises(InputError, match=r"tracing took longer than .* s; give it more"):
         trace(CASES["UNet"].make().eval().double(), CASES["UNet"].inputs(), deadline_s=deadline_s)
+
+
+def test_modes_that_an_interrupted_export_leaves_on_are_taken_off():
+    def cut():
+        FakeTensorMode().__enter__()
+        FakeTensorMode().__enter__()
+        torch.set_grad_enabled(False)
+        torch.compiler._is_exporting_flag = True
+        raise InputError("in the midst of torch")
+
+    with pytest.raises(InputError, match="in the midst"), Deadline(60).interrupting():
+        cut()
+    assert torch.ones(2).numpy().tolist() == [1.0, 1.0]
+    assert torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    assert trace(Plain().eval(), IMAGE).macs > 0
 
 
 class Endless(Plain):
