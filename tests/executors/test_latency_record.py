@@ -8,7 +8,8 @@ from torch import nn
 
 from automl.commands.build import Bench
 from automl.commands.compose import compose
-from automl.cost.lut.signature import Signature
+from automl.cost.lut.operators import Operators
+from automl.cost.lut.signature import Signature, canonical
 from automl.executors.latency_networks import Deployed
 from automl.executors.latency_record import Unrecordable, record
 from automl.executors.latency_replay import find_function, replay
@@ -251,3 +252,17 @@ def test_a_transformer_whose_heads_are_cut_unevenly_has_a_table():
     deployed = Deployed(trace_, CPU)
     for signature in deployed.operators().at(random_counts(deployed.plan, 0)):
         replay(signature, CPU).call()
+
+
+def test_a_stride_that_is_left_out_in_some_networks_follows_nothing(residual):
+    plan = residual.plan
+    kepts = [plan.dense, plan.dense - 1, plan.dense - 2]
+
+    def record_of(stride):
+        tensor = {"tensor": [1, 2, 5], "dtype": "float32", "strides": [0, stride, 1]}
+        return [Signature("transpose", 1, 2, 5, 5, 1, detail=canonical({"args": [tensor]}))]
+
+    # 7919 is no axis's length: of a dimension that has one element in the first network.
+    records = [record_of(stride) for stride in (0, 7919, 7919)]
+    (operator,) = Operators.align(plan, kepts, records).operators
+    assert not operator.slots and 7919 in operator.numbers

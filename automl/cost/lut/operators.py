@@ -251,17 +251,20 @@ class _AxisFinder:
         ((skeleton, _),) = Counter(skeletons).most_common(1)
         rows = [row for row, one in enumerate(skeletons) if one == skeleton]
         table = np.array([numbers[row] for row in rows], np.int64).reshape(len(rows), -1)
-        slots = []
+        slots, constants = [], list(numbers[rows[0]])
         for position in range(table.shape[1]):
             sizes = table[:, position]
-            if (sizes != sizes[0]).any():
+            # A stride of 0 among others is that of a dimension of one element, and means nothing.
+            told = sizes[sizes != 0]
+            if (told != told[:1]).any():
                 slots.append(Slot(position, *self._follow(sizes, rows, column[0])))
-        return Operator(skeleton, numbers[rows[0]], tuple(slots))
+            elif len(told):
+                constants[position] = int(told[0])
+        return Operator(skeleton, tuple(constants), tuple(slots))
 
     def _follow(
         self, sizes: IntArray, rows: Sequence[int], example: Signature
     ) -> tuple[int, int, int]:
-        # A stride of 0 among others is that of a dimension of one element, and means nothing.
         told = [(row, size) for row, size in zip(rows, sizes.tolist(), strict=True) if size]
         known = tuple(row for row, _ in told), tuple(size for _, size in told)
         if known not in self._known:
