@@ -111,7 +111,8 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     if codebook is not None:
         found = _shared(bench, folder, found, codebook)
         networks.append(found)
-    latencies = _latencies(bench, networks)
+    timing = _timing(bench, finals.problem)
+    latencies = _latencies(bench, networks, timing)
     rows = [_row(bench, final, latencies.get(final.name)) for final in networks]
     _save(bench, folder, found)
     finals.best["uniform"].policy.save(folder.file(POLICY_UNIFORM))
@@ -119,6 +120,7 @@ def finish(bench: Bench, folder: RunFolder, finals: Finals, tuning: FinetuneConf
     result = {
         **_about(bench, finals),
         "config_hash": config_hash(folder.config()),
+        "latency_of": asdict(timing),
         "latency_promise": promise,
         "failures": failures,
         "rows": [asdict(row) for row in rows],
@@ -167,14 +169,31 @@ def _shared(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConf
     return _Final(f"{final.name}, shared weights", network, final.policy, measured)
 
 
-def _latencies(bench: Bench, networks: Sequence[_Final]) -> dict[str, Latency]:
+@dataclass(frozen=True)
+class _Timing:
+    """What the latencies of the table are of."""
+
+    examples: int = 1
+    threads: int = 1
+
+
+def _timing(bench: Bench, problem: Problem) -> _Timing:
+    """As the budget of latency has it, where there is one."""
+    if "latency_ms" not in problem.limits:
+        return _Timing()
+    return _Timing(*bench.latency_table.timing)
+
+
+def _latencies(bench: Bench, networks: Sequence[_Final], timing: _Timing) -> dict[str, Latency]:
     budget_s = number(bench.config, "latency_budget_s", 0)
     if budget_s == 0:
         return {}
-    example = torch.zeros_like(bench.loaded.example_inputs[0][:1], device=bench.device)
+    one = bench.loaded.example_inputs[0][:1]
+    example = torch.zeros_like(one, device=bench.device)
+    examples = example.expand(timing.examples, *one.shape[1:]).contiguous()
     # As deployed: batch norms folded, in the dense network too.
     named = {final.name: _deployed(bench, final) for final in networks}
-    return measure_latency(named, example, budget_s=budget_s)
+    return measure_latency(named, examples, budget_s=budget_s, threads=timing.threads)
 
 
 def _deployed(bench: Bench, final: _Final) -> nn.Module:

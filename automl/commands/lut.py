@@ -126,10 +126,16 @@ def _check(args: argparse.Namespace) -> int:
 
     from automl.commands.latency import whole_networks
     from automl.commands.out import check_file
+    from automl.runs import RunFolder
     from automl.types import InputError
 
     if args.out is not None:
         check_file(args.out)
+        if RunFolder(args.out).is_run:
+            raise InputError(
+                f"--out {args.out} holds a run, whose latency.json would be lost; choose another "
+                "folder"
+            )
     table, config = _network_table(args)
     settings = config["latency"]
     if table.calibration is None:

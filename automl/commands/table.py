@@ -23,7 +23,8 @@ class Row:
         score: Validation score, in the metric that the search ranked by.
         validation_top1: In [0, 1], None where there are no labels.
         test_top1: In [0, 1], measured once.
-        latency_ms: Median time of one example on one thread; None where it was not measured.
+        latency_ms: Median time of a pass, of one example on one thread where latency is no budget;
+            None where it was not measured.
         latency_ratio: To the dense network, side by side.
         costs: All costs that the cost models count, by resource.
     """
@@ -64,11 +65,11 @@ def print_table(rows: Sequence[Row], result: Mapping[str, Any]) -> None:
 
 
 def _notes(result: Mapping[str, Any], timed: bool) -> list[str]:
+    from automl.executors.latency import described
+
     score = "" if result["score"] == "top1" else f"{result['score']} and "
-    latency = (
-        f"latency: one example on {result['device']}, one thread, medians of side-by-side runs; "
-        "ratio: to dense"
-    )
+    timed_as = described(result["device"], **result.get("latency_of", {}))
+    latency = f"latency: {timed_as}, medians of side-by-side runs; ratio: to dense"
     return [
         f"{score}val top-1: {result['validation_images']} validation images; "
         f"test top-1: {result['test_images']} test images, once per network",

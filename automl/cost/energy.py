@@ -10,7 +10,8 @@ V) but far simpler than a simulation of one accelerator:
   ``tile`` channels and a weight up to ``tile`` positions. A depthwise convolution has one channel
   to serve, and a linear layer on one example has one position: both pay for it.
 * Weights are fetched once per batch from the smallest memory that holds the weights of ALL layers
-  beside the largest layer's activations; from DRAM where none does.
+  beside the largest layer's activations; from DRAM where none does. What several layers share is
+  held once, and fetched by each.
 * A layer's activations are read once and written once, in the smallest memory that holds input and
   output together.
 * An access pays for the level it goes to, alone; reading and writing cost the same.
@@ -23,6 +24,7 @@ neither is leakage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -155,8 +157,7 @@ class EnergyCost:
         macs, operand_pj = words.macs, model.word_pj[0]
         per_mac = model.multiply_pj[model.dtype] + model.add_pj[model.dtype]
         registers = model.register_accesses * model.register_pj * model.bits / 32
-        held = words.weights.sum(-1) + words.activations.max(-1, initial=0)
-        fetch_pj = model.word_pj[model.level(held)][..., None]
+        fetch_pj = model.word_pj[model.level(words.held)][..., None]
         weights = words.fetched * fetch_pj / model.batch
         moved = words.activations * model.word_pj[model.level(words.activations)]
         loads = macs / np.minimum(model.tile, words.channels_served)
@@ -183,9 +184,7 @@ class EnergyCost:
 
     def weights_in(self, kept: Kept) -> str:
         """The memory that the weights are fetched from; kept counts of shape (targets,)."""
-        words = self._words(kept)
-        held = words.weights.sum(-1) + words.activations.max(-1, initial=0)
-        return self.model.memories[int(self.model.level(held))]
+        return self.model.memories[int(self.model.level(self._words(kept).held))]
 
     def _words(self, kept: Kept) -> _Words:
         lengths = self.plan.lengths(kept).astype(np.float64)
@@ -201,21 +200,19 @@ class EnergyCost:
         inputs = np.where(geometry.is_embedding, geometry.in_positions, inputs)
         # Heads are not among a matmul's channels; its output is one word per ``depth`` MACs.
         outputs = np.where(geometry.is_matmul, macs / reads, writes * geometry.out_positions)
-        weights = self._weights(kept)
+        fixed, varying = self._weight_terms
+        sizes = self.plan.tensor_sizes(kept).astype(np.float64)
+        weights = np.asarray(fixed + sizes @ varying)
+        shared = self._shared_fixed + sizes @ np.maximum(varying.sum(1) - 1, 0)
+        activations = inputs + outputs
         return _Words(
             macs=macs,
-            weights=weights,
+            held=weights.sum(-1) - shared + activations.max(-1, initial=0),
             fetched=np.where(geometry.is_embedding, outputs * self.model.batch, weights),
-            activations=inputs + outputs,
+            activations=activations,
             channels_served=served,
             positions_served=geometry.out_positions * self._positions_per_fetch,
         )
-
-    def _weights(self, kept: Kept) -> Floats:
-        """Weights and biases of every layer; (..., targets) gives (..., layers)."""
-        fixed, varying = self._weight_terms
-        sizes = self.plan.tensor_sizes(kept).astype(np.float64)
-        return np.asarray(fixed + sizes @ varying)
 
     @cached_property
     def _positions_per_fetch(self) -> Floats:
@@ -239,6 +236,22 @@ class EnergyCost:
         return fixed, varying
 
     @cached_property
+    def _shared_fixed(self) -> float:
+        """Words of weights that never change, once for every layer that has them but the first."""
+        plan = self.plan
+        changing = {tensor.name for tensor in plan.tensors}
+        seen: set[str] = set()
+        again = 0.0
+        for layer in plan.layers_plan:
+            for name in layer.tensors[:1]:  # the weight: shared biases are too small to matter
+                if name in seen and plan.aliases.get(name, name) not in changing:
+                    spec = layer.spec
+                    per_output = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
+                    again += spec.out_channels * per_output
+                seen.add(name)
+        return again
+
+    @cached_property
     def _geometry(self) -> _Geometry:
         return _Geometry.of(self.plan)
 
@@ -249,15 +262,15 @@ class _Words:
 
     Attributes:
         macs: Multiply-accumulates.
-        weights: Weights and biases; 0 where another call of the layer has fetched them.
-        fetched: Those of them that one batch fetches.
+        held: Weights and biases of all layers and the largest activations; of shape (...).
+        fetched: Weights and biases that one batch fetches; 0 where another call of the layer has.
         activations: Words read plus words written.
         channels_served: Output channels that use an input word.
         positions_served: Output positions that use a weight.
     """
 
     macs: Floats
-    weights: Floats
+    held: Floats
     fetched: Floats
     activations: Floats
     channels_served: Floats

@@ -84,6 +84,12 @@ def measure_latency(
     return {name: _summary(own, first) for name, own in times.items()}
 
 
+def described(device: str, examples: int = 1, threads: int = 1) -> str:
+    """What was timed, in words."""
+    size = "one example" if examples == 1 else f"{examples} examples at once"
+    return f"{size} on {device}, {'one thread' if threads == 1 else f'{threads} threads'}"
+
+
 def _summary(own: Sequence[float], first: Sequence[float]) -> Latency:
     ratios = [t / base for t, base in zip(own, first, strict=True)]
     low, _, high = statistics.quantiles(own, n=4)

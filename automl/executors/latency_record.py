@@ -35,8 +35,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
-_HEADS = ("conv1d", "conv2d", "conv3d", "linear")
+#: Convolutions and linear layers, and the order of their arguments.
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (
+    "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+)  # fmt: skip
+_HEADS = {
+    "linear": ("input", "weight", "bias"),
+    **{f"conv{dims}d": _CONVOLUTION for dims in (1, 2, 3)},
+    **{f"conv_transpose{dims}d": _TRANSPOSED for dims in (1, 2, 3)},
+}
 #: Calls that make or look at tensors without work of their own.
 _IGNORED = frozenset({"sym_size", "size", "dim", "requires_grad_", "is_floating_point", "stride"})
 
@@ -85,9 +93,8 @@ def weights_of(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[str | None
         network(*inputs)
     found = []
     for call in _fused(recorder.calls):
-        given = dict(zip(_CONVOLUTION, call.args, strict=False)) | dict(call.kwargs)
         is_layer = kind_of(call.name) in _HEADS
-        found.append(names.get(id(given.get("weight"))) if is_layer else None)
+        found.append(names.get(id(_given(call).get("weight"))) if is_layer else None)
     return tuple(found)
 
 
@@ -163,9 +170,15 @@ def _signature(call: _Call) -> Signature:
     return _other(kind, call)
 
 
+def _given(call: _Call) -> dict[str, Any]:
+    """The arguments of a convolution or a linear layer, by name."""
+    order = _HEADS[kind_of(call.name)]
+    return dict(zip(order, call.args, strict=False)) | dict(call.kwargs)
+
+
 def _layer(kind: str, call: _Call) -> Signature:
     """A convolution or a linear layer."""
-    given = dict(zip(_CONVOLUTION, call.args, strict=False)) | dict(call.kwargs)
+    given = _given(call)
     data, weight = given["input"], given["weight"]
     spatial = weight.dim() - 2
     detail: dict[str, Any] = {"bias": given.get("bias") is not None}
@@ -177,13 +190,19 @@ def _layer(kind: str, call: _Call) -> Signature:
         detail["dilation"] = _per_dim(given.get("dilation", 1), spatial)
     else:
         detail["lead"] = list(data.shape[1:-1])  # between batch and features
+    if spatial == 3:
+        detail["depth"] = int(data.shape[2])
     groups = int(given.get("groups", 1))
+    out, into = int(weight.shape[0]), int(weight.shape[1]) * groups
+    if kind.startswith("conv_transpose"):
+        out, into = into, out
+        detail["output_padding"] = _per_dim(given.get("output_padding", 0), spatial)
     height, width = _extent(data, spatial)
     return Signature(
         kind=kind,
         batch=int(data.shape[0]) if data.dim() > 1 else 1,  # one row alone has no batch
-        in_channels=int(weight.shape[1]) * groups,
-        out_channels=int(weight.shape[0]),
+        in_channels=into,
+        out_channels=out,
         height=height,
         width=width,
         kernel=tuple(weight.shape[2:]),

@@ -58,7 +58,7 @@ def replay(signature: Signature, device: torch.device) -> Replay:
 
         return Replay(signature, *packed_call(signature, _tail(signature)))
     with torch.inference_mode():
-        if signature.kind in ("conv1d", "conv2d", "conv3d"):
+        if signature.kind.startswith("conv"):
             return _convolution(signature, device)
         if signature.kind == "linear":
             return _linear(signature, device)
@@ -73,24 +73,30 @@ def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> T
 
 def _convolution(signature: Signature, device: torch.device) -> Replay:
     detail, dtype = details(signature), getattr(torch, signature.dtype)
-    sizes = {1: [signature.height], 2: [signature.height, signature.width]}
-    dims = len(signature.kernel)
-    if dims not in sizes:
-        raise InputError(f"cannot measure {signature}: {signature.kind} is not supported yet")
-    data = _random([signature.batch, signature.in_channels, *sizes[dims]], dtype, device)
-    per_group = signature.in_channels // signature.groups
-    weight = _random([signature.out_channels, per_group, *signature.kernel], dtype, device) - 0.5
+    into, out, groups = signature.in_channels, signature.out_channels, signature.groups
+    weight_shape = [out, into // groups, *signature.kernel]
+    after_padding = {"dilation": detail["dilation"], "groups": groups}
+    if signature.kind.startswith("conv_transpose"):
+        weight_shape = [into, out // groups, *signature.kernel]
+        after_padding["output_padding"] = detail["output_padding"]
+    data = _random([signature.batch, into, *_sizes(signature, detail)], dtype, device)
+    weight = _random(weight_shape, dtype, device) - 0.5
     if signature.layout == "channels_last":
         data, weight = (t.to(memory_format=torch.channels_last) for t in (data, weight))
-    bias = _random([signature.out_channels], dtype, device) if detail["bias"] else None
+    bias = _random([out], dtype, device) if detail["bias"] else None
     function = getattr(nn.functional, signature.kind)
-    stride, dilation, padding = signature.stride, detail["dilation"], detail["padding"]
-    groups, tail = signature.groups, _tail(signature)
+    stride, padding, tail = signature.stride, detail["padding"], _tail(signature)
 
     def call() -> Any:
-        return tail(function(data, weight, bias, stride, padding, dilation, groups))
+        return tail(function(data, weight, bias, stride, padding, **after_padding))
 
     return _replay(signature, call, [data, weight])
+
+
+def _sizes(signature: Signature, detail: dict[str, Any]) -> list[int]:
+    """Depth, height and width of what a convolution reads, those that it has."""
+    sizes = [signature.height, signature.width]
+    return {1: sizes[:1], 2: sizes, 3: [detail.get("depth", 1), *sizes]}[len(signature.kernel)]
 
 
 def _linear(signature: Signature, device: torch.device) -> Replay:

@@ -88,6 +88,11 @@ class NetworkTable:
         self._was_quiet = False
         self._aimed: Calibration | None = None
 
+    @property
+    def timing(self) -> tuple[int, int]:
+        """Examples in a pass and CPU threads, of which all times here are."""
+        return self._batch, self._threads
+
     # ---- operators
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automl._version import __version__
-from automl.executors.latency import Latency
+from automl.executors.latency import Latency, described
 from automl.export import Exported
 
 
@@ -51,7 +51,7 @@ def model_card(
         "|---|---|---|---|---|",
         *[_row(row) for row in rows],
         "",
-        f"Latency: one example on {result['device']}, one thread, side by side.",
+        f"Latency: {described(result['device'], **result.get('latency_of', {}))}, side by side.",
         "",
         "## How to run it",
         "",

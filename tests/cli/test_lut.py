@@ -165,6 +165,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_timed(
     (tmp_path / "file").write_text("")
     result = cli("lut", "check", *settings(lut), "--out", tmp_path / "file" / "report")
     assert result.code == 2 and "cannot be written: Not a directory" in result.err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    result = cli("lut", "check", *settings(lut), "--out", tmp_path / "run")
+    assert result.code == 2 and "run holds a run, whose latency.json would be lost" in result.err
     assert not clock
 
 
@@ -180,8 +184,9 @@ def test_a_table_says_what_it_holds(cli, clock, lut):
 
 
 def test_a_search_within_a_latency_measures_what_it_asks_for(cli, clock, lut, tmp_path):
-    result = search(cli, lut, tmp_path / "run")
+    result = search(cli, lut, tmp_path / "run", "latency.batch=2")
     assert result.code == 0, result.err
+    assert "latency: 2 examples at once on cpu, one thread" in result.out
     assert re.search(r"latency promised: .*measured: .*[+-]0\.0 %", result.out)
     document = json.loads((tmp_path / "run" / "result.json").read_text())
     promise = document["latency_promise"]

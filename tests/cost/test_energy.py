@@ -10,7 +10,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from automl.commands.settings import instantiate
 from automl.cost import standard_costs
@@ -42,6 +42,21 @@ def two_convolutions() -> Trace:
 def tokens() -> Trace:
     layers = [nn.Embedding(1000, 16), nn.Linear(16, 8), nn.Linear(8, 4)]
     return trace(nn.Sequential(*layers), torch.zeros(1, 5, dtype=torch.long))
+
+
+class Tied(nn.Module):
+    """Tokens in, scores of tokens out, by one and the same table."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(1000, 16), nn.Linear(16, 1000, bias=False)
+        self.hidden = nn.Linear(16, 8)
+        self.back = nn.Linear(8, 16)
+        if tied:
+            self.out.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.back(self.hidden(self.table(tokens)).relu()))
 
 
 def part(cost: EnergyCost, kept, name: str) -> np.ndarray:
@@ -192,3 +207,16 @@ def test_bad_figures_are_refused(settings, says):
     with pytest.raises(InputError) as refused:
         EnergyModel(**settings)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("exclude", [(), ("table", "out", "back")])
+def test_a_table_that_two_layers_share_is_held_once_and_fetched_by_both(exclude):
+    # 16,000 words are 64,000 bytes: they fit 100,000 bytes once and not twice.
+    model = EnergyModel(sram_bytes=(100_000,), sram_pj=(10.0,))
+    example = torch.zeros(1, 5, dtype=torch.long)
+    costs = {t: EnergyCost(trace(Tied(t), example, exclude=exclude).plan, model) for t in (0, 1)}
+    dense = {tied: cost.plan.dense for tied, cost in costs.items()}
+    assert costs[0].weights_in(dense[0]) == "DRAM"
+    assert costs[1].weights_in(dense[1]) == model.memories[0]
+    fetched = part(costs[1], dense[1], "weights")
+    assert fetched[-1] == pytest.approx(16_000 * model.word_pj[0])

@@ -5,14 +5,17 @@ import resource
 from collections import OrderedDict
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from automl.cost.lut import importing
 from automl.cost.lut.fingerprint import LAYERS_ONLY
-from automl.cost.lut.importing import import_table
+from automl.cost.lut.importing import bare, import_table
 from automl.cost.lut.safe_pickle import load_plain
 from automl.cost.lut.signature import Signature
+from automl.executors.latency_record import record
 from automl.types import InputError
 
 
@@ -60,6 +63,17 @@ def test_the_table_of_the_official_netadapt_is_read(tmp_path):
         Signature("conv2d", 4, 32, 32, 28, 28, (3, 3), (1, 1), 32): 20.0,
         Signature("linear", 4, 64, 10, 1, 1): 4.0,
     }
+
+
+def test_imported_transposed_convolutions_are_found(tmp_path):
+    layer = nn.ConvTranspose2d(16, 32, 4, 2, 1, groups=2, bias=False)
+    row = netadapt_layer(
+        layer_type_str="ConvTranspose2d", kernel_size=(4, 4), groups=2, latency={(16, 32): 7e-6}
+    )
+    source = pickled(tmp_path, {"up": row})
+    table = import_table(source, tmp_path / "out.json", device="Pixel 1")
+    (executed,) = record(layer, [torch.zeros(1, 16, 28, 28)])
+    assert table.entries[bare(executed)].median_us == 7.0
 
 
 @pytest.mark.parametrize(

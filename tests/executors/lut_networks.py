@@ -88,6 +88,24 @@ class Concatenation(nn.Module):
         return self.head(self.both(x).relu().mean((2, 3)))
 
 
+class Upsampling(nn.Module):
+    """Transposed convolutions, one of them in groups, and one in three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 12, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(12, 8, 3, 2, 1, output_padding=1)
+        self.grouped = nn.ConvTranspose2d(8, 8, 2, groups=4, bias=False)
+        self.deep = nn.Conv3d(8, 6, (1, 2, 3), dilation=(1, 2, 1))
+        self.rise = nn.ConvTranspose3d(6, 4, 2, 2)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.up(F.relu(self.down(x))).relu())
+        x = self.rise(self.deep(x[:, :, :8, :8].unflatten(2, (2, 4))).relu())
+        return self.head(x.mean((2, 3, 4)))
+
+
 class Fickle(nn.Module):
     """Runs another operator once it is narrow."""
 
@@ -109,5 +127,6 @@ NETWORKS = {
     "attention": Attention,
     "concatenation": Concatenation,
     "by hand": ByHand,
+    "upsampling": Upsampling,
 }
 EXAMPLE = torch.zeros(2, 3, 8, 8)

@@ -32,7 +32,10 @@ from automl.types import InputError
 FORMATS = ("csv", "json", "netadapt")
 
 #: Operators that tables of layers know.
-LAYER_KINDS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"})
+LAYER_KINDS = frozenset({
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "linear",
+})  # fmt: skip
 
 _KINDS = {"Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d", "Linear": "linear"}
 
