@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Standing:
         self._ended = set(done)
         self._best: dict[tuple[str, str], float] = {}
         # What cells that were cut have left; they run once there is more than that.
-        self._lines = {entry.name: _lines(entry) for entry in self._open()}
+        self._counters = {entry.name: _Lines(entry.folder / JOURNAL) for entry in self._open()}
+        self._lines = {name: counter.count() for name, counter in self._counters.items()}
 
     @property
     def total(self) -> int:
@@ -107,7 +109,7 @@ class Standing:
 
     def running(self) -> list[tuple[Entry, int]]:
         """Cells whose journals have grown, and how many trials those hold."""
-        counts = [(entry, _lines(entry)) for entry in self._open()]
+        counts = [(entry, self._counters[entry.name].count()) for entry in self._open()]
         return [(entry, count) for entry, count in counts if count > self._lines[entry.name]]
 
     def seconds_left(self) -> float | None:
@@ -123,11 +125,24 @@ class Standing:
         return (entry for name, entry in self.entries.items() if name not in self._ended)
 
 
-def _lines(entry: Entry) -> int:
-    """Trials in a cell's journal."""
-    with contextlib.suppress(OSError):
-        return (entry.folder / JOURNAL).read_bytes().count(b"\n")
-    return 0
+class _Lines:
+    """Counts the lines of a journal that grows, and reads no part of it twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read, self._found = 0, 0
+
+    def count(self) -> int:
+        """Lines so far; 0 where there is no file."""
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read:  # cut, or written anew
+                self._read = self._found = 0
+            file.seek(self._read)
+            more = file.read()
+            self._read += len(more)
+            self._found += more.count(b"\n")
+            return self._found
+        return 0
 
 
 def duration(seconds: float) -> str:
