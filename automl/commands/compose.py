@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -50,7 +51,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     for override in parsed:
         _check_option(override)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        known = _hydra(choices)
+        known = _known(str(conf_dir()), tuple(choices))
         for override in parsed:
             _check_key(override, known)
         data = _data_of_model(choices, known)
@@ -223,6 +224,12 @@ def _hydra(overrides: list[str]) -> DictConfig:
         return hydra_compose(ROOT, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_first_line(error)) from error
+
+
+@lru_cache(maxsize=16)
+def _known(folder: str, choices: tuple[str, ...]) -> DictConfig:
+    """All keys that these choices have; cells of a sweep mostly share them. Not to be changed."""
+    return _hydra(list(choices))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
