@@ -18,9 +18,11 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batchnorm_pairs(plan: IndexPlan) -> tuple[tuple[str, str], ...]:
     """Paths of (layer, module right behind it) where nothing else reads the layer's output.
 
-    Modules that run more than once are left out: folding one call would change the others.
+    Modules that run more than once, and those a tensor of which something else reads, are left out:
+    folding one call would change the others.
     """
     users = consumers(plan)
+    read = _read_by_name(plan)
     layers = {layer.spec.name: layer.spec for layer in plan.layers_plan}
     calls = [step.target for step in plan.program if step.op == "call_module"]
     pairs = []
@@ -32,9 +34,23 @@ def batchnorm_pairs(plan: IndexPlan) -> tuple[tuple[str, str], ...]:
         following = users[step.name]
         if len(following) == 1 and following[0].op == "call_module":
             behind = following[0].target
-            if calls.count(behind) == 1 and following[0].args[0] == {"ref": step.name}:
+            apart = not any(_is_in(name, step.target) or _is_in(name, behind) for name in read)
+            once = calls.count(behind) == 1 and apart
+            if once and following[0].args[0] == {"ref": step.name}:
                 pairs.append((step.target, behind))
     return tuple(pairs)
+
+
+def _read_by_name(plan: IndexPlan) -> set[str]:
+    """Tensors that the program reads itself, under all their names."""
+    read = {step.target for step in plan.program if step.op == "get_attr"}
+    shared = {plan.aliases.get(name, name) for name in read}
+    return read | shared | {name for name, first in plan.aliases.items() if first in shared}
+
+
+def _is_in(tensor: str, module: str) -> bool:
+    """Whether a tensor is found below a module, by path."""
+    return tensor.startswith(f"{module}.")
 
 
 def fold_batchnorm(model: nn.Module, pairs: tuple[tuple[str, str], ...]) -> nn.Module:

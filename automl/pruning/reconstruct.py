@@ -8,6 +8,10 @@ Where a layer's output is added to a shortcut, the fitted target is not the dens
 makes the pruned sum equal the dense sum, so that error that has built up along the shortcut is
 repaid in every block (drift correction).
 
+A weight that something before its layer reads too, as a tied embedding, changes what has been
+fitted by then. The pass is then made once more, with that weight as the first has left it; of its
+layer only the intercept is fitted again.
+
 For a layer with inputs U (samples x features), weights W and target Y, all centred,
 
     W + argmin_D |U (W + D)^T - Y|^2 + ridge * mean(diag(U^T U)) * |D|^2,
@@ -49,7 +53,7 @@ from automl.pruning.sampling import (
     sample,
     thinned,
 )
-from automl.pruning.sites import Site, find_sites
+from automl.pruning.sites import Site, find_sites, shared_tensors
 from automl.types import Kept
 
 #: Chooses which weights stay: (weight, inputs of shape (groups, samples, features), groups) to
@@ -144,6 +148,7 @@ class Repairer:
         rows = calibration.contiguous(memory_format=layout(calibration))
         self._plan, self._settings, self._inputs = plan, settings, rows
         self._sites = {site.call.name: site for site in find_sites(model, plan)}
+        self._shared = shared_tensors(model, plan)
         self._targets: dict[str, _Targets] = {}
         self._positions: dict[str, Tensor] = {}
         self._choose: dict[str, MaskChoice] = {}
@@ -175,6 +180,35 @@ class Repairer:
             The results that are wanted.
         """
         self._choose = dict(choose or {})
+        fitted: set[str] = set()
+
+        def one_pass(leave: frozenset[str] = frozenset()) -> dict[str, Any]:
+            before = self._fitting(slim, kept, units, start, leave, fitted)
+            with torch.no_grad():
+                run = ProgramRun(slim, self._plan, kept, [self._inputs], before, keep, start, known)
+                run.run()
+                return {name: run.value(name) for name in keep}
+
+        at_first = self._own_tensors(slim)
+        values = one_pass()
+        shared = frozenset(fitted & self._shared.keys())
+        if not shared:
+            return values
+        with torch.no_grad():
+            for tensor, value in at_first:
+                tensor.copy_(value)
+        return one_pass(shared)
+
+    def _fitting(
+        self,
+        slim: nn.Module,
+        kept: Kept,
+        units: KeptUnits,
+        start: int,
+        leave: frozenset[str],
+        fitted: set[str],
+    ) -> Callable[[ProgramRun, Instruction], None]:
+        """What refits a layer right before it is called, but the weights to leave; notes which."""
         changed = self._plan.lengths(kept) != self._plan.lengths(self._plan.dense)
         masks = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
         drifted = self._is_damaged_before(start, changed)
@@ -186,14 +220,27 @@ class Repairer:
                 return
             damaged = _reads_less(site, changed) or _weight_mask(slim, site) is not None
             damaged |= self._choice(site) is not None
-            if damaged or (drifted and self._settings.scope == "downstream"):
-                self._refit(run, slim, site, masks)
+            wanted = damaged or (drifted and self._settings.scope == "downstream")
+            if wanted:
+                self._refit(run, slim, site, masks, leave=call.name in leave)
+                fitted.add(call.name)
             drifted |= damaged
 
-        with torch.no_grad():
-            run = ProgramRun(slim, self._plan, kept, [self._inputs], before, keep, start, known)
-            run.run()
-            return {name: run.value(name) for name in keep}
+        return before
+
+    def _own_tensors(self, slim: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """What may be fitted twice, each with a copy; nothing where no weights are shared."""
+        if not self._shared:
+            return []
+        found = []
+        for site in self._sites.values():
+            layer = slim.get_submodule(site.call.target)
+            norm = None if site.norm is None else slim.get_submodule(site.norm)
+            shared = self._shared.get(site.call.name, ())
+            written = [getattr(layer, leaf) for leaf in ("weight", "bias") if leaf not in shared]
+            written.append(getattr(norm, "running_mean", None))
+            found += [(t, t.detach().clone()) for t in written if isinstance(t, Tensor)]
+        return found
 
     @property
     def inputs(self) -> Tensor:
@@ -235,7 +282,12 @@ class Repairer:
     # ---- one layer
 
     def _refit(
-        self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
+        self,
+        run: ProgramRun,
+        slim: nn.Module,
+        site: Site,
+        masks: list[np.ndarray[Any, Any]],
+        leave: bool,
     ) -> None:
         layer = slim.get_submodule(site.call.target)
         positions = self._positions[site.call.name]
@@ -247,6 +299,11 @@ class Repairer:
         norm = None if site.norm is None else slim.get_submodule(site.norm)
         centred = getattr(layer, "bias", None) is not None or norm is not None
         goal, ridge = _by_group(wanted, groups), self._settings.ridge
+        if leave:
+            if centred and "bias" not in self._shared[site.call.name]:
+                intercept = goal.mean(1) - (inputs.mean(1, keepdim=True) @ weight).squeeze(1)
+                write(layer, norm, Fit(weight.clone(), intercept))
+            return
         choice = self._choice(site)
         if choice is not None:
             weight = solve(inputs, goal, weight, ridge, centred).weight

@@ -45,6 +45,7 @@ def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
             calls.setdefault(instruction.target, []).append(instruction)
     users = consumers(plan)
     steps = {i.name: i for i in plan.program}
+    once = {path for path, found in calls.items() if len(found) == 1}
     sites = []
     for layer in plan.layers_plan:
         found = calls.get(layer.spec.name, [])
@@ -54,7 +55,7 @@ def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
         if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(
             getattr(module, "padding", 0), str
         ):
-            sites.append(_site(model, layer, found[0], users, steps))
+            sites.append(_site(model, layer, found[0], users, steps, once))
     return sites
 
 
@@ -73,6 +74,25 @@ def fitted_together(model: nn.Module, plan: IndexPlan) -> list[tuple[str, str]]:
         others += [] if site.sum_name is None else [site.sum_name]
         pairs += [(site.call.name, name) for name in others if name != site.call.name]
     return pairs
+
+
+def shared_tensors(model: nn.Module, plan: IndexPlan) -> dict[str, frozenset[str]]:
+    """Weights and biases of sites that something else reads too, as tied ones.
+
+    Returns:
+        The site's call -> ``weight``, ``bias`` or both; sites that share nothing are left out.
+    """
+    readers, shared = _readers(model, plan), dict[str, frozenset[str]]()
+    for site in find_sites(model, plan):
+        layer = model.get_submodule(site.call.target)
+        found = {
+            leaf
+            for leaf in ("weight", "bias")
+            if set(readers.get(id(getattr(layer, leaf)), ())) - {site.call.name}
+        }
+        if found:
+            shared[site.call.name] = frozenset(found)
+    return shared
 
 
 def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:
@@ -98,11 +118,13 @@ def _site(
     call: Instruction,
     users: dict[str, list[Instruction]],
     steps: dict[str, Instruction],
+    once: set[str],
 ) -> Site:
     last, norm = call, None
     while len(users[last.name]) == 1:
         user = users[last.name][0]
-        if norm is None and _is_batchnorm(model, user, layer.spec):
+        # One that is called more than once cannot take an intercept of this layer's.
+        if norm is None and user.target in once and _is_batchnorm(model, user, layer.spec):
             last, norm = user, user.target
         elif user.target in _PASSING or _is_dropout(model, user):
             last = user
