@@ -40,7 +40,8 @@ def prune(
             exact zeros (``automl.pruning.masks``); or ``["channel", "nm:4"]``, channels first. A
             policy says it itself.
         calibration: Unlabelled inputs, shape (images, ...); the layers that read pruned channels
-            are refitted on them by least squares. None: no repair.
+            are refitted on them by least squares, convolutions of all kinds and linear layers that
+            are called as modules, once each. None: no repair.
         refine: After that, fits the layers of a few blocks together on them, such as
             ``automl.Refinement()``: minutes for much of the accuracy that is left to win back.
         rounding: Kept counts are multiples of this where a group is large enough.

@@ -30,6 +30,7 @@ from automl.plan import IndexPlan
 from automl.pruning.criteria import Context, Criterion
 from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.pruner import Pruner
+from automl.pruning.sites import not_refitted
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
 from automl.scoring import ClassifierScorer
@@ -177,7 +178,21 @@ class Bench:
     @cached_property
     def pruner(self) -> Pruner | SparsePruner:
         """Makes slim networks, and sparse ones where the granularity is finer than channels."""
-        return self.pruner_of(self.plan)
+        pruner = self.pruner_of(self.plan)
+        if self.config["repair"]["reconstruction"] is not None:
+            self._warn_of_layers_not_refitted()
+        return pruner
+
+    def _warn_of_layers_not_refitted(self) -> None:
+        names = not_refitted(self.trace.model, self.trace.plan)
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            print(
+                f"not refitted, as they are called more than once or by functions: "
+                f"{', '.join(names[:3])}{more}; what they read is cut, and layers behind make up "
+                "for it",
+                file=sys.stderr,
+            )
 
     def pruner_of(self, plan: IndexPlan | MaskedPlan) -> Pruner | SparsePruner:
         """The pruner of a plan of this network."""

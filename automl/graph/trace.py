@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from automl.graph.build import PlanBuilder
+from automl.graph.compiled import is_compiled, uncompiled
 from automl.graph.export import Deadline, export
 from automl.graph.form import choose_form, failing_targets
 from automl.graph.materialise import Materialiser
@@ -88,15 +89,16 @@ def trace(
     """Analyses a network once, so that it can be pruned and counted without tracing again.
 
     Args:
-        model: The network; it is put in eval mode, its weights are not touched.
+        model: The network; it is put in eval mode, its weights are not touched. Of one that
+            ``torch.compile`` has wrapped, what is inside.
         example_inputs: A tensor or the positional arguments of ``forward``. The first dimension
             is taken for the batch.
         exclude: Shell patterns of layer names whose output channels must stay.
         deadline_s: Seconds the analysis may take.
 
     Raises:
-        InputError: If the forward fails, the network cannot be exported, a pattern matches no
-            layer, or the deadline passes.
+        InputError: If it is no network, parts of it are compiled, the forward fails, it cannot be
+            exported, a pattern matches no layer, or the deadline passes.
 
     Example:
         >>> t = automl.trace(model, example_inputs)
@@ -106,9 +108,9 @@ def trace(
         False
     """
     started = time.perf_counter()
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = _as_arguments(example_inputs)
     deadline = Deadline(deadline_s)
-    model.eval()
+    model = _plain(model)
     exported = export(model, inputs, deadline)
     found = propagate(exported, frozenset(), deadline)
     if exclude:
@@ -139,6 +141,38 @@ def trace(
             stacklevel=2,
         )
     return Trace(plan, model, inputs, time.perf_counter() - started)
+
+
+def _as_arguments(example_inputs: Any) -> tuple[Any, ...]:
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if not isinstance(example_inputs, Sequence) or isinstance(example_inputs, str):
+        raise InputError(
+            "example_inputs must be a tensor or the arguments of forward, "
+            f"got {type(example_inputs).__name__}"
+        )
+    return tuple(example_inputs)
+
+
+def _plain(given: Any) -> nn.Module:
+    """The network in eval mode, outside of what ``torch.compile`` has made of it."""
+    if not isinstance(given, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(given).__name__}")
+    model = uncompiled(given)
+    # Compiled code run on fake tensors, as slim networks are, takes the process down.
+    compiled = [name or "it" for name, part in model.named_modules() if is_compiled(part)]
+    if compiled:
+        raise InputError(
+            f"parts of the network are compiled ({', '.join(compiled[:3])}); prune it first and "
+            "call torch.compile on what comes out"
+        )
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise InputError(
+            "an exported program cannot be pruned; give the network that it was exported from"
+        ) from error
+    return model
 
 
 def _matching(found: Propagated, patterns: Sequence[str]) -> frozenset[str]:

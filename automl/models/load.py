@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automl.graph.compiled import uncompiled
 from automl.models.checkpoint import load_checkpoint, resolve_checkpoint
 from automl.models.factory import build
 from automl.types import InputError
@@ -86,10 +87,11 @@ def load_model(
         built = build(factory, dict(kwargs))
         shape = _input_shape(factory, input_shape, built.input_shape)
         example = _example(shape, built.vocab_size)
+    model = uncompiled(built.model)
     if path is not None:
-        load_checkpoint(built.model, path)
+        load_checkpoint(model, path)
     return LoadedModel(
-        model=built.model.eval(),
+        model=model.eval(),
         example_inputs=(example,),
         name=built.name,
         factory=factory,

@@ -31,7 +31,7 @@ from automl.plan import IndexPlan, Instruction
 from automl.pruning.masks import masks_of
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, as_matrices, write
 from automl.pruning.regression import Fit, moments, regularised
-from automl.pruning.sampling import channel_dim, layout, patches, sample, thinned
+from automl.pruning.sampling import channel_dim, features, layout, patches, sample, thinned
 from automl.pruning.sites import Site, find_sites
 from automl.types import InputError, Kept
 
@@ -128,18 +128,18 @@ class LookupRepairer:
                     keep = torch.from_numpy(np.flatnonzero(stays[outputs])).to(weight.device)
                     weight, intercept = weight[:, keep], intercept[keep]
                 norm = None if site.norm is None else slim.get_submodule(site.norm)
-                layer = slim.get_submodule(site.call.target)
+                layer = slim.get_submodule(site.path)
                 write(layer, norm, Fit(weight[None], intercept[None]))
 
     def _collect(
         self, model: nn.Module, site: Site, data: Tensor, generator: torch.Generator
     ) -> _Layer:
-        module: Any = model.get_submodule(site.call.target)
-        one: Tensor = module(data[:1])
+        module: Any = model.get_submodule(site.path)
+        one = site.outputs(module, data[:1])
         outputs = one.expand(len(data), *one.shape[1:])
         places = sample(outputs, channel_dim(module), self._settings.points, generator)
-        places = thinned(places, module.weight[0].numel())
-        inputs = patches(data, module, places)
+        places = thinned(places, features(module))
+        inputs = patches(data, module, places, site.padded)
         gram, mean = moments(inputs, _centred(module, site))
         weight = as_matrices(module, 1)[0].double()
         bias = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -172,7 +172,7 @@ class LookupRepairer:
 
 
 def _can_change(model: nn.Module, site: Site) -> bool:
-    return getattr(model.get_submodule(site.call.target), "groups", 1) == 1
+    return getattr(model.get_submodule(site.path), "groups", 1) == 1
 
 
 def _centred(layer: nn.Module, site: Site) -> bool:

@@ -47,6 +47,7 @@ from automl.pruning.sampling import (
     LEAST_SAMPLES,
     SAMPLES_PER_FEATURE,
     channel_dim,
+    features,
     gather,
     layout,
     patches,
@@ -234,7 +235,7 @@ class Repairer:
             return []
         found = []
         for site in self._sites.values():
-            layer = slim.get_submodule(site.call.target)
+            layer = slim.get_submodule(site.path)
             norm = None if site.norm is None else slim.get_submodule(site.norm)
             shared = self._shared.get(site.call.name, ())
             written = [getattr(layer, leaf) for leaf in ("weight", "bias") if leaf not in shared]
@@ -264,12 +265,11 @@ class Repairer:
         run = _Collector(model, self._plan, self._inputs, wanted)
         for name, value in run.values():
             for site in self._sites.values():
-                layer = model.get_submodule(site.call.target)
+                layer = model.get_submodule(site.path)
                 channels = channel_dim(layer)
                 if site.call.name == name:
                     positions = sample(value, channels, self._settings.points, generator)
-                    assert isinstance(layer.weight, Tensor)
-                    positions = thinned(positions, layer.weight[0].numel())
+                    positions = thinned(positions, features(layer))
                     self._positions[name] = positions
                     output = gather(value, channels, positions)
                     self._targets[name] = _Targets(output, None, value.shape)
@@ -289,10 +289,10 @@ class Repairer:
         masks: list[np.ndarray[Any, Any]],
         leave: bool,
     ) -> None:
-        layer = slim.get_submodule(site.call.target)
+        layer = slim.get_submodule(site.path)
         positions = self._positions[site.call.name]
         data = run.value(site.call.args[0]["ref"])
-        inputs = patches(data, layer, positions)
+        inputs = patches(data, layer, positions, site.padded)
         wanted = self._wanted(run, slim, site, masks)
         groups = getattr(layer, "groups", 1)
         weight = as_matrices(layer, groups)
@@ -307,16 +307,16 @@ class Repairer:
         choice = self._choice(site)
         if choice is not None:
             weight = solve(inputs, goal, weight, ridge, centred).weight
-            register(layer, {"weight": choice(_from_columns(weight, layer), inputs, groups)})
+            register(layer, {"weight": choice(_from_columns(layer, weight), inputs, groups)})
         zeros = _weight_mask(slim, site)
-        pattern = None if zeros is None else _by_columns(zeros, groups)
+        pattern = None if zeros is None else _by_columns(layer, zeros, groups)
         if pattern is not None:
             weight = weight * pattern
         write(layer, norm, solve(inputs, goal, weight, ridge, centred, pattern))
 
     def _choice(self, site: Site) -> MaskChoice | None:
         """What chooses the mask of a site's weight, if it is still to be chosen."""
-        return self._choose.get(f"{site.call.target}.weight")
+        return self._choose.get(f"{site.path}.weight")
 
     def _wanted(
         self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
@@ -327,7 +327,7 @@ class Repairer:
         keep = slice(None) if axis is None else torch.from_numpy(np.flatnonzero(masks[axis]))
         if targets.total is not None and site.shortcut is not None:
             shortcut = self._early(run, site)
-            channels = channel_dim(slim.get_submodule(site.call.target))
+            channels = channel_dim(slim.get_submodule(site.path))
             if shortcut is not None and _is_alike(shortcut, targets.shape, channels):
                 positions = self._positions[site.call.name]
                 drifted = targets.total[:, keep] - gather(shortcut, channels, positions)
@@ -382,22 +382,29 @@ def as_matrices(layer: nn.Module, groups: int) -> Tensor:
     """Weights as (groups, features of a group, outputs of a group), in the order of patches."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return _by_columns(weight, groups)
+    return _by_columns(layer, weight, groups)
 
 
-def _by_columns(weight: Tensor, groups: int) -> Tensor:
+def _by_columns(layer: nn.Module, weight: Tensor, groups: int) -> Tensor:
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (in, out of a group, *kernel)
+        apart = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return apart.transpose(2, 3).reshape(groups, -1, weight.shape[1])
     return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
 
 
-def _from_columns(columns: Tensor, layer: nn.Module) -> Tensor:
+def _from_columns(layer: nn.Module, columns: Tensor) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        groups, _, outputs = columns.shape
+        apart = columns.reshape(groups, weight.shape[0] // groups, -1, outputs)
+        return apart.transpose(2, 3).reshape(weight.shape)
     return columns.transpose(1, 2).reshape(weight.shape)
 
 
 def _weight_mask(slim: nn.Module, site: Site) -> Tensor | None:
     """Which weights of a masked layer may be other than zero."""
-    return masks_of(slim.get_submodule(site.call.target)).get("weight")
+    return masks_of(slim.get_submodule(site.path)).get("weight")
 
 
 def _by_group(wanted: Tensor, groups: int) -> Tensor:
@@ -426,7 +433,7 @@ def _through_norm_backwards(total: Tensor, slim: nn.Module, site: Site) -> Tenso
 def write(layer: nn.Module, norm: Any, fit: Fit) -> None:
     """Puts a fit into a layer, and its intercept into the layer's bias or its norm's mean."""
     weight: Any = layer.weight
-    weight.copy_(fit.weight.transpose(1, 2).reshape(weight.shape))
+    weight.copy_(_from_columns(layer, fit.weight))
     intercept = fit.intercept.reshape(-1).to(weight.dtype)
     bias: Any = getattr(layer, "bias", None)
     if bias is not None:

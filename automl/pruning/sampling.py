@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,26 +43,93 @@ def gather(value: Tensor, channels: int, positions: Tensor) -> Tensor:
     return value.movedim(channels, -1)[tuple(positions.unbind(1))]
 
 
-def patches(data: Tensor, layer: nn.Module, positions: Tensor) -> Tensor:
-    """Inputs of the sampled outputs, shape (groups, samples, features of a group)."""
+def features(layer: Any) -> int:
+    """How many inputs go into one output of a layer."""
+    weight: Tensor = layer.weight
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return weight[:, 0].numel() // layer.groups
+    return weight[0].numel()
+
+
+def patches(data: Tensor, layer: Any, positions: Tensor, padded: bool = False) -> Tensor:
+    """Inputs of the sampled outputs, shape (groups, samples, features of a group).
+
+    Args:
+        data: What the layer reads, channels in dimension 1 (the last one of linear layers).
+        layer: A linear layer or a convolution, transposed ones too.
+        positions: Of :func:`sample`.
+        padded: Whether ``data`` is padded already.
+    """
     if isinstance(layer, nn.Linear):
         return gather(data, channel_dim(layer), positions)[None]
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
-    rows, columns = layer.kernel_size
-    pad = (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])
-    padded = nn.functional.pad(data, pad) if any(pad) else data
-    image, y, x = positions.unbind(1)
-    ys = (y * layer.stride[0])[:, None, None] + _offsets(rows, layer.dilation[0], y)[None, :, None]
-    xs = (x * layer.stride[1])[:, None, None] + _offsets(columns, layer.dilation[1], x)[None, None]
-    # (samples, rows, columns, channels)
-    taken = padded.movedim(1, -1)[image[:, None, None], ys, xs]
+    images, *places = positions.unbind(1)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        taken = _read_by_transposed(data, layer, images, places)
+    else:
+        taken = _read_by_convolution(data, layer, images, places, padded)
     samples, channels = len(taken), taken.shape[-1]
+    grouped = taken.reshape(samples, -1, layer.groups, channels // layer.groups)
     if layer.groups > 1:  # sums over samples run along memory, however small the groups are
-        features = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
-        together = features.permute(2, 3, 1, 0).reshape(layer.groups, -1, samples)
+        together = grouped.permute(2, 3, 1, 0).reshape(layer.groups, -1, samples)
         return together.transpose(1, 2)
-    grouped = taken.reshape(samples, rows * columns, layer.groups, channels // layer.groups)
     return grouped.permute(2, 0, 3, 1).reshape(layer.groups, samples, -1)
+
+
+def _read_by_convolution(
+    data: Tensor, layer: Any, images: Tensor, places: list[Tensor], padded: bool
+) -> Tensor:
+    """Shape (samples, *kernel, channels)."""
+    pad = [] if padded else _padding(layer)
+    if any(pad):
+        data = nn.functional.pad(data, pad)
+    index = [
+        place[:, None] * stride + _offsets(size, dilation, place)
+        for place, size, stride, dilation in zip(
+            places, layer.kernel_size, layer.stride, layer.dilation, strict=True
+        )
+    ]
+    return data.movedim(1, -1)[_crossed(images, index)]
+
+
+def _padding(layer: Any) -> list[int]:
+    """As ``torch.nn.functional.pad`` takes it: last dimension first, both ends of each."""
+    if layer.padding == "valid":
+        return []
+    if layer.padding == "same":
+        sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+        spans = [dilation * (size - 1) for size, dilation in sizes]
+        return [end for span in reversed(spans) for end in (span // 2, span - span // 2)]
+    return [size for size in reversed(layer.padding) for _ in range(2)]
+
+
+def _read_by_transposed(data: Tensor, layer: Any, images: Tensor, places: list[Tensor]) -> Tensor:
+    """Shape (samples, *kernel, channels): zero where a part of the kernel meets no input."""
+    index, there = [], []
+    settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, data.shape[2:])
+    for place, size, stride, padding, dilation, length in zip(places, *settings, strict=True):
+        steps = place[:, None] + padding - _offsets(size, dilation, place)
+        read = torch.div(steps, stride, rounding_mode="floor")
+        there.append((steps % stride == 0) & (read >= 0) & (read < length))
+        index.append(read.clamp(0, length - 1))
+    taken = data.movedim(1, -1)[_crossed(images, index)]
+    meets = torch.ones((), dtype=torch.bool, device=data.device)
+    for dim, one in enumerate(there):
+        meets = meets & _along(one, dim, len(there))
+    return taken * meets[..., None]
+
+
+def _crossed(images: Tensor, index: list[Tensor]) -> tuple[Tensor, ...]:
+    """Indices that broadcast to (samples, *kernel)."""
+    ones = [1] * len(index)
+    crossed = [_along(one, dim, len(index)) for dim, one in enumerate(index)]
+    return (images.view(-1, *ones), *crossed)
+
+
+def _along(values: Tensor, dim: int, dims: int) -> Tensor:
+    """(samples, size) as (samples, 1, ..., size, ..., 1)."""
+    shape = [1] * dims
+    shape[dim] = values.shape[1]
+    return values.view(len(values), *shape)
 
 
 def layout(images: Tensor) -> torch.memory_format:

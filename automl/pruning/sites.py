@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from automl.graph.fold import writes_dimension_one
 from automl.graph.interpret import consumers
@@ -13,6 +15,12 @@ from automl.graph.program import references
 from automl.plan import IndexPlan, Instruction, LayerPlan
 from automl.types import LayerSpec
 
+_LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+#: Operators of layers whose padding is an operator of its own: circular, reflected, replicated.
+_CONVOLUTIONS = {f"aten.conv{dims}d.default": getattr(F, f"conv{dims}d") for dims in (1, 2, 3)}
 _PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
 
 
@@ -22,7 +30,9 @@ class Site:
 
     Attributes:
         layer: The layer.
+        path: Of the module that holds its weight.
         call: The instruction that calls it.
+        padded: Whether what it reads has been padded already, by an operator of its own.
         norm: Batch norm right behind it, by path.
         sum_name: Instruction that adds a shortcut, None if there is none.
         shortcut: Name of the other operand.
@@ -30,33 +40,90 @@ class Site:
     """
 
     layer: LayerPlan
+    path: str
     call: Instruction
+    padded: bool
     norm: str | None
     sum_name: str | None = None
     shortcut: str | None = None
     shortcut_needs: frozenset[str] = frozenset()
 
+    def outputs(self, layer: Any, inputs: Tensor) -> Tensor:
+        """What the layer makes of the value that it reads in the program."""
+        if not self.padded:
+            found: Tensor = layer(inputs)
+        else:
+            settings = (layer.stride, 0, layer.dilation, layer.groups)
+            convolve = _CONVOLUTIONS[self.call.target]
+            found = convolve(inputs, layer.weight, layer.bias, *settings)
+        return found
+
 
 def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
-    """The convolutions and linear layers of a program that are called as modules, once each."""
-    calls: dict[str, list[Instruction]] = {}
-    for instruction in plan.program:
-        if instruction.op == "call_module":
-            calls.setdefault(instruction.target, []).append(instruction)
+    """The convolutions and linear layers of a program that are called once each."""
+    calls = _calls(model, plan)
     users = consumers(plan)
     steps = {i.name: i for i in plan.program}
     once = {path for path, found in calls.items() if len(found) == 1}
     sites = []
     for layer in plan.layers_plan:
-        found = calls.get(layer.spec.name, [])
-        if len(found) != 1 or layer.spec.kind not in ("conv", "linear"):
+        path = layer.spec.name
+        if path not in once or layer.spec.kind not in ("conv", "linear"):
             continue
-        module = model.get_submodule(layer.spec.name)
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(
-            getattr(module, "padding", 0), str
-        ):
-            sites.append(_site(model, layer, found[0], users, steps, once))
+        if isinstance(model.get_submodule(path), _LAYERS):
+            call = calls[path][0]
+            norm, *rest = _behind(model, layer, call, users, steps, once)
+            padded = call.op == "call_function"
+            sites.append(Site(layer, path, call, padded, norm, *rest))
     return sites
+
+
+def not_refitted(model: nn.Module, plan: IndexPlan) -> list[str]:
+    """Layers that may read pruned channels and are no sites: called again, or by functions."""
+    sites = {site.layer.spec.name for site in find_sites(model, plan)}
+    names = [
+        layer.spec.name.partition("#")[0]  # later calls are told apart by a number
+        for layer in plan.layers_plan
+        if layer.spec.kind in ("conv", "linear")
+        and layer.in_axis is not None
+        and layer.spec.name not in sites
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _calls(model: nn.Module, plan: IndexPlan) -> dict[str, list[Instruction]]:
+    """Path of a module -> the instructions that call it, or that convolve by its weight."""
+    tensors = {i.name: i.target for i in plan.program if i.op == "get_attr"}
+    calls: dict[str, list[Instruction]] = {}
+    for step in plan.program:
+        if step.op == "call_module":
+            calls.setdefault(step.target, []).append(step)
+        elif step.target in _CONVOLUTIONS and isinstance(step.args[1], dict):
+            path, _, leaf = tensors.get(step.args[1].get("ref", ""), "").rpartition(".")
+            if leaf == "weight" and path and _convolves_as(model.get_submodule(path), step):
+                calls.setdefault(path, []).append(step)
+    return calls
+
+
+def _convolves_as(module: Any, step: Instruction) -> bool:
+    """Whether an operator does what a module does, once its inputs are padded."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    dims = len(module.kernel_size)
+    names = ("stride", "padding", "dilation", "groups")
+    given: dict[str, Any] = dict(zip(names, step.args[3:], strict=False)) | dict(step.kwargs)
+
+    def each(name: str, default: int) -> tuple[int, ...]:
+        value = given.get(name, default)
+        values = tuple(value) if isinstance(value, list | tuple) else (value,)
+        return values * dims if len(values) == 1 else values
+
+    return (
+        each("padding", 0) == (0,) * dims
+        and each("stride", 1) == module.stride
+        and each("dilation", 1) == module.dilation
+        and given.get("groups", 1) == module.groups
+    )
 
 
 def fitted_together(model: nn.Module, plan: IndexPlan) -> list[tuple[str, str]]:
@@ -67,7 +134,7 @@ def fitted_together(model: nn.Module, plan: IndexPlan) -> list[tuple[str, str]]:
     """
     readers, pairs = _readers(model, plan), []
     for site in find_sites(model, plan):
-        layer = model.get_submodule(site.call.target)
+        layer = model.get_submodule(site.path)
         norm = None if site.norm is None else model.get_submodule(site.norm)
         written = [layer.weight, layer.bias, getattr(norm, "running_mean", None)]
         others = [name for tensor in written for name in readers.get(id(tensor), ())]
@@ -84,7 +151,7 @@ def shared_tensors(model: nn.Module, plan: IndexPlan) -> dict[str, frozenset[str
     """
     readers, shared = _readers(model, plan), dict[str, frozenset[str]]()
     for site in find_sites(model, plan):
-        layer = model.get_submodule(site.call.target)
+        layer = model.get_submodule(site.path)
         found = {
             leaf
             for leaf in ("weight", "bias")
@@ -112,18 +179,19 @@ def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:
     return found
 
 
-def _site(
+def _behind(
     model: nn.Module,
     layer: LayerPlan,
     call: Instruction,
     users: dict[str, list[Instruction]],
     steps: dict[str, Instruction],
     once: set[str],
-) -> Site:
+) -> tuple[Any, ...]:
+    """What a layer's output runs into: ``Site.norm`` and what comes after it there."""
     last, norm = call, None
     while len(users[last.name]) == 1:
         user = users[last.name][0]
-        # One that is called more than once cannot take an intercept of this layer's.
+        # A norm that is called more than once cannot take an intercept of this layer's.
         if norm is None and user.target in once and _is_batchnorm(model, user, layer.spec):
             last, norm = user, user.target
         elif user.target in _PASSING or _is_dropout(model, user):
@@ -132,11 +200,11 @@ def _site(
             other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
             if len(other) == 1:
                 needs = frozenset(_ancestors(steps, other[0]))
-                return Site(layer, call, norm, user.name, other[0], needs)
+                return norm, user.name, other[0], needs
             break
         else:
             break
-    return Site(layer, call, norm)
+    return (norm,)
 
 
 def _is_batchnorm(model: nn.Module, step: Instruction, layer: LayerSpec) -> bool:

@@ -136,7 +136,7 @@ class SparsePruner:
 
     def _choices(self, inside: Kept) -> dict[str, ObsChoice]:
         """What chooses masks within the repair, for the weights where that can be done."""
-        refitted = {f"{site.call.target}.weight" for site in self._sites}
+        refitted = {f"{site.path}.weight" for site in self._sites}
         return {
             weight.name: ObsChoice(weight, kept)
             for weight, kept in self._pairs(inside)

@@ -438,3 +438,48 @@ def test_inputs_without_names_of_their_own_have_any_batch_size_too():
     assert found.plan.dynamic_batch
     slim = found.materialise.graph_form([[0]] * len(found.groups))
     assert slim(torch.randn(5, 3, 8, 8)).shape[0] == 5
+
+
+def small():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
+def test_what_torch_compile_wraps_is_traced_as_without():
+    model = small()
+    found = trace(torch.compile(model), torch.zeros(2, 6))
+    assert found.model is model
+    assert found.groups == trace(model, torch.zeros(2, 6)).groups
+
+
+def compiled_in_place():
+    model = small()
+    model.compile()
+    return model
+
+
+def compiled_inside():
+    return nn.Sequential(torch.compile(nn.Linear(6, 6)), nn.Linear(6, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize(
+    "make, because",
+    [
+        (compiled_in_place, r"parts of the network are compiled \(it\); prune it first"),
+        (compiled_inside, r"parts of the network are compiled \(0\); prune it first"),
+        (lambda: small, "model must be a torch.nn.Module, got function"),
+        (
+            lambda: torch.export.export(small(), (torch.zeros(2, 6),)).module(),
+            "give the network that it was exported from",
+        ),
+    ],
+)
+def test_what_is_no_network_to_prune_is_refused(make, because):
+    with pytest.raises(InputError, match=because):
+        trace(make(), torch.zeros(2, 6))
+
+
+def test_example_inputs_are_tensors_or_arguments():
+    with pytest.raises(InputError, match="arguments of forward, got NoneType"):
+        trace(small(), None)
