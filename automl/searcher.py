@@ -246,6 +246,11 @@ class Searcher:
             return network
         with own_random_numbers(policy.key):
             tuned = self._finetune(network)
+        if not isinstance(tuned, nn.Module | None):
+            raise InputError(
+                f"finetune must return the network, or None where it trains in place, "
+                f"got {type(tuned).__name__}"
+            )
         return network if tuned is None else tuned
 
     def _make_problem(

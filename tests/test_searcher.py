@@ -273,6 +273,12 @@ def test_the_final_network_is_fine_tuned_once_in_place_or_not(returns):
     assert torch.equal(tuned[0][-1].bias, tuned[1][-1].bias)  # its random numbers are its own
 
 
+def test_what_fine_tuning_returns_must_be_a_network():
+    run = searcher(finetune=lambda model: 0.9).search(trials=2)
+    with pytest.raises(InputError, match="finetune must return the network, or None"):
+        run.apply()
+
+
 def test_an_export_can_be_loaded_into_the_plan_of_the_dense_network(tmp_path):
     run = searcher(calibration=IMAGES).search(trials=3)
     files = run.export(tmp_path / "out")

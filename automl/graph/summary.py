@@ -53,7 +53,7 @@ def totals(trace: Trace) -> str:
 def _layer_row(layer: LayerSpec) -> tuple[str, ...]:
     kernel = "x".join(map(str, layer.kernel_size)) or "-"
     if layer.groups > 1:
-        kernel += f" /{layer.groups}"
+        kernel += f" groups={layer.groups}"
     size = f"{layer.out_height}x{layer.out_width}" if layer.out_width > 1 else str(layer.out_height)
     return (
         layer.name, layer.kind, str(layer.in_channels), str(layer.out_channels), kernel, size,

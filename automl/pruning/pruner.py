@@ -16,7 +16,6 @@ from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
-from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.laid_back import computes_the_same, laid_back
@@ -72,7 +71,7 @@ class Pruner:
         """Takes the network as it is now; its weights must not change afterwards."""
         self.trace = trace
         self.plan = trace.plan
-        _require_one_input(trace.plan, calibration)
+        _require_one_input(trace, calibration)
         self.criterion = _criterion(criterion)
         self.context = context or Context(trace.model, trace.plan, calibration)
         require(self.criterion, self.context)
@@ -381,7 +380,7 @@ class Pruner:
         return digest(scored_by, settings, self._recalibrate, calibration, *refined)
 
 
-def _require_one_input(plan: IndexPlan, calibration: object) -> None:
+def _require_one_input(trace: Trace, calibration: object) -> None:
     """Refuses calibration inputs that no repair can be made on."""
     if calibration is None:
         return
@@ -390,11 +389,17 @@ def _require_one_input(plan: IndexPlan, calibration: object) -> None:
             "calibration must be a tensor of unlabelled inputs, shape (images, ...), got "
             f"{type(calibration).__name__}"
         )
-    inputs = sum(step.op == "placeholder" for step in plan.program)
+    inputs = sum(step.op == "placeholder" for step in trace.plan.program)
     if inputs != 1:
         raise InputError(
             f"the network takes {inputs} inputs, and repair needs those of one: leave calibration "
             "out (on the command line repair=none)"
+        )
+    example = next(value for value in trace.example_inputs if isinstance(value, Tensor))
+    if calibration.dim() != example.dim():
+        raise InputError(
+            f"calibration must have the dimensions of the example inputs, {tuple(example.shape)} "
+            f"but for the first, got {tuple(calibration.shape)}"
         )
 
 

@@ -199,6 +199,8 @@ def test_what_cannot_be_repaired_on_is_refused_in_a_line():
         automl.prune(Two().eval(), (inputs[:2], inputs[:2]), 0.5, calibration=inputs)
     with pytest.raises(InputError, match=r"calibration must be a tensor .* got tuple"):
         automl.prune(Two().eval(), (inputs[:2], inputs[:2]), 0.5, calibration=(inputs, inputs))
+    with pytest.raises(InputError, match=r"dimensions of the example inputs, \(2, 8\) but for"):
+        automl.prune(nn.Linear(8, 4).eval(), inputs[:2], 0.5, calibration=inputs[0])
 
 
 def test_the_dense_network_is_not_touched(images):
