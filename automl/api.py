@@ -33,7 +33,9 @@ def prune(
         model: The dense network.
         example_inputs: A tensor or the positional arguments of ``forward``.
         ratios: The fraction to REMOVE, in [0, 1): one for every group of coupled channels, or by
-            name of a group or layer (others stay dense), or a policy.
+            name of a group or layer (others stay dense), or a policy. Of a policy that was learned
+            on other weights of the network only the counts are taken: which units stay is chosen
+            anew on these, as ``prunepilot apply`` does.
         criterion: Which units go first; a name from conf/criterion or a ``Criterion``.
         granularity: What is removed together: ``channel``, or inside layers ``unstructured``,
             ``kernel``, ``vector:row``, ``block:1x16``, ``nm:4`` and the like, where masks keep
@@ -74,7 +76,9 @@ def prune(
         refine=refine,
     )
     if isinstance(ratios, Policy):
-        return pruner.prune(ratios)
+        # Indices are of the weights they were chosen on; a policy without a hash means its own.
+        is_of_others = ratios.model_hash not in ("", pruner.model_hash)
+        return pruner.prune(ratios.counts_alone() if is_of_others else ratios)
     if isinstance(pruner, SparsePruner):
         return pruner.prune(pruner.policy(counts_from_ratios(pruner.plan, ratios, rounding)))
     given = dict(ratios) if isinstance(ratios, Mapping) else ratios

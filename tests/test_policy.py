@@ -133,8 +133,10 @@ def test_other_weights_are_refused_unless_asked_for():
     policy = Policy.from_kept(pair, [2, 8], model_hash="a" * 64)
     policy.check(pair)
     policy.check(pair, "a" * 64)
-    policy.check(pair, "b" * 64, other_weights=True)
-    with pytest.raises(InputError, match=r"other weights .*aaaaaaaaaaaa, this model has bbbb"):
+    policy.counts_alone().check(pair, "b" * 64)
+    with pytest.raises(
+        InputError, match=r"other weights .*aaaaaaaaaaaa, this model has bbbb.*apply"
+    ):
         policy.check(pair, "b" * 64)
 
 
