@@ -157,7 +157,9 @@ class SearchResult:
     Attributes:
         policy: The policy chosen (``automl.policy.Policy``).
         trials: Every trial of this search in order (``automl.problem.Trial``).
+        exhausted: Whether it ended before its trials because it found no policy that was new.
     """
 
     policy: Any
     trials: Sequence[Any]
+    exhausted: bool = False

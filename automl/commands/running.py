@@ -190,7 +190,8 @@ class SearchRun:
             strategy.save(self.folder.path)
         others = {"uniform": load("uniform").search(problem, 1, seed)}
         others |= {name: self._baseline(name) for name in self._baselines()}
-        return replace(self._last_round(problem, result, others), wall_seconds=seconds)
+        finals = self._last_round(problem, result, others)
+        return replace(finals, wall_seconds=seconds, exhausted=result.exhausted)
 
     def _spent(self, journal: Journal) -> float:
         """Seconds of the trials that an earlier process of this search ran."""

@@ -81,7 +81,7 @@ def test_no_policy_is_scored_twice():
 
 def test_a_problem_with_few_policies_ends_early():
     result = AMC(**SMALL).search(toy.problem((16,), scorer=toy.Scorer(np.ones(1))), 50, 0)
-    assert len(result.trials) == 1
+    assert len(result.trials) == 1 and result.exhausted
 
 
 def test_failed_trials_teach_nothing_and_three_in_a_row_stop():
