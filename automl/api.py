@@ -25,7 +25,7 @@ def prune(
     calibration: Tensor | None = None,
     refine: Refinement | None = None,
     rounding: int = 1,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
 ) -> nn.Module:
     """Removes channels for real, or zeroes finer grains; the dense network is left as it was.
 
@@ -46,7 +46,8 @@ def prune(
         refine: After that, fits the layers of a few blocks together on them, such as
             ``automl.Refinement()``: minutes for much of the accuracy that is left to win back.
         rounding: Kept counts are multiples of this where a group is large enough.
-        exclude: Shell patterns of layer names whose channels and weights must stay.
+        exclude: Shell patterns of layer names whose channels and weights must stay; one, or
+            several.
 
     Returns:
         The slim network in eval mode, in the model's own classes where possible, else a

@@ -279,6 +279,10 @@ class Policy:
         Raises:
             InputError: The file cannot be read or is not a policy.
         """
+        if Path(path).suffix.lower() == ".csv":
+            raise InputError(
+                f"{str(path)!r} is CSV: read it with automl.policy_csv.load_csv({str(path)!r})"
+            )
         try:
             text = Path(path).read_bytes()
         except OSError as error:

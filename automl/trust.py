@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from automl.conf_files import conf_files
-from automl.types import InputError
+from automl.types import InputError, one_or_more
 
 #: Sources of networks beside dotted paths; their names lead to no file and no download.
 _SOURCES = ("torchvision", "timm", "hf")
@@ -150,12 +150,12 @@ def check_typed(config: Mapping[str, Any], trust: Sequence[str]) -> None:
         )
 
 
-def is_trusted(name: str, trust: Sequence[str]) -> bool:
+def is_trusted(name: str, trust: str | Sequence[str]) -> bool:
     """Whether ``name`` is one of ``trust`` or below one of them."""
     return any(
         name == given
         or (name.startswith(given) and (given[-1] in ".:" or name[len(given)] in ".:"))
-        for given in trust
+        for given in one_or_more(trust)
         if given
     )
 

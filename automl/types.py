@@ -28,6 +28,11 @@ class InputError(ValueError):
     """
 
 
+def one_or_more(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names as they are; a text alone is one name, and not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 class FailedError(RuntimeError):
     """What was asked for ran and failed: the message is one line that says why.
 

@@ -140,6 +140,11 @@ def test_other_weights_are_refused_unless_asked_for():
         policy.check(pair, "b" * 64)
 
 
+def test_csv_files_name_their_reader(tmp_path):
+    with pytest.raises(InputError, match=r"is CSV: read it with automl\.policy_csv\.load_csv\("):
+        Policy.load(tmp_path / "policy.csv")
+
+
 def test_save_and_load(tmp_path):
     SMALL.save(tmp_path / "policy.json")
     assert Policy.load(tmp_path / "policy.json") == SMALL

@@ -240,6 +240,7 @@ def test_failing_trials_are_in_the_table_and_three_in_a_row_stop(tmp_path):
         ({"budget": {"mcas": 0.5}}, "did you mean 'macs'"),
         ({"strategy": "randon"}, "did you mean 'random'"),
         ({"exclude": ["nothing*"]}, "matches no layer"),
+        ({"exclude": "nothing*"}, r"'nothing\*' matches no layer"),
         ({"rounding": 0}, "rounding must be >= 1"),
     ],
 )

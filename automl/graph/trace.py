@@ -18,7 +18,7 @@ from automl.graph.form import choose_form, failing_targets
 from automl.graph.materialise import Materialiser
 from automl.graph.propagate import Propagated, propagate
 from automl.plan import IndexPlan
-from automl.types import Frozen, InputError, LayerSpec, Target
+from automl.types import Frozen, InputError, LayerSpec, Target, one_or_more
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class Trace:
 def trace(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Any],
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     deadline_s: float = 60.0,
 ) -> Trace:
     """Analyses a network once, so that it can be pruned and counted without tracing again.
@@ -91,7 +91,7 @@ def trace(
         model: The network; it is put in eval mode, its weights are not touched.
         example_inputs: A tensor or the positional arguments of ``forward``. The first dimension
             is taken for the batch.
-        exclude: Shell patterns of layer names whose output channels must stay.
+        exclude: Shell patterns of layer names whose output channels must stay; one, or several.
         deadline_s: Seconds the analysis may take.
 
     Raises:
@@ -112,7 +112,7 @@ def trace(
     exported = export(model, inputs, deadline)
     found = propagate(exported, frozenset(), deadline)
     if exclude:
-        excluded = _matching(found, exclude)
+        excluded = _matching(found, one_or_more(exclude))
         found = propagate(exported, excluded, deadline)
     builder = PlanBuilder(model, exported, found)
     plan = choose_form(

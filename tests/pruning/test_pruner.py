@@ -169,6 +169,16 @@ def test_a_policy_of_other_weights_keeps_its_counts_and_the_units_are_chosen_ane
     assert torch.equal(automl.prune(net(1), x, as_it_is)[0].bias, second.prune(policy)[0].bias)
 
 
+@pytest.mark.parametrize("granularity", ["channel", "unstructured"])
+def test_one_layer_to_exclude_needs_no_list(granularity):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+    found = automl.prune(
+        net, torch.randn(1, 3, 8, 8), 0.5, exclude="0", granularity=granularity
+    ).state_dict()
+    assert torch.equal(found["0.weight"], net[0].weight)
+    assert found["2.weight"].count_nonzero() <= net[2].weight.numel() // 2
+
+
 @pytest.mark.parametrize("factory", [resnet20, mobilenet_v2])
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_folding_batchnorm_changes_no_output(factory, ratio):
