@@ -165,7 +165,8 @@ class Searcher:
             seed: Of the strategy.
 
         Returns:
-            What was found; in the run folder, the policy and the table of trials are written.
+            What was found; in the run folder, the policy and the table of trials are written. Where
+            ``result.exhausted``, there were fewer new policies than trials (see ``rounding``).
 
         Raises:
             InputError: The dense network cannot be scored, an argument is out of range, or the
