@@ -25,7 +25,7 @@ def prune(
     calibration: Tensor | None = None,
     refine: Refinement | None = None,
     rounding: int = 1,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
 ) -> nn.Module:
     """Removes channels for real, or zeroes finer grains; the dense network is left as it was.
 
@@ -33,7 +33,9 @@ def prune(
         model: The dense network.
         example_inputs: A tensor or the positional arguments of ``forward``.
         ratios: The fraction to REMOVE, in [0, 1): one for every group of coupled channels, or by
-            name of a group or layer (others stay dense), or a policy.
+            name of a group or layer (others stay dense), or a policy. Of a policy that was learned
+            on other weights of the network only the counts are taken: which units stay is chosen
+            anew on these, as ``prunepilot apply`` does.
         criterion: Which units go first; a name from conf/criterion or a ``Criterion``.
         granularity: What is removed together: ``channel``, or inside layers ``unstructured``,
             ``kernel``, ``vector:row``, ``block:1x16``, ``nm:4`` and the like, where masks keep
@@ -45,7 +47,8 @@ def prune(
         refine: After that, fits the layers of a few blocks together on them, such as
             ``automl.Refinement()``: minutes for much of the accuracy that is left to win back.
         rounding: Kept counts are multiples of this where a group is large enough.
-        exclude: Shell patterns of layer names whose channels and weights must stay.
+        exclude: Shell patterns of layer names whose channels and weights must stay; one, or
+            several.
 
     Returns:
         The slim network in eval mode, in the model's own classes where possible, else a
@@ -75,7 +78,9 @@ def prune(
         refine=refine,
     )
     if isinstance(ratios, Policy):
-        return pruner.prune(ratios)
+        # Indices are of the weights they were chosen on; a policy without a hash means its own.
+        is_of_others = ratios.model_hash not in ("", pruner.model_hash)
+        return pruner.prune(ratios.counts_alone() if is_of_others else ratios)
     if isinstance(pruner, SparsePruner):
         return pruner.prune(pruner.policy(counts_from_ratios(pruner.plan, ratios, rounding)))
     given = dict(ratios) if isinstance(ratios, Mapping) else ratios

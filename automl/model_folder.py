@@ -36,7 +36,7 @@ from automl.runs import (
     WEIGHTS,
 )
 from automl.trust import check_factory
-from automl.types import InputError
+from automl.types import InputError, one_or_more
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +133,16 @@ def save_pruned(
 
 
 def load_pruned(
-    folder: str | os.PathLike[str], trust: Sequence[str] = (), dense: nn.Module | None = None
+    folder: str | os.PathLike[str],
+    trust: str | Sequence[str] = (),
+    dense: nn.Module | None = None,
 ) -> nn.Module:
     """Builds the pruned network of a run, of ``prunepilot prune`` or of ``SearchRun.export``.
 
     Args:
         folder: Where the files lie.
-        trust: Factories, or packages of them, that rebuild.json may name beside PrunePilot's own.
+        trust: Factories, or packages of them, that rebuild.json may name beside PrunePilot's own;
+            one, or several.
         dense: The dense network, of whatever weights, in place of rebuild.json: an exported search
             of a network that Python made has none. It stays as it is.
 
@@ -151,7 +154,7 @@ def load_pruned(
             neither known nor trusted.
     """
     folder = Path(folder)
-    network, _, policy = load_structure(folder, trust, dense=dense)
+    network, _, policy = load_structure(folder, one_or_more(trust), dense=dense)
     tensors = read_tensors(folder / WEIGHTS)
     weights = {n: t for n, t in tensors.items() if not n.endswith(PACKED)}
     fill(network, weights, folder / WEIGHTS)

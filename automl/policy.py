@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,19 +184,16 @@ class Policy:
         counts = {decision.target: decision.kept for decision in self.decisions}
         return np.array([counts[target.name] for target in targets], np.int64)
 
-    def check(
-        self,
-        targets: Sequence[Target],
-        model_hash: str | None = None,
-        *,
-        other_weights: bool = False,
-    ) -> None:
+    def counts_alone(self) -> Policy:
+        """The same counts, with the choice of units left to the pruner: for other weights."""
+        return Policy(tuple(replace(one, indices=None) for one in self.decisions))
+
+    def check(self, targets: Sequence[Target], model_hash: str | None = None) -> None:
         """Makes sure that the policy can be applied to a network.
 
         Args:
             targets: The network's targets.
             model_hash: The network's ``weights_hash``; None compares the structure alone.
-            other_weights: Accept other weights of the same structure.
 
         Raises:
             InputError: The first target that differs, or that the weights differ.
@@ -204,13 +201,14 @@ class Policy:
         mismatch = self._first_mismatch(targets)
         if mismatch is not None:
             raise InputError(f"policy was learned on another network: {mismatch}")
-        if other_weights or not model_hash or not self.model_hash:
+        if not model_hash or not self.model_hash:
             return
         if model_hash != self.model_hash:
             raise InputError(
                 "policy was learned on other weights of this network "
                 f"({self.model_hash[:12]}, this model has {model_hash[:12]}); "
-                "load those, or apply it all the same with other_weights=True"
+                "load those, or use its counts alone and let the units be chosen anew: "
+                "prunepilot apply POLICY ..., in Python policy.counts_alone()"
             )
 
     def _first_mismatch(self, targets: Sequence[Target]) -> str | None:
@@ -281,6 +279,10 @@ class Policy:
         Raises:
             InputError: The file cannot be read or is not a policy.
         """
+        if Path(path).suffix.lower() == ".csv":
+            raise InputError(
+                f"{str(path)!r} is CSV: read it with automl.policy_csv.load_csv({str(path)!r})"
+            )
         try:
             text = Path(path).read_bytes()
         except OSError as error:

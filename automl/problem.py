@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike
 
 from automl.budget import Budget
 from automl.engines import Done, Engine
+from automl.engines.errors import place_of
 from automl.engines.serial import Serial
 from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, fit
 from automl.hashing import digest
-from automl.journal import Row
+from automl.journal import Journal, Row
 from automl.policy import Policy
 from automl.racing import Floats as Losses
 from automl.racing import Leader, Leaders, Racing
@@ -175,6 +176,8 @@ class Problem:
         self._on_trial = on_trial
         self._max_failures = max_failures
         self._failures_in_a_row = 0
+        self._places: dict[int, str] = {}  # where failed trials failed, in the user's own code
+        self._raised: BaseException | None = None
         self._trials: dict[str, Trial] = {}
         self._rows = KnownRows(journal, max_failures)
         self._known = {row["key"]: row for row in map(check_row, known) if row["status"] == "ok"}
@@ -248,7 +251,8 @@ class Problem:
         policy = self.policy(self.space.units.copy())
         (trial,) = self._measured([self._job(self._key(policy), policy, -1)])
         if trial.measurement is None:
-            raise InputError(f"the dense network cannot be scored: {trial.error}")
+            text = f"{trial.error}{self._places.get(-1, '')}"
+            raise InputError(f"the dense network cannot be scored: {text}") from self._raised
         return trial.measurement
 
     @property
@@ -435,6 +439,8 @@ class Problem:
         if error is not None:
             # The journal holds one line; whoever looks for the cause wants to see where.
             _log.info("trial %d failed: %s\n%s", index, error, detail)
+            self._places[index] = place_of(detail)
+            self._raised = None if found is None else found.raised
         trial = Trial(index, job.policy, measurement, status, error, seconds, time)
         # A dense network that cannot be scored ends the search at once; journalled, it would
         # do so even after the cause is gone.
@@ -453,9 +459,10 @@ class Problem:
         if self._on_trial is not None:
             self._on_trial(trial)
         if self._failures_in_a_row >= self._max_failures:
+            then = ", then resume" if isinstance(self._journal, Journal) else ""
             raise SearchStopped(
-                f"{self._failures_in_a_row} trials in a row failed, the last with {trial.error}; "
-                "mend that, then resume"
+                f"{self._failures_in_a_row} trials in a row failed, the last with {trial.error}"
+                f"{self._places.get(trial.index, '')}; mend that{then}"
             )
 
 

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -157,6 +157,8 @@ class Outcome:
         time: When it was done, UTC, in ISO 8601.
         losses: Of every example, shape (examples,), where they were wanted.
         discarded: Whether it fell behind in a race; score and metrics are then estimates.
+        raised: Of the dense network, in this process, the error itself; of others it would keep
+            the network in memory.
     """
 
     score: float | None
@@ -167,12 +169,22 @@ class Outcome:
     time: str
     losses: Floats | None = None
     discarded: bool = False
+    raised: BaseException | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> list[Any]:
+        """Leaves out what was raised, which other processes may not know."""
+        return [*(getattr(self, one.name) for one in fields(self)[:-1]), None]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        """What :meth:`__getstate__` gave."""
+        for one, value in zip(fields(self), state, strict=True):
+            object.__setattr__(self, one.name, value)
 
 
 def run_trial(runner: Runner, job: Job) -> Outcome:
     """Prunes and scores a policy; what is raised becomes a failed outcome."""
     started = time.perf_counter()
-    score, metrics, error, detail, found = None, {}, None, "", None
+    score, metrics, error, detail, found, kept = None, {}, None, "", None, None
     try:
         with own_random_numbers(job.key):
             found = _examined(runner, job)
@@ -182,10 +194,11 @@ def run_trial(runner: Runner, job: Job) -> Outcome:
         if (stop := behind(raised)) is not None:  # Ctrl-C, which somebody's code made an error of
             raise stop from None
         error, detail, found = one_line(raised), traceback.format_exc(), None
+        kept = raised if job.index < 0 else None
     seconds = round(time.perf_counter() - started, 6)
     losses = None if found is None else found.losses
     discarded = found is not None and job.examined and losses is None
-    return Outcome(score, metrics, error, detail, seconds, now(), losses, discarded)
+    return Outcome(score, metrics, error, detail, seconds, now(), losses, discarded, kept)
 
 
 def _examined(runner: Runner, job: Job) -> Examined:

@@ -28,6 +28,7 @@ from typing import Any
 
 from automl.hashing import digest
 from automl.paths import atomic_write
+from automl.trust import names_to_trust
 from automl.types import InputError
 
 CONFIG = "config.yaml"
@@ -158,8 +159,15 @@ class RunFolder:
 
     @property
     def how_to_resume(self) -> str:
-        """The command, to be copied."""
-        return f"prunepilot resume {shlex.quote(str(self.path))}"
+        """The command, to be copied, with what it is to trust; in words where Python began it."""
+        try:
+            config = self.config()
+        except (InputError, OSError):  # then the command says what is wrong
+            config = {}
+        if config.get("started_by") == SEARCHER:
+            return "the same automl.Searcher(...).search() in Python, where it was begun"
+        trust = [f" --trust {shlex.quote(name)}" for name in names_to_trust(config)]
+        return f"prunepilot resume {shlex.quote(str(self.path))}{''.join(trust)}"
 
     def result(self) -> dict[str, Any]:
         """The final table and what is said beside it.

@@ -40,6 +40,7 @@ from automl.types import (
     Resource,
     Scorer,
     Strategy,
+    one_or_more,
 )
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
@@ -85,7 +86,7 @@ class Searcher:
         granularity: str | Sequence[str] = "channel",
         rounding: int = 8,
         min_keep: float = 0.0,
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         score_key: str | None = None,
         costs: Mapping[Resource, CostModel] | None = None,
         max_failures: int = 3,
@@ -113,7 +114,7 @@ class Searcher:
             granularity: What is removed together, see ``automl.prune``.
             rounding: Kept counts are multiples of this where targets are large enough.
             min_keep: Least fraction of its units that every target keeps.
-            exclude: Shell patterns of layers to leave alone.
+            exclude: Shell patterns of layers to leave alone; one, or several.
             score_key: The score among what ``evaluate`` returns; by default ``"score"``.
             costs: More cost models, for resources besides macs, params and size_bytes.
             max_failures: So many failed trials in a row stop the search.
@@ -129,9 +130,10 @@ class Searcher:
                 malformed.
         """
         require_inputs(refine, calibration)
-        self.trace = trace(model, example_inputs, exclude=tuple(exclude))
+        self._exclude = one_or_more(exclude)
+        self.trace = trace(model, example_inputs, exclude=self._exclude)
         prunes: dict[str, Any] = {
-            "exclude": exclude,
+            "exclude": self._exclude,
             "criterion": criterion,
             "calibration": calibration,
         }
@@ -147,7 +149,6 @@ class Searcher:
         self._costs = {**counted, **(costs or {})}
         self._settings: dict[str, Any] = {"rounding": steps, "min_keep": min_keep}
         self._max_failures = max_failures
-        self._exclude = tuple(exclude)
         self._finetune = finetune
         self._on_trial, self._callbacks = on_trial, tuple(callbacks)
         self._engine, self._racing = engine, racing
@@ -164,7 +165,8 @@ class Searcher:
             seed: Of the strategy.
 
         Returns:
-            What was found; in the run folder, the policy and the table of trials are written.
+            What was found; in the run folder, the policy and the table of trials are written. Where
+            ``result.exhausted``, there were fewer new policies than trials (see ``rounding``).
 
         Raises:
             InputError: The dense network cannot be scored, an argument is out of range, or the

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from automl.conf_files import conf_files
-from automl.types import InputError
+from automl.types import InputError, one_or_more
 
 #: Sources of networks beside dotted paths; their names lead to no file and no download.
 _SOURCES = ("torchvision", "timm", "hf")
@@ -43,6 +43,16 @@ _WRAPPERS = frozenset({"timm_wrapper", "timm_backbone"})
 SHORTER = "automl.models.shorter.shorter"
 
 
+class UntrustedError(InputError):
+    """A folder names what nobody vouched for.
+
+    Attributes:
+        name: What to trust.
+    """
+
+    name: str = ""
+
+
 def check_factory(factory: Any, kwargs: Any, trust: Sequence[str], source: str) -> None:
     """Refuses a factory from a folder unless it is known or trusted.
 
@@ -65,17 +75,12 @@ def check_factory(factory: Any, kwargs: Any, trust: Sequence[str], source: str) 
     kind, _, name = factory.partition(":")
     if factory not in _known_factories() and not _is_sourced(kind, name):
         package = factory.replace(":", ".").rpartition(".")[0] or factory
-        raise InputError(
-            f"{source} asks to call {factory[:80]!r}, which is no network of PrunePilot; if you "
-            f"trust it, add {_how(factory if kind in _SOURCES else package)}"
-        )
+        text = f"{source} asks to call {factory[:80]!r}, which is no network of PrunePilot"
+        raise _refusal(text, factory if kind in _SOURCES else package)
     for key, value in _pairs(kwargs):
         reads = (key in _READS or key.startswith("_")) and not _loads_nothing(kind, key, value)
         if reads or (kind in _SOURCES and isinstance(value, str) and re.search(r"[:/\\]", value)):
-            raise InputError(
-                f"{source} asks {factory} to load {key}={str(value)[:80]!r}; if you trust it, add "
-                f"{_how(factory)}"
-            )
+            raise _refusal(f"{source} asks {factory} to load {key}={str(value)[:80]!r}", factory)
 
 
 def check_config(config: Mapping[str, Any], trust: Sequence[str], source: str) -> None:
@@ -98,6 +103,26 @@ def check_config(config: Mapping[str, Any], trust: Sequence[str], source: str) -
     model = config.get("model")
     if isinstance(model, Mapping):
         check_factory(model.get("factory"), model.get("kwargs") or {}, trust, source)
+
+
+def names_to_trust(config: Mapping[str, Any]) -> list[str]:
+    """What somebody has to vouch for before a folder's settings can be used.
+
+    Args:
+        config: As in :func:`check_config`.
+    """
+    names: list[str] = []
+    while True:
+        try:
+            check_config(config, names, "")
+        except UntrustedError as error:
+            if error.name in names:  # trusting it is not enough
+                return names
+            names.append(error.name)
+        except InputError:
+            return names
+        else:
+            return names
 
 
 def check_typed(config: Mapping[str, Any], trust: Sequence[str]) -> None:
@@ -125,12 +150,12 @@ def check_typed(config: Mapping[str, Any], trust: Sequence[str]) -> None:
         )
 
 
-def is_trusted(name: str, trust: Sequence[str]) -> bool:
+def is_trusted(name: str, trust: str | Sequence[str]) -> bool:
     """Whether ``name`` is one of ``trust`` or below one of them."""
     return any(
         name == given
         or (name.startswith(given) and (given[-1] in ".:" or name[len(given)] in ".:"))
-        for given in trust
+        for given in one_or_more(trust)
         if given
     )
 
@@ -141,20 +166,19 @@ def _check_target(node: Mapping[Any, Any], trust: Sequence[str], source: str) ->
         return
     if not isinstance(target, str) or target not in _known_targets():
         shown = str(target)[:80]
-        raise InputError(
-            f"{source} asks to call {shown!r}, which conf/ does not know; if you trust it, add "
-            f"{_how(shown.rpartition('.')[0] or shown)}"
-        )
+        text = f"{source} asks to call {shown!r}, which conf/ does not know"
+        raise _refusal(text, shown.rpartition(".")[0] or shown)
     key, harmless = _REACHING.get(target, ("", (None,)))
     if node.get(key) not in harmless:
-        raise InputError(
-            f"{source} asks to let {target} reach out by {key}={str(node[key])[:80]!r}; if you "
-            f"trust it, add {_how(target)}"
-        )
+        text = f"{source} asks to let {target} reach out by {key}={str(node[key])[:80]!r}"
+        raise _refusal(text, target)
 
 
-def _how(name: str) -> str:
-    return f'--trust {name} (in Python trust=("{name}",))'
+def _refusal(text: str, name: str) -> UntrustedError:
+    how = f'--trust {name} (in Python trust=("{name}",))'
+    error = UntrustedError(f"{text}; if you trust it, add {how}")
+    error.name = name
+    return error
 
 
 def _is_sourced(kind: str, name: str) -> bool:

@@ -28,6 +28,11 @@ class InputError(ValueError):
     """
 
 
+def one_or_more(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names as they are; a text alone is one name, and not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 class FailedError(RuntimeError):
     """What was asked for ran and failed: the message is one line that says why.
 
@@ -157,7 +162,9 @@ class SearchResult:
     Attributes:
         policy: The policy chosen (``automl.policy.Policy``).
         trials: Every trial of this search in order (``automl.problem.Trial``).
+        exhausted: Whether it ended before its trials because it found no policy that was new.
     """
 
     policy: Any
     trials: Sequence[Any]
+    exhausted: bool = False

@@ -133,9 +133,16 @@ def test_other_weights_are_refused_unless_asked_for():
     policy = Policy.from_kept(pair, [2, 8], model_hash="a" * 64)
     policy.check(pair)
     policy.check(pair, "a" * 64)
-    policy.check(pair, "b" * 64, other_weights=True)
-    with pytest.raises(InputError, match=r"other weights .*aaaaaaaaaaaa, this model has bbbb"):
+    policy.counts_alone().check(pair, "b" * 64)
+    with pytest.raises(
+        InputError, match=r"other weights .*aaaaaaaaaaaa, this model has bbbb.*apply"
+    ):
         policy.check(pair, "b" * 64)
+
+
+def test_csv_files_name_their_reader(tmp_path):
+    with pytest.raises(InputError, match=r"is CSV: read it with automl\.policy_csv\.load_csv\("):
+        Policy.load(tmp_path / "policy.csv")
 
 
 def test_save_and_load(tmp_path):

@@ -57,6 +57,18 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_how_to_resume_names_what_has_to_be_trusted(tmp_path):
+    folder = RunFolder(tmp_path / "a run")
+    with folder.lock():
+        folder.start(
+            {"model": {"factory": "my.nets.net"}, "strategy": {"_target_": "other.Best"}},
+            environment,
+        )
+    command = f"prunepilot resume '{folder.path}' --trust other --trust my.nets"
+    assert folder.how_to_resume == command
+    assert " --trust" not in started(tmp_path / "own").how_to_resume
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match="is a file"):

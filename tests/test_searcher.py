@@ -68,6 +68,10 @@ class Evaluate:
             return -float((model(IMAGES) - OUTPUTS).square().mean())
 
 
+def lacking_a_key(model) -> float:
+    return {}["acc"]
+
+
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch):
     """The network is always the same, and tracing is what would take most of the time here."""
@@ -203,6 +207,23 @@ def test_what_cannot_be_scored_is_bad_input_and_leaves_no_trial():
             searcher(Evaluate(faults={0: fault})).search(trials=3)
 
 
+@pytest.mark.parametrize("engine", ["serial", "process"])
+def test_an_evaluation_that_fails_on_the_dense_network_says_where_and_is_the_cause(engine):
+    with pytest.raises(
+        InputError, match=r"KeyError: 'acc' \(.*test_searcher\.py, line \d+\)"
+    ) as told:
+        searcher(lacking_a_key, engine=engine).search(trials=3)
+    assert isinstance(told.value.__cause__, KeyError) == (engine == "serial")
+
+
+def test_who_has_no_run_folder_is_not_told_to_resume(tmp_path):
+    for folder in (None, tmp_path):
+        evaluate = Evaluate(faults=dict.fromkeys(range(1, 9), ValueError("odd")))
+        with pytest.raises(SearchStopped, match=r"odd \(.*test_searcher\.py, line \d+\); ") as told:
+            searcher(evaluate, run_dir=folder).search(trials=8, seed=0)
+        assert ("then resume" in str(told.value)) == (folder is not None)
+
+
 def test_failing_trials_are_in_the_table_and_three_in_a_row_stop(tmp_path):
     run = searcher(Evaluate(faults={2: math.nan})).search(trials=4, seed=0)
     assert run.trials.status.tolist() == ["ok", "failed", "ok", "ok"]
@@ -219,6 +240,7 @@ def test_failing_trials_are_in_the_table_and_three_in_a_row_stop(tmp_path):
         ({"budget": {"mcas": 0.5}}, "did you mean 'macs'"),
         ({"strategy": "randon"}, "did you mean 'random'"),
         ({"exclude": ["nothing*"]}, "matches no layer"),
+        ({"exclude": "nothing*"}, r"'nothing\*' matches no layer"),
         ({"rounding": 0}, "rounding must be >= 1"),
     ],
 )

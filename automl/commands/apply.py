@@ -41,10 +41,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _counts_of(path: Path) -> Policy:
     """The policy without its choice of units, which is of other weights."""
-    from dataclasses import replace
-
-    from automl.policy import Policy
     from automl.policy_csv import load_policy
 
-    learned = load_policy(path)
-    return Policy(tuple(replace(one, indices=None) for one in learned.decisions))
+    return load_policy(path).counts_alone()

@@ -54,6 +54,7 @@ class Finals:
         count: Among how many of its best trials every search chose.
         latency: Predicts latency, where the network found was timed; None for the problem's.
         wall_seconds: How long the search took, the strategy's own work included.
+        exhausted: Whether it ended before its trials because it found no policy that was new.
 
     All measurements are on all validation images.
     """
@@ -65,6 +66,7 @@ class Finals:
     count: int = 1
     latency: CostModel | None = None
     wall_seconds: float | None = None
+    exhausted: bool = False
 
     @property
     def distinct(self) -> dict[str, Trial]:
@@ -247,6 +249,7 @@ def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
         "budget": str(problem.budget),
         "limits": problem.limits,
         "trials": len(finals.tried),
+        "exhausted": finals.exhausted,
         "failed": sum(trial.status == "failed" for trial in finals.tried),
         "discarded": sum(trial.status == "discarded" for trial in finals.tried),
         # Those of trials that an earlier process did are in the journal, and count too.

@@ -8,16 +8,20 @@ from automl.paths import why_not_writable
 from automl.types import InputError
 
 
-def check_new_folder(out: Path) -> None:
+def check_new_folder(out: Path, name: str = "--out") -> None:
     """Refuses a folder that holds something, or that cannot be made.
+
+    Args:
+        out: The folder.
+        name: The option or setting that it was given by.
 
     Raises:
         InputError: It is one of these.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already; choose a new folder")
+        raise InputError(f"{name} {out} is there already; choose a new folder")
     if (reason := why_not_writable(out)) is not None:
-        raise InputError(f"--out {out} cannot be made: {reason}")
+        raise InputError(f"{name} {out} cannot be made: {reason}")
 
 
 def check_file(out: Path, *, new: bool = False) -> None:

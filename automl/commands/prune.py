@@ -88,6 +88,7 @@ def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
     from automl.commands.compose import refuse
     from automl.commands.depth import blocks_to_remove
     from automl.commands.out import check_new_folder
+    from automl.commands.settings import run_dir
     from automl.types import InputError
 
     refuse(config["overrides"], _OF_SEARCHES, "is of searches, and nothing is searched here")
@@ -101,7 +102,7 @@ def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
         is_number = isinstance(one, int | float) and not isinstance(one, bool)
         if ratio is not None and not (is_number and 0 <= one < 1):
             raise InputError(f"ratio must be in [0, 1), the fraction to remove, got {one!r}")
-    check_new_folder(out)
+    check_new_folder(out, "run_dir" if out == run_dir(config) else "--out")
 
 
 @dataclass(frozen=True, eq=False)

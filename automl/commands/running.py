@@ -17,6 +17,7 @@ from automl.commands.build import Bench
 from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
+from automl.commands.intact import fault_of, is_finished
 from automl.commands.landing import Landing, lands
 from automl.commands.settings import (
     flag,
@@ -100,13 +101,16 @@ class SearchRun:
             title: What the progress display is called.
         """
         if self.folder.is_done:
-            return self._finished_before()
+            fault = fault_of(self.folder)
+            if fault is None:
+                return self._finished_before()
+            print(f"{fault}: the last phase runs again, from the trials", flush=True)
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self.prove()
         with ExitStack() as engine:
             run = engine.enter_context(self.with_engine())  # may refuse: nothing is written yet
             with self.folder.lock():
-                if RunFolder(self.folder.path).is_done:  # by another process, since this one looked
+                if is_finished(self.folder):  # by another process, since this one looked
                     return self._finished_before()
                 self.start()
                 print(f"run folder: {self.folder.path}", flush=True)
@@ -186,7 +190,8 @@ class SearchRun:
             strategy.save(self.folder.path)
         others = {"uniform": load("uniform").search(problem, 1, seed)}
         others |= {name: self._baseline(name) for name in self._baselines()}
-        return replace(self._last_round(problem, result, others), wall_seconds=seconds)
+        finals = self._last_round(problem, result, others)
+        return replace(finals, wall_seconds=seconds, exhausted=result.exhausted)
 
     def _spent(self, journal: Journal) -> float:
         """Seconds of the trials that an earlier process of this search ran."""

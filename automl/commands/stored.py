@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automl.commands.shape import MISSING, misshapen, require_representable
-from automl.runs import CONFIG, RunFolder
+from automl.runs import CONFIG, SEARCHER, RunFolder
 from automl.trust import check_config
 from automl.types import InputError
 
@@ -20,9 +20,14 @@ def stored_settings(folder: RunFolder, trust: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         InputError: There is no run, its config.yaml is damaged or of another version, or it calls
-            what nobody vouched for.
+            what nobody vouched for; or the run was begun in Python, by objects that no file holds.
     """
     config = folder.config()
+    if config.get("started_by") == SEARCHER:
+        raise InputError(
+            f"{folder.path} was begun in Python: go on with the same "
+            "automl.Searcher(...).search(), whose result has export()"
+        )
     source = str(folder.file(CONFIG))
     check_config(config, trust, source)
     check_shape(config, source)

@@ -22,6 +22,7 @@ from typing import Any
 
 from automl.commands.build import Bench
 from automl.commands.compose import compose, expand
+from automl.commands.intact import fault_of, is_finished
 from automl.commands.overview import overview, show_end
 from automl.commands.running import SearchRun, failures_of
 from automl.commands.settings import instantiate
@@ -105,6 +106,8 @@ def run_sweep(overrides: Sequence[str]) -> int:
     _start(folder, [cell.name for cell in cells], overrides)
     done = [cell for cell in cells if _is_done(cell)]
     print(f"sweep: {folder}, {len(cells)} cells, {len(done)} done before", flush=True)
+    for fault in _faults(cells):
+        print(f"{fault}: the last phase of its cell runs again, from the trials", flush=True)
     standing = _standing(cells, configs, done)
     try:
         with overview(standing) as shown:
@@ -151,11 +154,17 @@ def _standing(
 
 
 def _is_done(cell: Cell) -> bool:
-    """Whether there is a result; one that is damaged is not skipped, so that the cell says so."""
+    """Whether there is a result with all its files; a cell that lost some is done again."""
     folder = RunFolder(Path(cell.folder))
     with contextlib.suppress(InputError):
-        return folder.is_done and not failures_of(folder.result())
+        return is_finished(folder) and not failures_of(folder.result())
     return False
+
+
+def _faults(cells: Sequence[Cell]) -> list[str]:
+    """What finished cells have lost, in words."""
+    folders = [RunFolder(Path(cell.folder)) for cell in cells]
+    return [fault for one in folders if one.is_done and (fault := fault_of(one)) is not None]
 
 
 def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:

@@ -10,6 +10,10 @@ _FORMS = {
     "modules": "the found network keeps the model's own classes",
     "graph": "the found network is a graph module, because sizes written in forward had to change",
 }
+_EXHAUSTED = (
+    "the search ended before its trials: within the budget it found no new policy; "
+    "granularity.rounding decides how many there are"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ def _notes(result: Mapping[str, Any], timed: bool) -> list[str]:
         f"test top-1: {result['test_images']} test images, once per network",
         *([latency] if timed else []),
         f"{result['trials']} trials, {result['failed']} failed; {_FORMS[result['form']]}",
+        *([_EXHAUSTED] if result.get("exhausted") else []),
         *_promise(result.get("latency_promise")),
     ]
 

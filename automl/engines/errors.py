@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import re
+import sysconfig
+import traceback
 from collections.abc import Collection
+from pathlib import Path
 
 from automl.types import InputError
+
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
+_OWN = f"{Path(__file__).resolve().parents[1]}/"
+_STDLIB = f"{sysconfig.get_path('stdlib')}/"
 
 
 def one_line(error: BaseException) -> str:
     """The exception's type and message, without line breaks."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def place_of(error: BaseException | str) -> str:
+    """Where in the user's own code an error was raised, such as `` (nets.py, line 3)``.
+
+    Args:
+        error: The error, or its traceback as text.
+
+    Returns:
+        In brackets, behind a space; empty where no code but that of libraries was running.
+    """
+    text = error if isinstance(error, str) else "".join(traceback.format_exception(error))
+    found = [(file, line) for file, line in _FRAME.findall(text) if not _is_of_a_library(file)]
+    return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""
+
+
+def _is_of_a_library(file: str) -> bool:
+    return file.startswith((_OWN, _STDLIB, "<")) or "-packages/" in file
 
 
 def require_open(engine: object, closed: bool) -> None:

@@ -19,7 +19,7 @@ from automl.graph.form import choose_form, failing_targets
 from automl.graph.materialise import Materialiser
 from automl.graph.propagate import Propagated, propagate
 from automl.plan import IndexPlan
-from automl.types import Frozen, InputError, LayerSpec, Target
+from automl.types import Frozen, InputError, LayerSpec, Target, one_or_more
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Trace:
 def trace(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Any],
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     deadline_s: float = 60.0,
 ) -> Trace:
     """Analyses a network once, so that it can be pruned and counted without tracing again.
@@ -93,7 +93,7 @@ def trace(
             ``torch.compile`` has wrapped, what is inside.
         example_inputs: A tensor or the positional arguments of ``forward``. The first dimension
             is taken for the batch.
-        exclude: Shell patterns of layer names whose output channels must stay.
+        exclude: Shell patterns of layer names whose output channels must stay; one, or several.
         deadline_s: Seconds the analysis may take.
 
     Raises:
@@ -114,7 +114,7 @@ def trace(
     exported = export(model, inputs, deadline)
     found = propagate(exported, frozenset(), deadline)
     if exclude:
-        excluded = _matching(found, exclude)
+        excluded = _matching(found, one_or_more(exclude))
         found = propagate(exported, excluded, deadline)
     builder = PlanBuilder(model, exported, found)
     plan = choose_form(

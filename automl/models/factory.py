@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from automl.engines.errors import one_line, place_of
+from automl.signals import behind
 from automl.types import InputError
 
 
@@ -144,9 +146,8 @@ def _import_dotted(factory: str) -> Any:
     module_path, _, attribute = (
         factory.partition(":") if ":" in factory else factory.rpartition(".")
     )
-    if factory.endswith(".py") and "/" not in factory:
-        name = factory.removesuffix(".py")
-        raise InputError(f"model={factory} is a file: name a function in it, as model={name}.make")
+    if factory.partition(":")[0].endswith(".py"):
+        raise InputError(_of_a_file(factory))
     if not module_path or not attribute:
         raise InputError(
             "model.factory must be torchvision:NAME, timm:NAME or a dotted path such as "
@@ -158,6 +159,16 @@ def _import_dotted(factory: str) -> Any:
     except AttributeError:
         near = _nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
         raise InputError(f"model.factory: {module_path} has no '{attribute}'{near}") from None
+
+
+def _of_a_file(factory: str) -> str:
+    """How to name the function of a file, such as ``./nets.py:make``."""
+    path, _, function = factory.partition(":")
+    file = Path(path).with_suffix("")
+    is_below = not file.is_absolute() and ".." not in file.parts
+    name = ".".join([*(file.parts if is_below else [file.name]), function or "make"])
+    where = "" if is_below else f", in the folder {file.parent}"
+    return f"model={factory} is a file: name a function in it, as model={name}{where}"
 
 
 def _import_module(module_path: str, factory: str) -> ModuleType:
@@ -182,21 +193,31 @@ def _import_module(module_path: str, factory: str) -> ModuleType:
     except SystemExit as error:
         hint = f"{module_path} ends the program (exit code {error.code}) when it is imported"
         raise InputError(f"model.factory {factory} cannot be imported: {hint}") from error
-    except (TypeError, ValueError) as error:
-        # import_module's own complaints about names such as "..x".
-        raise InputError(f"model.factory {factory} cannot be imported: {error}") from error
+    except Exception as error:  # names such as "..x" are complained about here, too
+        if behind(error) is not None:  # Ctrl-C, which somebody's code made an error of
+            raise
+        raise InputError(
+            f"model.factory {factory} cannot be imported: {one_line(error)}{place_of(error)}"
+        ) from error
 
 
 def _call(factory: str, function: Any, kwargs: Mapping[str, Any]) -> nn.Module:
-    errors: tuple[type[Exception], ...] = (TypeError, ValueError, KeyError, *_of_libraries(factory))
+    refusals: tuple[type[Exception], ...]
+    refusals = (TypeError, ValueError, KeyError, *_of_libraries(factory))
+    called = False
     try:
         inspect.signature(function).bind(**kwargs)
+        called = True
         model = function(**kwargs)
-    except errors as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"model.factory {factory} does not take model.kwargs {dict(kwargs)}: {first}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        if behind(error) is not None:  # likewise
+            raise
+        if isinstance(error, refusals) and (kwargs or not called):
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            text = f"does not take model.kwargs {dict(kwargs)}: {first}"
+        else:
+            text = f"raised {one_line(error)}{place_of(error)}"
+        raise InputError(f"model.factory {factory} {text}") from error
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model.factory {factory} must return a torch.nn.Module, got {type(model).__name__}"
@@ -205,7 +226,7 @@ def _call(factory: str, function: Any, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def _of_libraries(factory: str) -> tuple[type[Exception], ...]:
-    """What libraries raise at arguments that make no network; of other factories, a bug shows."""
+    """What libraries raise at arguments that make no network; of other factories, it is a bug."""
     is_theirs = factory.partition(":")[0] in ("torchvision", "timm")
     return (RuntimeError, AssertionError, ZeroDivisionError) if is_theirs else ()
 

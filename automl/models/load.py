@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from automl.engines.errors import one_line
 from automl.graph.compiled import uncompiled
 from automl.models.checkpoint import load_checkpoint, resolve_checkpoint
 from automl.models.factory import build
+from automl.training.state import evaluating
 from automl.types import InputError
 
 #: Examples in ``example_inputs``; two, so that tracing tells the batch from a size that is 1.
@@ -87,7 +90,8 @@ def load_model(
         built = build(factory, dict(kwargs))
         shape = _input_shape(factory, input_shape, built.input_shape)
         example = _example(shape, built.vocab_size)
-    model = uncompiled(built.model)
+        model = uncompiled(built.model)
+        _initialise(model, example, factory)
     if path is not None:
         load_checkpoint(model, path)
     return LoadedModel(
@@ -101,6 +105,34 @@ def load_model(
         mean=built.mean,
         std=built.std,
     )
+
+
+def _initialise(model: nn.Module, example: Tensor, factory: str) -> None:
+    """Gives the parameters of lazy modules their shapes, which an input tells.
+
+    Raises:
+        InputError: The network fails on it, or leaves some without a shape.
+    """
+    if not _lazy(model):
+        return
+    try:
+        with evaluating(model), torch.no_grad():
+            model(example)
+    except Exception as error:
+        raise InputError(
+            f"model.factory {factory} has parameters without a shape ({_lazy(model)[0]}), and "
+            f"fails on an input of shape {tuple(example.shape)}: {one_line(error)}"
+        ) from error
+    if left := _lazy(model):
+        raise InputError(
+            f"model.factory {factory} leaves {left[0]} without a shape, which no input reaches; "
+            "make it without lazy modules"
+        )
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in named if is_lazy(tensor)]
 
 
 def _example(shape: tuple[int, ...], vocab_size: int | None) -> Tensor:

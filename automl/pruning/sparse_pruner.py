@@ -24,7 +24,7 @@ from automl.pruning.pruner import Pruner
 from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.refine import Refinement
 from automl.pruning.sites import find_sites
-from automl.types import InputError, Kept
+from automl.types import InputError, Kept, one_or_more
 
 
 class SparsePruner:
@@ -213,7 +213,7 @@ def pruner_for(
     traced: Trace,
     grain: str | Sequence[str] | Policy = CHANNEL,
     *,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     **settings: Any,
 ) -> Pruner | SparsePruner:
     """The pruner of a granularity, several, or those that a policy names.
@@ -235,7 +235,8 @@ def pruner_for(
     grains = Grains.parse([grain] if isinstance(grain, str) else list(grain))
     if grains.names == [CHANNEL]:
         return Pruner(traced, **settings)
-    return SparsePruner(traced, MaskedPlan.of(model, plan, grains, exclude=exclude), **settings)
+    masked = MaskedPlan.of(model, plan, grains, exclude=one_or_more(exclude))
+    return SparsePruner(traced, masked, **settings)
 
 
 def with_units(pruner: Pruner | SparsePruner, policy: Policy) -> Policy:

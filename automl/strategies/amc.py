@@ -160,7 +160,8 @@ class AMC:
 
         self._session = Session(problem, self, trials, seed)
         found = self._session.run()
-        return SearchResult(best_within(problem, found).policy, tuple(found))
+        best = best_within(problem, found)
+        return SearchResult(best.policy, tuple(found), len(found) < trials)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the agent of the last search, for the setting ``agent``; returns the file.

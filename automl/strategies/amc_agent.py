@@ -23,6 +23,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from automl.fitting import Floats
 from automl.hashing import digest
+from automl.paths import atomic_write
 from automl.seeding import own_random_numbers
 from automl.types import InputError
 from envs.features import FEATURES, OBSERVATION_VERSION
@@ -219,7 +220,7 @@ def save_agent(agent: EpisodeLearner, algorithm: str, path: str | os.PathLike[st
     Returns:
         The file.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     file = _file(path)
     about = {
@@ -230,12 +231,8 @@ def save_agent(agent: EpisodeLearner, algorithm: str, path: str | os.PathLike[st
         "net_arch": agent.policy.net_arch,
     }
     state = {name: tensor.contiguous() for name, tensor in agent.policy.state_dict().items()}
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        save_file(state, str(partial), metadata={"agent": json.dumps(about)})
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Not save_file: what it writes is for the owner's eyes alone, unlike all else in the folder.
+    atomic_write(file, save(state, metadata={"agent": json.dumps(about)}))
     return file
 
 

@@ -61,7 +61,8 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
             waiting = []
         if len(found) == trials:
             break
-    return SearchResult(best(list(found.values())).policy, tuple(found.values()))
+    tried = tuple(found.values())
+    return SearchResult(best(tried).policy, tried, len(tried) < trials)
 
 
 def _tell(optimiser: Optimiser, trials: Sequence[Trial], worst: float) -> None:

@@ -54,7 +54,7 @@ class Random:
             pass
         policies = [problem.policy(kept) for kept in drawn.values()]
         found = problem.evaluate_many(policies, race=True)
-        return SearchResult(best(found).policy, tuple(found))
+        return SearchResult(best(found).policy, tuple(found), len(found) < trials)
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> Kept:
         """One random policy's kept counts, shape (targets,)."""

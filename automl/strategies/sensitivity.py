@@ -243,7 +243,8 @@ class _Search:
                 self._add(trial)
             self._continue(analysis)
         found = tuple(self._found.values())
-        return SearchResult(best_within(problem, found).policy, found)
+        exhausted = self._settings.refine and self._left > 0
+        return SearchResult(best_within(problem, found).policy, found, exhausted)
 
     def _continue(self, analysis: Analysis) -> None:
         informed = Informed(self._problem, analysis, self._settings.damage)

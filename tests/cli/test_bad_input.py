@@ -138,7 +138,9 @@ def test_a_folder_with_another_run_is_not_touched(cli, tmp_path):
 def test_a_folder_with_other_files_is_not_touched(cli, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     refuses(cli, tmp_path, "search", *QUICK, f"run_dir={tmp_path}", says="holds files that are no")
-    refuses(cli, tmp_path, "prune", "ratio=0.5", "--out", tmp_path, says="is there already")
+    there = f"{tmp_path} is there already"
+    refuses(cli, tmp_path, "prune", "ratio=0.5", "--out", tmp_path, says=f"--out {there}")
+    refuses(cli, tmp_path, "prune", "ratio=0.5", f"run_dir={tmp_path}", says=f"run_dir {there}")
 
 
 def test_a_run_whose_settings_are_unreadable_is_refused(cli, tmp_path):

@@ -1,16 +1,19 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from command import SEARCH, start, wait_for_trials
 
 from automl.cli import main
+from automl.commands.intact import fault_of
 from automl.journal import Journal
 from automl.model_folder import load_pruned
-from automl.runs import FINALISTS, JOURNAL, POLICY, RESULT
+from automl.runs import FINALISTS, JOURNAL, POLICY, RESULT, RunFolder
 
 ROWS = ["dense", "uniform", "found"]
 
@@ -87,6 +90,47 @@ def test_a_finished_run_shows_its_result_again_and_computes_nothing(finished, cl
     assert again.code == 0
     assert again.out.splitlines() == [*out.splitlines()[1:-1], f"finished before: {run}"]
     assert before == {file.name: file.stat().st_mtime_ns for file in run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps", "fault"),
+    [("model.safetensors", None, "missing"), ("policy.json", 20, "damaged")],
+)
+def test_a_finished_run_that_lost_a_file_writes_it_again_from_its_trials(
+    finished, cli, tmp_path, name, keeps, fault
+):
+    whole, _, _ = finished
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    file = run / name
+    if keeps is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:keeps])
+    command = ["resume", run] if keeps else [*SEARCH, f"run_dir={run}"]
+    again = cli(*command)
+    assert again.code == 0 and "finished before" not in again.out
+    assert f"{file} is {fault}: the last phase runs again, from the trials" in again.out
+    assert scores(run) == scores(whole)
+    assert file.read_bytes() == (whole / name).read_bytes()
+    assert f"finished before: {run}" in cli("resume", run).out
+
+
+def test_every_file_of_a_result_is_looked_at(finished, tmp_path):
+    whole, _, _ = finished
+    names = [
+        "model.safetensors", "policy.json", "policy_uniform.json", "plan.json", "rebuild.json",
+        "result.json", "trials.parquet",
+    ]  # fmt: skip
+    run = RunFolder(Path(shutil.copytree(whole, tmp_path / "run")))
+    assert fault_of(run) is None
+    for name in names:
+        content = run.file(name).read_bytes()
+        for damage in (b"", b"junk", content[:-20]):
+            run.file(name).write_bytes(damage)
+            assert fault_of(run) == f"{run.file(name)} is damaged"
+        run.file(name).unlink()
+        assert fault_of(run) == f"{run.file(name)} is missing"
+        run.file(name).write_bytes(content)
 
 
 def test_other_settings_do_not_take_over_a_run(finished, cli):

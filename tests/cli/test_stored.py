@@ -8,7 +8,7 @@ import pytest
 
 from automl.commands.compose import compose
 from automl.commands.stored import check_shape, stored_settings
-from automl.runs import CONFIG, RunFolder, to_yaml
+from automl.runs import CONFIG, SEARCHER, RunFolder, to_yaml
 from automl.types import InputError
 
 
@@ -73,3 +73,14 @@ def test_a_damaged_run_is_refused_in_one_line(cli, config, tmp_path, monkeypatch
     assert result.code == 2
     assert len(result.err.strip().splitlines()) == 1
     assert "finetune must be a section of settings, got 'short'" in result.err
+
+
+def test_a_folder_that_python_began_says_how_it_goes_on(cli, tmp_path):
+    started = {"started_by": SEARCHER, "model": "a" * 64, "budget": {"macs": 0.5}, "seed": 0}
+    (tmp_path / CONFIG).write_text(to_yaml(started))
+    for command in (["resume", tmp_path], ["export", tmp_path, "--out", tmp_path / "out"]):
+        told = cli(*command)
+        assert told.code == 2 and told.err.count("\n") == 1
+        assert "was begun in Python: go on with the same automl.Searcher(...).search()" in told.err
+    with pytest.raises(InputError, match=r"go on with that one: the same automl.Searcher\(\.\.\."):
+        RunFolder(tmp_path).check_free_for({**started, "seed": 1})

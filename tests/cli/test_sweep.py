@@ -21,6 +21,7 @@ from automl.runs import (
     POLICY,
     POLICY_UNIFORM,
     RESULT,
+    WEIGHTS,
     RunFolder,
     config_hash,
 )
@@ -218,22 +219,33 @@ def test_bad_input_of_any_cell_is_one_line_before_anything_runs(
     assert not folder.exists()
 
 
-def test_a_cell_with_a_damaged_result_is_not_skipped_and_says_how_to_mend_it(
-    swept, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        (RESULT, "junk", "damaged"),
+        (WEIGHTS, None, "missing"),
+    ],
+)
+def test_a_cell_that_lost_files_of_its_result_is_made_again_from_its_trials(
+    swept, tmp_path, capsys, name, content, fault
 ):
     copy = tmp_path / "sweep"
     shutil.copytree(swept[0], copy)
     cell = copy / "strategy=random,seed=1"
-    (cell / RESULT).write_text("{ cut")
+    if content is None:
+        (cell / name).unlink()
+    else:
+        (cell / name).write_text(content)
     command = [*SWEEP, "seed=0,1", f"run_dir={copy}"]
-    assert main(command) == 1
-    out = capsys.readouterr().out
-    assert "3 done before" in out and "FAILED" in out and "result.json is damaged" in out
-    (cell / RESULT).unlink()
     assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "3 done before" in out and "FAILED" not in out
+    assert out.count(f"{cell / name} is {fault}: the last phase of its cell runs again") == 1
     assert policies(copy) == policies(swept[0])
     noted = json.loads((cell / RESULT).read_text())["config_hash"]
     assert noted == config_hash(RunFolder(cell).config())
+    assert main(command) == 0
+    assert "4 done before" in capsys.readouterr().out
 
 
 def test_several_values_without_m_say_so(capsys):

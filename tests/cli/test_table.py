@@ -21,6 +21,14 @@ def test_it_shows_counts_shares_scores_and_what_was_not_measured(capsys):
     assert "graph module" in text
 
 
+def test_a_search_that_found_no_more_policies_says_what_decides_how_many_there_are(capsys):
+    print_table(ROWS, RESULT)
+    assert "no new policy" not in capsys.readouterr().out
+    print_table(ROWS, {**RESULT, "exhausted": True})
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "no new policy" in one]
+    assert "granularity.rounding decides" in line
+
+
 def test_a_score_that_is_top1_has_no_column_of_its_own(capsys):
     print_table(ROWS[:1], {**RESULT, "score": "top1"})
     assert "val top1" not in capsys.readouterr().out

@@ -16,6 +16,7 @@ import torch
 from automl.cli import _known_or_raise, main
 from automl.journal import Journal
 from automl.paths import atomic_write
+from automl.runs import RunFolder
 from automl.signals import Terminated
 from automl.types import InputError
 
@@ -258,7 +259,7 @@ def test_a_second_process_is_refused_and_sigterm_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143
-    hint = f"go on with: prunepilot resume {tmp_path / 'run'}"
+    hint = f"go on with: {RunFolder(tmp_path / 'run').how_to_resume}"  # as Python began it
     assert err.strip() == f"prunepilot: terminated; {hint}"
 
 

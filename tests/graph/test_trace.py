@@ -144,6 +144,11 @@ def test_a_pattern_that_matches_nothing_is_refused():
         trace(Residual().eval(), IMAGE, exclude=["a.*", "layer9.*"])
 
 
+def test_a_pattern_alone_is_one_pattern_and_not_its_letters():
+    one, several = (trace(Residual().eval(), IMAGE, exclude=given) for given in ("a.*", ["a.*"]))
+    assert frozen(one) == frozen(several)
+
+
 # ---- unknown operators
 
 

@@ -21,6 +21,18 @@ def not_a_module():
     return 3
 
 
+def failing(error="RuntimeError", text="no weights\nhere"):
+    raise getattr(builtins, error)(text)
+
+
+def lazy(unused=False):
+    layers = [nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3)]
+    network = nn.Sequential(*layers)
+    if unused:
+        network[2].other = nn.LazyLinear(2)
+    return network
+
+
 def test_a_loaded_model_is_ready_to_be_traced():
     loaded = load_model(RESNET, kwargs={"num_classes": 7}, input_shape=[3, 32, 32])
     assert not loaded.model.training
@@ -102,6 +114,53 @@ def test_factories_that_fail_or_return_something_else_are_refused():
         load_model("automl.models.vit.vit_tiny", kwargs={"num_heads": 5}, input_shape=[3, 32, 32])
     with pytest.raises(InputError, match=r"must return a torch\.nn\.Module, got int"):
         load_model(f"{__name__}:not_a_module", input_shape=[3, 2, 2])
+
+
+@pytest.mark.parametrize(
+    "error", ["RuntimeError", "AttributeError", "KeyError", "OSError", "SystemExit", "ValueError"]
+)
+def test_whatever_a_factory_raises_is_named_in_one_line(error):
+    for kwargs in ({}, {"error": error}):
+        with pytest.raises(InputError, match=r"model.factory .*test_load_model:failing ") as told:
+            load_model(f"{__name__}:failing", kwargs=kwargs, input_shape=[3, 2, 2])
+        assert "no weights" in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(InputError, match=r"raised RuntimeError: no weights here \(.*\.py, line \d"):
+        load_model(f"{__name__}:failing", input_shape=[3, 2, 2])
+
+
+def test_a_module_that_fails_when_it_is_imported_says_where(tmp_path, monkeypatch):
+    (tmp_path / "broken_nets.py").write_text("import json\nunknown\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"NameError: .*broken_nets\.py, line 2\)$"):
+        load_model("broken_nets.net", input_shape=[1])
+
+
+@pytest.mark.parametrize(
+    ("factory", "better"),
+    [
+        ("mynet.py", "as model=mynet.make$"),
+        ("./mynet.py", "as model=mynet.make$"),
+        ("./mynet.py:net", "as model=mynet.net$"),
+        ("nets/mynet.py:net", "as model=nets.mynet.net$"),
+        ("/some/mynet.py:net", "as model=mynet.net, in the folder /some$"),
+        ("../mynet.py:net", r"as model=mynet.net, in the folder \.\.$"),
+    ],
+)
+def test_a_file_in_place_of_a_dotted_path_says_how_to_name_the_function(factory, better):
+    with pytest.raises(InputError, match=f"is a file: name a function in it, {better}"):
+        load_model(factory, input_shape=[3, 2, 2])
+
+
+def test_lazy_modules_get_their_shapes_from_the_example_input():
+    loaded = load_model(f"{__name__}:lazy", input_shape=[3, 2, 2])
+    assert loaded.model[0].weight.shape == (4, 3, 1, 1) and loaded.model[3].in_features == 16
+    assert loaded.model[1].num_batches_tracked == 0 and not loaded.model.training
+    again = load_model(f"{__name__}:lazy", input_shape=[3, 2, 2])
+    assert torch.equal(again.model[3].weight, loaded.model[3].weight)
+    with pytest.raises(InputError, match=r"leaves 2.other.weight without a shape"):
+        load_model(f"{__name__}:lazy", kwargs={"unused": True}, input_shape=[3, 2, 2])
+    with pytest.raises(InputError, match=r"fails on an input of shape \(2, 3\): "):
+        load_model(f"{__name__}:lazy", input_shape=[3])
 
 
 @pytest.mark.parametrize("shape", [[], [3, 0, 32], [3, 32.0, 32], ["3"], [3, True, 1]])

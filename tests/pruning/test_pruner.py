@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from automl.models.cifar import resnet20
 from automl.models.mobilenet import mobilenet_v2
 from automl.policy import Policy
 from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.sparse_pruner import pruner_for
 from automl.types import InputError
 
 
@@ -145,6 +148,35 @@ def test_prune_in_one_call():
     assert sum(p.numel() for p in slim.parameters()) < 0.5 * sum(
         p.numel() for p in net.parameters()
     )
+
+
+@pytest.mark.parametrize("granularity", ["channel", ["channel", "unstructured"]])
+def test_a_policy_of_other_weights_keeps_its_counts_and_the_units_are_chosen_anew(granularity):
+    def net(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+
+    x = torch.randn(1, 3, 8, 8)
+    first, second = (pruner_for(automl.trace(net(seed), x), granularity) for seed in (0, 1))
+    kept = np.maximum(first.plan.dense // 2, 1)
+    policy, own = first.policy(kept), second.policy(kept)
+    assert policy.decisions[0].indices != own.decisions[0].indices
+    for learned in (policy, own):
+        found, wanted = automl.prune(net(1), x, learned), second.prune(own)
+        assert torch.equal(found[0].weight, wanted[0].weight)
+        assert torch.equal(found[2].weight, wanted[2].weight)
+    as_it_is = replace(policy, model_hash="")  # of whatever weights: its units are meant
+    assert torch.equal(automl.prune(net(1), x, as_it_is)[0].bias, second.prune(policy)[0].bias)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "unstructured"])
+def test_one_layer_to_exclude_needs_no_list(granularity):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+    found = automl.prune(
+        net, torch.randn(1, 3, 8, 8), 0.5, exclude="0", granularity=granularity
+    ).state_dict()
+    assert torch.equal(found["0.weight"], net[0].weight)
+    assert found["2.weight"].count_nonzero() <= net[2].weight.numel() // 2
 
 
 @pytest.mark.parametrize("factory", [resnet20, mobilenet_v2])

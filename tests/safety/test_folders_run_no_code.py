@@ -159,6 +159,7 @@ def test_a_trusted_package_is_called(folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--trust nets_of_mine "):
         load_pruned(folder, trust=("nets_of", "nets_of_mine.other"))
     assert load_pruned(folder, trust=("nets_of_mine",)) is not None
+    assert load_pruned(folder, trust="nets_of_mine") is not None
 
 
 @pytest.mark.parametrize(

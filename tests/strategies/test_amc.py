@@ -81,7 +81,7 @@ def test_no_policy_is_scored_twice():
 
 def test_a_problem_with_few_policies_ends_early():
     result = AMC(**SMALL).search(toy.problem((16,), scorer=toy.Scorer(np.ones(1))), 50, 0)
-    assert len(result.trials) == 1
+    assert len(result.trials) == 1 and result.exhausted
 
 
 def test_failed_trials_teach_nothing_and_three_in_a_row_stop():
@@ -124,6 +124,8 @@ def test_a_saved_agent_proposes_for_another_budget_and_network(tmp_path):
     strategy.search(problem(), 20, 0)
     file = strategy.save(tmp_path)
     assert file.name == AGENT_FILE
+    (tmp_path / "other").touch()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode  # as the umask has it
     session = strategy._session
     for other in (problem(0.3), toy.problem((32, 64, 8), {"params": 0.4})):
         started = AMC(agent=str(tmp_path), **SMALL)

@@ -56,7 +56,11 @@ def test_spread_is_variety():
 
 def test_a_problem_with_few_policies_ends_early():
     result = Random().search(toy.problem((16,), scorer=toy.Scorer(np.ones(1))), trials=50, seed=0)
-    assert len(result.trials) == 1
+    assert len(result.trials) == 1 and result.exhausted
+
+
+def test_a_search_that_has_its_trials_is_not_exhausted():
+    assert not Random().search(toy.problem((64, 64)), trials=3, seed=0).exhausted
 
 
 def test_bad_settings_are_refused():
