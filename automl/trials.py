@@ -152,8 +152,8 @@ def trial_of(row: Row, index: int, policy: Policy, costs: Mapping[str, float]) -
 class KnownRows:
     """What a journal answers.
 
-    A policy may have two rows: one from a race in which it fell behind, and one for which it was
-    scored on everything, because somebody asked for that later.
+    A policy may have several rows: those of races in which it fell behind, each against another
+    bar, and one for which it was scored on everything, because somebody asked for that later.
     """
 
     def __init__(self, journal: TrialLog | None, max_failures: int) -> None:
@@ -162,23 +162,34 @@ class KnownRows:
         Raises:
             InputError: A row is damaged.
         """
-        self._rows: dict[tuple[str, bool], Row] = {}
+        self._rows: dict[str, Row] = {}
+        self._races: dict[tuple[str, str | None], Row] = {}
         for row in _answering(journal, max_failures):
             self.add(row)
 
     def add(self, row: Row) -> None:
         """Takes another row."""
-        self._rows[row["key"], row["status"] == "discarded"] = row
+        if row["status"] == "discarded":
+            self._races[row["key"], row.get("bar")] = row
+        else:
+            self._rows[row["key"]] = row
 
-    def get(self, key: str, race: bool) -> Row | None:
-        """The row of a trial.
+    def get(self, key: str) -> Row | None:
+        """The row of a trial that was scored on everything."""
+        return self._rows.get(key)
+
+    def race(self, key: str, bar: str | None) -> Row | None:
+        """The row of a trial that may race.
+
+        A race says nothing of one against another bar. Rows that name none, of journals that did
+        not yet, answer all the same.
 
         Args:
             key: Of the trial.
-            race: Whether one will do that fell behind.
+            bar: Names what it would race against (``Leaders.bar_name``); None for nothing yet.
         """
-        discarded = self._rows.get((key, True)) if race else None
-        return self._rows.get((key, False)) if discarded is None else discarded
+        row = self._races.get((key, bar)) or self._races.get((key, None))
+        return row or self._rows.get(key)
 
 
 def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
