@@ -383,7 +383,8 @@ class Problem:
 
     def _known_trial(self, job: Job, race: bool) -> Trial | None:
         """From the journal, or from another one that was given, and then written to the journal."""
-        row = self._rows.get(job.key, race)
+        rows = self._rows
+        row = rows.race(job.key, self._leaders.bar_name) if race else rows.get(job.key)
         if row is not None:
             return trial_of(row, job.index, job.policy, self.cost(job.policy))
         other = None if race else self._known.get(job.key)
@@ -450,6 +451,8 @@ class Problem:
 
     def _write(self, key: str, trial: Trial) -> None:
         row = {"key": key, **trial_row(trial)}
+        if trial.status == "discarded":
+            row["bar"] = self._leaders.bar_name
         if self._journal is not None:
             self._journal.append(row)
         self._rows.add(row)

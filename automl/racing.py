@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from automl.hashing import digest
 from automl.trials import Trial
 
 Floats = NDArray[np.float64]
@@ -190,8 +191,19 @@ class Leaders:
 
     def bar(self, losses: Floats) -> Bar:
         """The bar for the next round, given the losses of ``last``."""
+        return Bar(losses, self._delta)
+
+    @property
+    def bar_name(self) -> str | None:
+        """Names the bar for the next round; a trial ends alike against bars of one name."""
+        last = self.last
+        return None if last is None else digest(last.key, self._delta)
+
+    @property
+    def _delta(self) -> float:
+        """What the next round may go wrong with."""
         tries = self._changes + 1
-        return Bar(losses, self._racing.delta / (self._racing.places * tries * (tries + 1)))
+        return self._racing.delta / (self._racing.places * tries * (tries + 1))
 
     def add(self, finished: Sequence[Leader]) -> None:
         """Takes the trials of a round that saw every example and are within the budget."""

@@ -16,6 +16,9 @@ from automl.types import InputError, Measurement
 
 Status = Literal["ok", "discarded", "failed"]
 
+#: So many failed trials in a row stop a search, unless it is told otherwise.
+_USUAL = 3
+
 #: How errors begin, or what they say, whose cause is the machine and not the policy. Workers are
 #: lost to the system's lack of memory above all, or to a time limit that no result depends on.
 _OUTSIDE = re.compile(
@@ -152,8 +155,8 @@ def trial_of(row: Row, index: int, policy: Policy, costs: Mapping[str, float]) -
 class KnownRows:
     """What a journal answers.
 
-    A policy may have two rows: one from a race in which it fell behind, and one for which it was
-    scored on everything, because somebody asked for that later.
+    A policy may have several rows: those of races in which it fell behind, each against another
+    bar, and one for which it was scored on everything, because somebody asked for that later.
     """
 
     def __init__(self, journal: TrialLog | None, max_failures: int) -> None:
@@ -162,23 +165,34 @@ class KnownRows:
         Raises:
             InputError: A row is damaged.
         """
-        self._rows: dict[tuple[str, bool], Row] = {}
+        self._rows: dict[str, Row] = {}
+        self._races: dict[tuple[str, str | None], Row] = {}
         for row in _answering(journal, max_failures):
             self.add(row)
 
     def add(self, row: Row) -> None:
         """Takes another row."""
-        self._rows[row["key"], row["status"] == "discarded"] = row
+        if row["status"] == "discarded":
+            self._races[row["key"], row.get("bar")] = row
+        else:
+            self._rows[row["key"]] = row
 
-    def get(self, key: str, race: bool) -> Row | None:
-        """The row of a trial.
+    def get(self, key: str) -> Row | None:
+        """The row of a trial that was scored on everything."""
+        return self._rows.get(key)
+
+    def race(self, key: str, bar: str | None) -> Row | None:
+        """The row of a trial that may race.
+
+        A race says nothing of one against another bar. Rows that name none, of journals that did
+        not yet, answer all the same.
 
         Args:
             key: Of the trial.
-            race: Whether one will do that fell behind.
+            bar: Names what it would race against (``Leaders.bar_name``); None for nothing yet.
         """
-        discarded = self._rows.get((key, True)) if race else None
-        return self._rows.get((key, False)) if discarded is None else discarded
+        row = self._races.get((key, bar)) or self._races.get((key, None))
+        return row or self._rows.get(key)
 
 
 def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
@@ -186,19 +200,35 @@ def _answering(journal: TrialLog | None, max_failures: int) -> list[Row]:
 
     The failures that stopped an earlier run are left out: whoever resumes has mended their cause,
     and answered from the journal they would stop this run at the same place. In the journal they
-    are the last rows of a search, unless other trials ran beside them; by index they are in a row
-    anyway.
+    are the last rows of an attempt, unless other trials ran beside them; by index they are in a
+    row anyway. The earlier run may have stopped at fewer than this one would, so that last rows
+    count from the usual number.
     Failures that were not the policy's fault (no memory, a lost worker, a full disk) are left out
-    too: scored again, the run comes to the result that it would have had without them.
+    too: scored again, the run comes to the result that it would have had without them. They count
+    among those that stopped it.
     """
-    rows = [row for row in map(check_row, journal or ()) if not _was_outside(row)]
+    rows = list(map(check_row, journal or ()))
     stopped: set[int] = set()
     for search in _searches(rows):
-        by_index = sorted(search, key=lambda row: int(row["index"]))
-        last = list(takewhile(lambda row: row["status"] == "failed", reversed(search)))
-        stopped |= {id(row) for row in _in_a_row(by_index, max_failures)}
-        stopped |= {id(row) for row in last if len(last) >= max_failures}
-    return [row for row in rows if id(row) not in stopped]
+        for part in (search, *_attempts(search)):
+            by_index = sorted(part, key=lambda row: int(row["index"]))
+            last = list(takewhile(lambda row: row["status"] == "failed", reversed(part)))
+            stopped |= {id(row) for row in _in_a_row(by_index, max_failures)}
+            stopped |= {id(row) for row in last if len(last) >= min(max_failures, _USUAL)}
+    return [row for row in rows if id(row) not in stopped and not _was_outside(row)]
+
+
+def _attempts(search: Sequence[Row]) -> list[list[Row]]:
+    """The rows of one search by the runs that wrote them: what is scored again begins the next."""
+    found: list[list[Row]] = [[]]
+    seen: set[int] = set()
+    for row in search:
+        if row["index"] in seen:
+            found.append([])
+            seen = set()
+        found[-1].append(row)
+        seen.add(row["index"])
+    return found
 
 
 def _searches(rows: Iterable[Row]) -> list[list[Row]]:

@@ -6,6 +6,7 @@ can use these types alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -75,6 +76,20 @@ class LayerSpec:
     out_width: int
     macs: int
     params: int
+
+    @property
+    def positions(self) -> float:
+        """Places of the output for one example.
+
+        Counted by their arithmetic, for maps are those of one entry of the batch, into which
+        attention lays its tokens, and others their frames.
+        """
+        mapped = self.out_height * self.out_width
+        each = self.in_channels // self.groups * self.out_channels * math.prod(self.kernel_size)
+        if self.kind not in ("conv", "linear") or each * self.macs == 0:
+            return mapped
+        # Transposed convolutions compute at the places of their input, which are fewer.
+        return max(self.macs / each, 1 if self.kind == "linear" else mapped)
 
 
 @dataclass(frozen=True, slots=True)

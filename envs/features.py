@@ -150,7 +150,9 @@ def _static(target: Target, layers: dict[str, LayerSpec]) -> Floats:
         layer = writers[0]
         values["out_channels"] = np.log2(1 + layer.out_channels) / 13
         values["in_channels"] = np.log2(1 + layer.in_channels) / 13
-        values["height"] = np.log2(1 + layer.in_height) / 9
+        # Tokens that lie in the batch, as attention has them, count as rows too.
+        rows = layer.positions / layer.in_width if layer.kind == "linear" else layer.in_height
+        values["height"] = np.log2(1 + rows) / 9
         values["width"] = np.log2(1 + layer.in_width) / 9
         values["stride"] = max(layer.stride, default=1) / 4
         values["kernel"] = max(layer.kernel_size, default=1) / 7

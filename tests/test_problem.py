@@ -242,6 +242,30 @@ def test_three_failures_in_a_row_stop_the_search_and_are_tried_again_on_resume(t
         assert journal.to_frame()["status"].tolist() == ["ok"] * 8
 
 
+@pytest.mark.parametrize("cut_after", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("first", "usual", "raised"),
+    [
+        (OSError("disk gone"), 3, 3),  # the machine's fault, and what came of it
+        (RuntimeError("x"), 3, 5),  # told to bear more since
+    ],
+)
+def test_whatever_stopped_an_earlier_run_is_tried_again(first, usual, raised, cut_after):
+    rows: list = []
+    faults = {2: first, 3: ValueError("a"), 4: ValueError("a")}
+    problem = toy.problem(scorer=scorer(faults=faults), journal=rows, max_failures=usual)
+    with pytest.raises(SearchStopped):
+        problem.evaluate_many(some_policies(problem, 8))
+    if cut_after is not None:  # while it was trying again
+        problem = toy.problem(scorer=scorer(), journal=rows, max_failures=raised)
+        problem.evaluate_many(some_policies(problem, 2 + cut_after))
+    score = scorer()
+    problem = toy.problem(scorer=score, journal=rows, max_failures=raised)
+    trials = problem.evaluate_many(some_policies(problem, 8))
+    assert [trial.status for trial in trials] == ["ok"] * 8
+    assert len(score.seen) == 6 - (cut_after or 0)
+
+
 def test_failures_that_are_not_in_a_row_do_not_stop_the_search():
     def half(call):
         return RuntimeError("x") if call % 3 else None

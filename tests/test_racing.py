@@ -245,6 +245,30 @@ def test_a_discarded_policy_that_is_asked_for_in_full_is_scored_again(tmp_path):
         assert not (again and scorer.seen)
 
 
+def test_a_lost_race_says_nothing_of_a_race_against_another_bar(tmp_path):
+    with Journal(tmp_path / "trials.jsonl") as journal:
+        problem = racing_problem(journal=journal)
+        first = load("random").search(problem, 24, 0)
+    loser = next(trial for trial in first.trials if trial.status == "discarded")
+    with Journal(tmp_path / "trials.jsonl") as journal:
+        alone = racing_problem(journal=journal).evaluate(loser.policy, race=True)
+        assert alone.status == "ok"  # there is nobody to fall behind
+    again = Examples()
+    with Journal(tmp_path / "trials.jsonl") as journal:
+        found = load("random").search(racing_problem(again, journal=journal), 24, 0)
+    assert as_plain(found) == as_plain(first)
+    assert len(again.seen) <= 1  # the leader, for its losses
+
+
+def test_a_lost_race_of_a_journal_that_names_no_bar_answers_all():
+    rows: list = []
+    first = load("random").search(racing_problem(journal=rows), 24, 0)
+    old = [{name: value for name, value in row.items() if name != "bar"} for row in rows]
+    found = load("random").search(racing_problem(Examples(), journal=old), 24, 0)
+    assert as_plain(found) == as_plain(first)
+    assert len(old) == len(rows)
+
+
 def test_what_is_over_the_budget_or_in_other_journals_does_not_race():
     first = toy.problem(scorer=Examples())
     policies = [trial.policy for trial in load("random").search(first, 24, 0).trials]

@@ -134,7 +134,9 @@ def _problem_at(run: SearchRun, fraction: float) -> Problem:
 
     limited = Budget.parse(run.config["budget"]).to_dict()
     budget = {name: {"fraction": fraction} for name in limited}
-    return replace(run, config={**run.config, "budget": budget}).problem()
+    config = {**run.config, "budget": budget}
+    # Its own bench: what a latency budget corrects predictions by belongs to the budget.
+    return replace(run, config=config, bench=run.bench.sharing(config)).problem()
 
 
 def _text(trial: Trial) -> str:

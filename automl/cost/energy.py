@@ -8,7 +8,7 @@ V) but far simpler than a simulation of one accelerator:
 * Operands come into the registers from the smallest SRAM. Sums are computed in tiles of ``tile``
   output channels by ``tile`` output positions, so that an activation that was loaded serves up to
   ``tile`` channels and a weight up to ``tile`` positions. A depthwise convolution has one channel
-  to serve, and a linear layer on one example has one position: both pay for it.
+  to serve (or its multiplier), and a linear layer on one example has one position: both pay for it.
 * Weights are fetched once per batch from the smallest memory that holds the weights of ALL layers
   beside the largest layer's activations; from DRAM where none does. What several layers share is
   held once, and fetched by each.
@@ -45,7 +45,7 @@ from automl.cost.energy_tables import (
 )
 from automl.hints import did_you_mean
 from automl.plan import IndexPlan
-from automl.types import InputError, Kept, Resource
+from automl.types import InputError, Kept, LayerSpec, Resource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,7 +192,7 @@ class EnergyCost:
         geometry = self._geometry
         reads, writes = geometry.reads(lengths), geometry.writes(lengths)
         groups = np.where(geometry.depthwise, reads, geometry.groups)
-        served = np.where(geometry.depthwise, 1.0, np.maximum(writes / groups, 1.0))
+        served = np.maximum(writes / groups, 1.0)
         # A product of two activations reads both: macs / columns and macs / rows words.
         both = macs / writes + macs / geometry.out_positions
         inputs = np.where(geometry.is_matmul, both, reads * geometry.in_positions)
@@ -301,7 +301,7 @@ class _Geometry:
             found = [getattr(layer, name) for layer in layers]
             return np.array([-1 if axis is None else axis for axis in found], np.int64)
 
-        def floats(values: list[int]) -> Floats:
+        def floats(values: list[int] | list[float]) -> Floats:
             return np.array(values, np.float64)
 
         return cls(
@@ -309,8 +309,8 @@ class _Geometry:
             out_axis=axes("out_axis"),
             in_channels=floats([spec.in_channels for spec in specs]),
             out_channels=floats([spec.out_channels for spec in specs]),
-            in_positions=floats([spec.in_height * spec.in_width for spec in specs]),
-            out_positions=floats([spec.out_height * spec.out_width for spec in specs]),
+            in_positions=floats([_positions_read(spec) for spec in specs]),
+            out_positions=floats([spec.positions for spec in specs]),
             groups=floats([spec.groups for spec in specs]),
             depthwise=np.array([layer.depthwise for layer in layers], bool),
             is_matmul=np.array([spec.kind == "matmul" for spec in specs], bool),
@@ -324,6 +324,12 @@ class _Geometry:
     def writes(self, lengths: Floats) -> Floats:
         """Channels written, (..., axes) gives (..., layers)."""
         return _follow(lengths, self.out_axis, self.out_channels)
+
+
+def _positions_read(spec: LayerSpec) -> float:
+    """Places of the input for one example: as many maps as there are of the output."""
+    maps = spec.positions / max(spec.out_height * spec.out_width, 1)
+    return spec.in_height * spec.in_width * maps
 
 
 def _follow(lengths: Floats, axis: NDArray[np.int64], fixed: Floats) -> Floats:

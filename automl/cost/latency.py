@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
@@ -57,7 +58,9 @@ class LatencySum:
         keys = self.operators.keys(kept)
         places, known = self._find(keys)
         if not known.all():
-            self._learn(kept.reshape(-1, kept.shape[-1]), keys, known)
+            # By its shape: where no channels can go, there is nothing to divide by.
+            rows = kept.reshape(math.prod(kept.shape[:-1]), kept.shape[-1])
+            self._learn(rows, keys, known)
             places, _ = self._find(keys)
         return np.asarray(self._values[places], np.float64)
 

@@ -8,6 +8,7 @@ dense and all formats: that minimum is what a search sees, and what the executor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,7 +151,7 @@ class SparseSum:
             InputError: An operator is not in the table and cannot be measured.
         """
         kept = np.asarray(kept, np.int64)
-        rows = kept.reshape(-1, kept.shape[-1])
+        rows = kept.reshape(math.prod(kept.shape[:-1]), kept.shape[-1])
         plan = self.operators.plan
         channels = plan.split(rows)[0]
         distinct, inverse = np.unique(channels, axis=0, return_inverse=True)

@@ -169,7 +169,7 @@ def inputs_of_layers(network: nn.Module, inputs: Sequence[Any]) -> Seen:
         Name -> the module and what it is given.
     """
     seen: Seen = {}
-    names = {m: n for n, m in network.named_modules() if _is_plain(m)}
+    names = {m: n for n, m in network.named_modules() if is_plain(m)}
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:
@@ -183,7 +183,7 @@ def inputs_of_layers(network: nn.Module, inputs: Sequence[Any]) -> Seen:
     return seen
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a module is a layer and no more: something else in its place would drop the rest."""
     if type(module) not in (nn.Linear, nn.Conv2d) or "forward" in vars(module):
         return False

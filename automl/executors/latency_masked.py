@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from automl.cost.latency import Times
 from automl.cost.sparse_latency import DENSE, Executed, MaskedCounts, SparseOperators, SparseSum
-from automl.executors.baselines import with_replaced
+from automl.executors.baselines import is_plain, read_elsewhere, with_replaced
 from automl.executors.latency_networks import Deployed
 from automl.executors.latency_record import weights_of
 from automl.executors.latency_sparse import NM24, ExactFormats, thin
@@ -48,8 +48,13 @@ class MaskedDeployed:
         operators = self._dense.operators(batch)
         network = self._dense.network(self.plan.base.dense)
         place = {name: at for at, name in enumerate(self.plan.grains)}
-        names = weights_of(network, self._dense.inputs(batch))
-        weights = tuple(None if name is None else place.get(name) for name in names)
+        inputs = self._dense.inputs(batch)
+        names = weights_of(network, inputs)
+        packable = _packable(network, inputs, names)
+        weights = tuple(
+            next((place[name] for name in own if name in place), None) if own in packable else None
+            for own in names
+        )
         return SparseOperators(self.plan, operators, weights, ExactFormats())
 
     def total(self, operators: SparseOperators, times: Times) -> SparseSum:
@@ -80,9 +85,46 @@ class MaskedDeployed:
         ways: dict[str, nn.Module] = {}
         for name, how in self.executed(kept).items():
             if how.format != DENSE:
-                path = name.rpartition(".")[0]
-                ways[path] = pack(layer_of(network.get_submodule(path), how), how.format)
+                for path in _owners(network, name):
+                    ways[path] = pack(layer_of(network.get_submodule(path), how), how.format)
         return with_replaced(network, ways)
+
+
+def _packable(
+    network: nn.Module, inputs: Sequence[Tensor], names: Sequence[tuple[str, ...]]
+) -> frozenset[tuple[str, ...]]:
+    """Weights, as all their names, that only layers multiply by that packed ones can stand for.
+
+    Others have to stay what they are: attention's own parameters, those that functions are given,
+    and layers whose weight something else reads. Embeddings of the same weight look up rows of it.
+    """
+    layers = {
+        own: [path for path in map(_owner, own) if not _is_embedding(network.get_submodule(path))]
+        for own in set(names)
+    }
+    plain = {
+        own: paths
+        for own, paths in layers.items()
+        if paths and all(is_plain(network.get_submodule(path)) for path in paths)
+    }
+    read = read_elsewhere(network, inputs, [path for paths in plain.values() for path in paths])
+    return frozenset(own for own, paths in plain.items() if read.isdisjoint(paths))
+
+
+def _owners(network: nn.Module, name: str) -> list[str]:
+    """The layers that multiply by a parameter, under whichever of its names."""
+    weight = network.get_parameter(name)
+    everything = network.named_parameters(remove_duplicate=False)
+    paths = [_owner(other) for other, value in everything if value is weight]
+    return [path for path in paths if is_plain(network.get_submodule(path))]
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding)
 
 
 def _thinned(layer: Any, how: Executed, rng: np.random.Generator) -> Any:

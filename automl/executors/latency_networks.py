@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from automl.cost.latency import LatencySum, Sum, Times
-from automl.cost.lut.operators import Operators
+from automl.cost.lut.operators import Ambiguous, Operators
+from automl.cost.lut.signature import Signature
 from automl.executors.latency_record import Unrecordable, record
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.trace import Trace
@@ -83,26 +85,47 @@ class Deployed:
         Raises:
             InputError: Pruning changes which operators run, or one cannot be written down.
         """
-        kepts = _probes(self.plan)
-        inputs = self.inputs(batch)
+        inputs, drawn = self.inputs(batch), _drawn(self.plan)
+        kepts = _first(self.plan, drawn)
+        records = self._records(kepts, inputs)
+        while True:
+            try:
+                return Operators.align(self.plan, kepts, records)
+            except Ambiguous:
+                # Of some operators not all networks tell: where one head is left, their layout
+                # is another.
+                more = list(islice(drawn, min(_FEWEST, _MOST - len(kepts))))
+                if not more:
+                    raise
+                kepts += more
+                records += self._records(more, inputs)
+
+    def _records(
+        self, kepts: Sequence[Kept], inputs: tuple[Tensor, ...]
+    ) -> list[tuple[Signature, ...]]:
+        """The operators that each of these networks executes."""
         try:
-            records = [record(self.network(kept), inputs) for kept in kepts]
+            return [record(self.network(kept), inputs) for kept in kepts]
         except Unrecordable as error:
             raise InputError(f"the operators of this network cannot be recorded: {error}") from None
-        return Operators.align(self.plan, kepts, records)
 
 
-def _probes(plan: IndexPlan) -> Sequence[Kept]:
-    """Kept counts, the dense ones first, under which no two different axes stay alike."""
+def _drawn(plan: IndexPlan) -> Iterator[Kept]:
+    """Kept counts without end, the dense ones first."""
     rng = np.random.default_rng(0)
-    kepts = [plan.dense.copy()]
-    while len(kepts) < _MOST:
-        if len(kepts) >= _FEWEST and _told_apart(plan, kepts):
-            break
-        # A dimension of one element has no stride and any memory format: not below two, but for
-        # targets of two units, which would never change.
-        low = np.where(plan.dense > 2, 2, 1)
-        kepts.append(rng.integers(low, plan.dense + 1))
+    yield plan.dense.copy()
+    # A dimension of one element has no stride and any memory format: not below two, but for
+    # targets of two units, which would never change.
+    low = np.where(plan.dense > 2, 2, 1)
+    while True:
+        yield rng.integers(low, plan.dense + 1)
+
+
+def _first(plan: IndexPlan, drawn: Iterator[Kept]) -> list[Kept]:
+    """So many of the counts drawn that no two different axes stay alike."""
+    kepts = list(islice(drawn, _FEWEST))
+    while len(kepts) < _MOST and not _told_apart(plan, kepts):
+        kepts.append(next(drawn))
     return kepts
 
 

@@ -85,16 +85,18 @@ def record(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Signature, ...
     return tuple(_signature(call) for call in _fused(recorder.calls))
 
 
-def weights_of(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[str | None, ...]:
-    """Which parameter each operator of :func:`record` multiplies by; None where it is none."""
-    names = {id(value): name for name, value in network.named_parameters()}
+def weights_of(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[tuple[str, ...], ...]:
+    """All names of the parameter that each operator of :func:`record` multiplies by, if any."""
+    names: dict[int, tuple[str, ...]] = {}
+    for name, value in network.named_parameters(remove_duplicate=False):
+        names[id(value)] = (*names.get(id(value), ()), name)
     recorder = _Recorder()
     with torch.inference_mode(), recorder:
         network(*inputs)
     found = []
     for call in _fused(recorder.calls):
         is_layer = kind_of(call.name) in _HEADS
-        found.append(names.get(id(_given(call).get("weight"))) if is_layer else None)
+        found.append(names.get(id(_given(call).get("weight")), ()) if is_layer else ())
     return tuple(found)
 
 

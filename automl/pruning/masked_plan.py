@@ -457,15 +457,16 @@ def _weight(
 ) -> MaskedWeight:
     parameter = dict(model.named_parameters(remove_duplicate=False))[name]
     axes: tuple[int | None, ...] = (None,) * parameter.dim()
+    trainable = True  # as the plan counts: whether it is trained right now does not matter
     for tensor in plan.tensors:
         if tensor.name == plan.aliases.get(name, name):
-            axes = tensor.axes
+            axes, trainable = tensor.axes, tensor.trainable
     shape = tuple(parameter.shape)
     flip = _is_transposed(model, plan, name, indices[0], shape)
     out, into = (1, 0) if flip else (0, 1)
     return MaskedWeight(
         name, layer, indices, granularity, shape[out], shape[into], shape[2:], flip,
-        axes[out], axes[into], parameter.requires_grad,
+        axes[out], axes[into], trainable,
     )  # fmt: skip
 
 

@@ -128,6 +128,29 @@ def test_bad_input_is_one_line_and_code_2(cli, tmp_path, monkeypatch, arguments,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_latency_is_corrected_for_each_budget_by_itself(cli, tmp_path, monkeypatch):
+    aimed = []
+
+    class Milliseconds:
+        resource = "latency_ms"
+
+        def __init__(self, plan):
+            self.plan = plan
+
+        def __call__(self, kept):
+            return self.plan.macs(kept) / 1e6
+
+    def latency_cost(bench):
+        aimed.append(bench.config["budget"]["latency_ms"])
+        return Milliseconds(bench.trace.plan)
+
+    monkeypatch.setattr("automl.commands.latency.latency_cost", latency_cost)
+    limits = ("budget.macs=null", "budget.latency_ms=0.5", "trials=10", "--budgets", "0.8,0.3")
+    result = cli(*SENSITIVITY[:3], *SENSITIVITY[4:-2], *limits, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 0, result.err
+    assert aimed == [0.5, {"fraction": 0.8}, {"fraction": 0.3}]
+
+
 def test_without_matplotlib_it_says_what_to_install(finished, cli, monkeypatch):
     run, _, _ = finished
     real = builtins.__import__

@@ -160,6 +160,62 @@ def test_depthwise_inputs_serve_one_channel():
     np.testing.assert_allclose(part(cost, plan.dense, "operands")[deep], np.array(loads) * 5)
 
 
+def test_inputs_of_a_depthwise_convolution_serve_as_many_channels_as_its_multiplier():
+    layers = [nn.Conv2d(4, 32, 3, padding=1, groups=4, bias=False), nn.Conv2d(32, 2, 1)]
+    cost = EnergyCost(trace(nn.Sequential(*layers), torch.zeros(1, 4, 16, 16)).plan)
+    macs = 32 * 9 * 16 * 16
+    operands = part(cost, cost.plan.dense, "operands")
+    assert operands[0] == pytest.approx((macs / 8 + macs / 8) * 5)  # and 8 positions
+
+
+class Folded(nn.Module):
+    """A linear layer on tokens and a convolution on frames, folded into the batch or not."""
+
+    def __init__(self, folds: bool) -> None:
+        super().__init__()
+        self.folds = folds
+        self.frames, self.tokens = nn.Conv2d(3, 8, 2, stride=2), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = len(x)
+        x = self.frames(x.flatten(0, 1)).flatten(2).mean(2)  # (batch x frames, channels)
+        x = self.tokens(x if self.folds else x.unflatten(0, (size, -1)))
+        return self.head((x.unflatten(0, (size, -1)) if self.folds else x).mean(1))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_tokens_and_frames_that_are_folded_into_the_batch_are_positions(batch):
+    plans = [trace(Folded(folds), torch.zeros(batch, 5, 3, 8, 8)).plan for folds in (True, False)]
+    assert [layer.positions for layer in plans[0].layers] == [5 * 16, 5, 1]
+    assert plans[0].macs(plans[0].dense) == plans[1].macs(plans[1].dense)
+    folded, plain = (EnergyCost(plan).parts(plan.dense) for plan in plans)
+    np.testing.assert_allclose(folded, plain, rtol=1e-12)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_has_the_tokens_of_one_example_for_positions(batch):
+    layers = trace(Attention(), torch.zeros(batch, 7, 16)).plan.layers
+    positions = {layer.name: layer.positions for layer in layers if layer.kind == "linear"}
+    assert positions == {"attention": 7, "attention.out_proj": 7, "head": 1}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_positions_are_those_of_the_map_where_nothing_is_folded(name):
+    for layer in traced(name).plan.layers:
+        assert layer.positions == layer.out_height * layer.out_width
+
+
 def test_an_embedding_fetches_the_rows_it_looks_up():
     plan = tokens().plan
     model = EnergyModel(sram_bytes=(1000,), sram_pj=(10.0,))

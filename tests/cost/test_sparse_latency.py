@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from automl.cost.latency import LatencyCost
 from automl.cost.sparse_latency import SparseSum
@@ -48,9 +49,55 @@ class Times:
         )
 
 
-def built(*grains, batch=1, layers=None):
-    network = Network().eval()
-    traced = trace(network, torch.zeros(2, 3, 6, 6))
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(32, 32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, x):
+        x = self.enter(x)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class OwnWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(32, 32)
+        self.own = nn.Parameter(torch.randn(32, 32))
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.head(torch.relu(F.linear(torch.relu(self.enter(x)), self.own)))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(16, 32)
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.b(torch.relu(self.a(torch.relu(self.enter(x)))))))
+
+
+class TiedHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.body = nn.Embedding(20, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(self.words(x).mean(1))))
+
+
+def built(*grains, batch=1, layers=None, network=None, example=None):
+    network = (Network() if network is None else network).eval()
+    traced = trace(network, torch.zeros(2, 3, 6, 6) if example is None else example)
     plan = MaskedPlan.of(network, traced.plan, Grains.parse(list(grains), layers), levels=320)
     deployed = MaskedDeployed(traced, plan)
     times = Times()
@@ -146,3 +193,33 @@ def test_networks_are_deployed_in_the_formats_that_were_chosen():
     assert np.count_nonzero(kinds["fc"].to_dense()) == 40 * 4
     # The dense network is whole.
     assert type(deployed.network(plan.dense).fc) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "packed"),
+    [
+        (Attention(), torch.zeros(2, 5, 32), {"enter", "head"}),
+        (OwnWeight(), torch.zeros(2, 32), {"enter", "head"}),
+        (Tied(), torch.zeros(2, 16), {"enter", "a", "b", "head"}),
+        (TiedHead(), torch.zeros(2, 3, dtype=torch.long), {"body", "head"}),
+    ],
+)
+def test_every_layer_of_a_weight_is_packed_and_nothing_but_layers(network, example, packed):
+    plan, deployed, total, _ = built("unstructured", network=network, example=example)
+    kept = np.maximum(1, plan.dense // 20)
+    assert float(total(kept)) < float(total(plan.dense))
+    slim = deployed.network(kept)
+    assert {n for n, m in slim.named_modules() if hasattr(m, "packed")} == packed
+    slim(*deployed.inputs(1))
+    saved = 1e3 * float(total(plan.dense) - total(kept))
+    gains = [how.dense_us - how.us for how in deployed.executed(kept).values()]
+    assert saved >= sum(gains) - 1e-6 and min(gains) >= 0
+
+
+def test_networks_without_channels_to_prune_have_a_latency():
+    plan, _, total, _ = built(
+        "unstructured", network=nn.Sequential(nn.Linear(64, 10)), example=torch.zeros(2, 64)
+    )
+    kepts = np.stack([plan.dense, np.maximum(1, plan.dense // 20)])
+    dense, slim = total(kepts)
+    assert dense == float(total(plan.dense)) > slim

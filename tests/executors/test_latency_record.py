@@ -240,6 +240,53 @@ def test_one_head_of_two_is_foreseen_but_for_how_views_lie(heads):
         replay(foreseen, CPU).call()
 
 
+class GroupedQueries(nn.Module):
+    """Attention in which two heads of queries share each of two heads of keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(6, 32)
+        self.query, self.key, self.value = (nn.Linear(32, 4 * heads) for heads in (4, 2, 2))
+        self.out, self.head = nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.enter(x)
+        q, k, v = (
+            layer(x).view(*x.shape[:2], heads, 4).transpose(1, 2)
+            for layer, heads in ((self.query, 4), (self.key, 2), (self.value, 2))
+        )
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head((x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+class OtherTokens(nn.Module):
+    """Attention over keys and values of their own width."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.head = nn.Linear(6, 16), nn.Linear(16, 5)
+        self.attention = nn.MultiheadAttention(16, 4, kdim=6, vdim=6, batch_first=True)
+
+    def forward(self, x):
+        q = self.enter(x)
+        return self.head((q + self.attention(q, x, x, need_weights=False)[0]).mean(1))
+
+
+@pytest.mark.parametrize("network", [GroupedQueries(), OtherTokens()])
+def test_small_attention_whose_first_recordings_leave_sizes_open_is_recorded_again(network):
+    deployed = Deployed(trace(network, torch.zeros(2, 7, 6)), CPU)
+    operators, plan = deployed.operators(), deployed.plan
+    for seed in range(3):
+        kept = random_counts(plan, seed)  # two heads at least
+        recorded = record(deployed.network(kept), deployed.inputs())
+        assert [s for s in operators.at(kept) if s.kind == "linear"] == [
+            s for s in recorded if s.kind == "linear"
+        ]
+        for signature in operators.at(kept):
+            replay(signature, CPU).call()
+
+
 def _no_layout(value):
     if isinstance(value, dict):
         return {k: _no_layout(v) for k, v in value.items() if k not in ("layout", "strides")}

@@ -102,6 +102,17 @@ def test_the_counted_macs_are_multiplications_by_what_is_left(grains):
     assert int(one.plan.macs(kept)) == sparse_macs(network, torch.zeros(1, 1, 8, 8))
 
 
+def test_weights_that_are_not_trained_now_are_counted_all_the_same():
+    network = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    costs = []
+    for trained in (True, False):
+        one = pruner(trace(network.requires_grad_(trained), torch.zeros(2, 32)), "unstructured")
+        kept = one.plan.dense // 4
+        costs.append({name: float(cost(kept)) for name, cost in masked_costs(one.plan).items()})
+    assert costs[0] == costs[1]
+    assert costs[1]["params"] == nonzeros(one.prune(one.policy(kept)))
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_mixed_grains_are_counted_exactly(mixed, drawn):

@@ -164,3 +164,28 @@ def test_scores_below_0_lose_no_unit_to_a_threshold_of_0_and_count_from_the_leas
     made, _ = problem(scores, budget=1.0)
     assert kept_by(Slimming(normalise=["none"]), made) == [4, 4]
     assert kept_by(Slimming(normalise=["none"], threshold=0.5), made) == [3, 1]
+
+
+def test_units_below_the_threshold_stay_where_the_network_would_be_too_slow_without_them():
+    class Steps:  # odd counts take longer than the even count above them
+        resource = "latency_ms"
+
+        def __call__(self, kept):
+            kept = np.asarray(kept)
+            return (kept + 2.5 * (kept % 2)).sum(-1).astype(float)
+
+    lowered = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        targets = toy.targets(16, 16, 16)
+        pruner = Pruner(targets, [np.abs(rng.normal(size=16)) for _ in targets])
+        made = Problem(
+            toy.Plan(targets), pruner, toy.Scorer(np.ones(3)), {"latency_ms": 0.6},
+            {"latency_ms": Steps()}, rounding=1,
+        )  # fmt: skip
+        plain = Global(["none"]).kept(made, pruner.given, "none")
+        kept = Slimming(threshold=0.3).kept(made, pruner.given, "none")
+        assert made.within(kept) and (kept <= plain).all()
+        assert len(Slimming(threshold=0.3).search(made, 5, 0).trials) >= 1
+        lowered += bool((kept < plain).any())
+    assert lowered

@@ -23,6 +23,10 @@ IntArray = NDArray[np.int64]
 _MOST_COMBINATIONS = 4000
 
 
+class Ambiguous(InputError):
+    """A size could follow several channel counts; more recordings may tell which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A whole number of a signature that pruning changes: ``length(axis) * times // per``."""
@@ -91,6 +95,7 @@ class Operators:
             records: Their operators.
 
         Raises:
+            Ambiguous: A size could follow several axes.
             InputError: The networks execute different operators, or a size follows no axis.
         """
         if len({len(record) for record in records}) != 1:
@@ -278,7 +283,7 @@ class _AxisFinder:
         equal = np.flatnonzero((lengths == sizes[:, None]).all(0))
         if len(equal):
             if len({self._plan.counts[axis] for axis in equal.tolist()}) > 1:
-                raise InputError(f"a size of {example} could follow several channel counts")
+                raise Ambiguous(f"a size of {example} could follow several channel counts")
             return int(equal[0]), 1, 1
         # Proportional: size[i] * length[0] == length[i] * size[0] in every network i.
         crossed = sizes[:, None] * lengths[:1] == lengths * sizes[0]
