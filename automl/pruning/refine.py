@@ -10,7 +10,7 @@ of it at a time, a few blocks, and moves all of its weights such that
 falls, with the inputs that the segment really gets, from segments refined before it. A segment
 starts and ends where a single value passes. Its error on calibration inputs that it was not fitted
 on decides whether it keeps its new weights; where they are worse, it is tried again with smaller
-steps. Where the last segment's end is worse than before, on all inputs, the whole pass is undone:
+steps. Where the last segment's end is clearly worse than before, the whole pass is undone:
 ends of inner blocks had come nearer at its cost. No labels are used, and no fit looks beyond its
 segment: minutes for what fine-tuning needs hours for.
 
@@ -55,6 +55,9 @@ _CHECKED, _MOST_CHECKED = 8, 512
 _ATTEMPTS, _SLOWER = 3, 0.2
 #: A segment whose error is smaller is left alone.
 _NOTHING = 1e-9
+#: So many times the error that the network's end had before is none that undoes a pass: least
+#: squares was fitted on all inputs, and networks that are better on others may be worse on these.
+_NO_WORSE = 1.05
 #: Size that tensors of zeros are taken to have.
 _SMALL = 1e-2
 #: Share of the memory that is free which values may take.
@@ -204,8 +207,8 @@ class Refiner:
                 continue
             found.append(Refined(segment.layers, before, after))
             self._report(f"{number}/{len(segments)}, error {before:.4f} to {after:.4f}")
-        # On all inputs: least squares has seen all, so that those held back speak for it.
-        if not found or _distance(ours, wanted) <= _distance(unrefined, wanted):
+        most = _NO_WORSE * _distance(unrefined, wanted)
+        if not found or _distance(ours, wanted) <= most:
             return found
         # Ends of inner blocks came nearer to the dense values, at the cost of the network's end.
         for own, values in zip(owned, old, strict=True):
