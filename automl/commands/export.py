@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes, checks and describes."""
+    from automl.commands.intact import OF_NETWORK, fault_of
     from automl.commands.out import check_new_folder
     from automl.commands.stored import stored_settings
     from automl.runs import ANALYSIS, RunFolder
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
             )
         raise InputError(f"{args.run_dir} is not finished; {folder.how_to_resume}")
     folder.result()  # refused before anything is written
+    if (fault := fault_of(folder, OF_NETWORK)) is not None:
+        raise InputError(f"{fault}; {folder.how_to_resume} writes it again")
     formats = _formats(args.format)
     check_new_folder(args.out)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from automl.runs import (
@@ -25,22 +26,25 @@ def is_finished(folder: RunFolder) -> bool:
     return folder.is_done and fault_of(folder) is None
 
 
-def fault_of(folder: RunFolder) -> str | None:
+#: What a network is exported from.
+OF_NETWORK = (RESULT, PLAN, POLICY, REBUILD, WEIGHTS)
+
+
+def fault_of(
+    folder: RunFolder, names: Sequence[str] = (*OF_NETWORK, POLICY_UNIFORM, TRIALS)
+) -> str | None:
     """Which of a finished run's own files is missing or damaged, in words; None where none is.
 
     Args:
         folder: The run's.
+        names: Of the files that are looked at.
     """
-    looks = {
-        **dict.fromkeys((RESULT, PLAN, POLICY, POLICY_UNIFORM, REBUILD), _is_document),
-        WEIGHTS: _is_safetensors,
-        TRIALS: _is_parquet,
-    }
-    for name, is_whole in looks.items():
+    looks = {WEIGHTS: _is_safetensors, TRIALS: _is_parquet}
+    for name in names:
         file = folder.file(name)
         if not file.is_file():
             return f"{file} is missing"
-        if not is_whole(file):
+        if not looks.get(name, _is_document)(file):
             return f"{file} is damaged"
     return None
 

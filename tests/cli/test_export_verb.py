@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from command import SEARCH
@@ -45,6 +47,16 @@ def test_bad_input_is_one_line(finished, tmp_path, capsys, arguments, message):
     assert main(["export", *named]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_a_run_that_lost_a_file_says_how_it_is_written_again(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "policy.json").unlink()
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "policy.json is missing; prunepilot resume" in err and err.count("\n") == 1
 
 
 def test_without_the_data_inputs_are_made_up_and_it_says_so(
