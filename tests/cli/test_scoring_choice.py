@@ -29,16 +29,15 @@ def test_what_was_chosen_is_written_and_gone_on_with(tmp_path, capsys):
     assert document["dtype"] in ("float32", "bfloat16") and document["batch_size"] >= 64
     assert f"trials are scored in {document['dtype']}" in capsys.readouterr().err
 
-    cut = tmp_path / "cut"
-    assert main([*AUTO, f"run_dir={cut}"]) == 0
-    for name in ("result.json", JOURNAL, FINALISTS):
-        (cut / name).unlink(missing_ok=True)
+    before = scores(run)
+    for name in ("result.json", JOURNAL, FINALISTS):  # as if it had been cut at its first trial
+        (run / name).unlink(missing_ok=True)
     other = {"float32": "bfloat16", "bfloat16": "float32"}[document["dtype"]]
-    (cut / SCORING).write_text(json.dumps({"dtype": other, "batch_size": 32, "why": "asked for"}))
+    (run / SCORING).write_text(json.dumps({"dtype": other, "batch_size": 32, "why": "asked for"}))
     capsys.readouterr()
-    assert main(["resume", str(cut)]) == 0
+    assert main(["resume", str(run)]) == 0
     assert f"trials are scored in {other} (asked for)" in capsys.readouterr().err
-    assert scores(cut) != scores(run) and len(scores(cut)) == len(scores(run))
+    assert scores(run) != before and len(scores(run)) == len(before)
 
 
 def test_trials_in_bfloat16_are_scored_again_in_float32(tmp_path):
