@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from automl.graph.fold import writes_dimension_one
 from automl.graph.interpret import consumers
 from automl.graph.program import references
 from automl.plan import IndexPlan, Instruction, LayerPlan
+from automl.pruning.geometry import Geometry, geometry_of
 from automl.types import LayerSpec
 
 _LAYERS = (
@@ -43,7 +44,7 @@ class Site:
     path: str
     call: Instruction
     padded: bool
-    norm: str | None
+    norm: str | None = None
     sum_name: str | None = None
     shortcut: str | None = None
     shortcut_needs: frozenset[str] = frozenset()
@@ -72,9 +73,8 @@ def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
             continue
         if isinstance(model.get_submodule(path), _LAYERS):
             call = calls[path][0]
-            norm, *rest = _behind(model, layer, call, users, steps, once)
-            padded = call.op == "call_function"
-            sites.append(Site(layer, path, call, padded, norm, *rest))
+            site = Site(layer, path, call, padded=call.op == "call_function")
+            sites.append(_with_what_follows(model, site, users, steps, once))
     return sites
 
 
@@ -109,21 +109,9 @@ def _convolves_as(module: Any, step: Instruction) -> bool:
     """Whether an operator does what a module does, once its inputs are padded."""
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return False
-    dims = len(module.kernel_size)
-    names = ("stride", "padding", "dilation", "groups")
-    given: dict[str, Any] = dict(zip(names, step.args[3:], strict=False)) | dict(step.kwargs)
-
-    def each(name: str, default: int) -> tuple[int, ...]:
-        value = given.get(name, default)
-        values = tuple(value) if isinstance(value, list | tuple) else (value,)
-        return values * dims if len(values) == 1 else values
-
-    return (
-        each("padding", 0) == (0,) * dims
-        and each("stride", 1) == module.stride
-        and each("dilation", 1) == module.dilation
-        and given.get("groups", 1) == module.groups
-    )
+    unpadded = (0,) * (2 * len(module.kernel_size))
+    form = (module.kernel_size, module.stride, unpadded, module.dilation, module.groups)
+    return geometry_of(step, module.kernel_size) == Geometry(*form)
 
 
 def fitted_together(model: nn.Module, plan: IndexPlan) -> list[tuple[str, str]]:
@@ -179,20 +167,19 @@ def _readers(model: nn.Module, plan: IndexPlan) -> dict[int, list[str]]:
     return found
 
 
-def _behind(
+def _with_what_follows(
     model: nn.Module,
-    layer: LayerPlan,
-    call: Instruction,
+    site: Site,
     users: dict[str, list[Instruction]],
     steps: dict[str, Instruction],
     once: set[str],
-) -> tuple[Any, ...]:
-    """What a layer's output runs into: ``Site.norm`` and what comes after it there."""
-    last, norm = call, None
+) -> Site:
+    """The site with the norm and the sum that its output runs into."""
+    last, norm = site.call, None
     while len(users[last.name]) == 1:
         user = users[last.name][0]
         # A norm that is called more than once cannot take an intercept of this layer's.
-        if norm is None and user.target in once and _is_batchnorm(model, user, layer.spec):
+        if norm is None and user.target in once and _is_batchnorm(model, user, site.layer.spec):
             last, norm = user, user.target
         elif user.target in _PASSING or _is_dropout(model, user):
             last = user
@@ -200,11 +187,12 @@ def _behind(
             other = [a["ref"] for a in user.args if isinstance(a, dict) and a != {"ref": last.name}]
             if len(other) == 1:
                 needs = frozenset(_ancestors(steps, other[0]))
-                return norm, user.name, other[0], needs
+                found = replace(site, norm=norm, sum_name=user.name)
+                return replace(found, shortcut=other[0], shortcut_needs=needs)
             break
         else:
             break
-    return (norm,)
+    return replace(site, norm=norm)
 
 
 def _is_batchnorm(model: nn.Module, step: Instruction, layer: LayerSpec) -> bool:

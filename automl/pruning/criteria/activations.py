@@ -21,6 +21,7 @@ from automl.graph.interpret import ProgramRun
 from automl.hashing import digest
 from automl.plan import IndexPlan, Instruction, LayerPlan
 from automl.pruning.criteria.context import Context
+from automl.pruning.geometry import Geometry, geometry_of
 from automl.types import InputError
 
 #: Inputs that run through the network at once.
@@ -29,25 +30,6 @@ BATCH = 64
 #: Product with a parameter: operator -> (argument of the data, of the weight).
 _PRODUCTS = {"aten.linear.default": (0, 1), "aten.addmm.default": (1, 2)}
 _CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Which inputs a convolution's outputs see, one entry per spatial dimension.
-
-    Attributes:
-        kernel: Size.
-        stride: Distance of outputs.
-        padding: Zeros as ``F.pad`` takes them, last dimension first.
-        dilation: Distance of taps.
-        groups: Groups of channels.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,23 +118,7 @@ def _operator_call(model: nn.Module, step: Instruction, sources: dict[str, str])
     weight = sources[source]
     if not is_conv:
         return weight, data, None
-    return weight, data, _geometry(step, tuple(model.get_parameter(weight).shape[2:]))
-
-
-def _geometry(step: Instruction, kernel: tuple[int, ...]) -> Geometry:
-    """Of a convolution operator: (data, weight, bias, stride, padding, dilation, groups)."""
-    names = ("stride", "padding", "dilation", "groups")
-    given = dict(zip(names, step.args[3:], strict=False)) | dict(step.kwargs or {})
-
-    def each(name: str, default: int) -> tuple[int, ...]:
-        value = given.get(name, default)
-        values = [value] if isinstance(value, int) else list(value)
-        return tuple(values * len(kernel) if len(values) == 1 else values)
-
-    padding = tuple(n for n in reversed(each("padding", 0)) for _ in range(2))
-    return Geometry(
-        kernel, each("stride", 1), padding, each("dilation", 1), int(given.get("groups", 1))
-    )
+    return weight, data, geometry_of(step, tuple(model.get_parameter(weight).shape[2:]))
 
 
 def _reference(argument: Any) -> str | None:
