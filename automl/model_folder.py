@@ -25,7 +25,8 @@ from automl.models import LoadedModel, load_model
 from automl.paths import atomic_write
 from automl.plan import IndexPlan
 from automl.policy import Policy
-from automl.pruning.masked_plan import MaskedPlan, is_inside
+from automl.pruning.grains import is_inside
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.masks import PACKED, attach, pack, unpack
 from automl.runs import (
     PLAN,

@@ -29,7 +29,8 @@ from automl.models import load_model
 from automl.models.checkpoint import resolve_checkpoint
 from automl.paths import conf_dir
 from automl.pruning.criteria import Context
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.permutation import permute
 from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.schedules import AfterStep, load

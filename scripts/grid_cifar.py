@@ -37,8 +37,9 @@ from automl.data import DataSplits, load_data
 from automl.policy import Policy
 from automl.pruning import criteria
 from automl.pruning.criteria import Context, UnitCriterion
+from automl.pruning.grains import Grains
 from automl.pruning.granularities import CHANNEL
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.pruner import Pruner, policy_from_ratios
 from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios

@@ -132,7 +132,7 @@ def _of_run(folder: Path, trust: Sequence[str]) -> _Subject:
     from automl.model_folder import Rebuild, load_pruned
     from automl.models import load_model
     from automl.policy import Policy
-    from automl.pruning.masked_plan import is_inside
+    from automl.pruning.grains import is_inside
     from automl.runs import POLICY, REBUILD
 
     rebuild = Rebuild.load(folder / REBUILD)

@@ -19,7 +19,7 @@ from automl.executors.quiet import MOST_CORES, busy_cores
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.model_folder import Rebuild, load_structure
 from automl.models import load_model
-from automl.pruning.masked_plan import is_inside
+from automl.pruning.grains import is_inside
 from automl.runs import POLICY, POLICY_UNIFORM, REBUILD
 from automl.types import InputError
 

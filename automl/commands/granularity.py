@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from automl.commands.settings import Config, flag, instantiate, whole
 from automl.plan import IndexPlan
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.permutation import permute
 from automl.types import InputError
 

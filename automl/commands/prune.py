@@ -128,7 +128,8 @@ class _Pruning:
         """
         if policy is None:
             return cls(bench, bench.plan, policy_from_settings(bench))
-        from automl.pruning.masked_plan import MaskedPlan, is_inside
+        from automl.pruning.grains import is_inside
+        from automl.pruning.masked_plan import MaskedPlan
 
         plan = bench.trace.plan
         found: IndexPlan | MaskedPlan = plan

@@ -10,7 +10,8 @@ from automl.cost.arithmetic import SizeCost
 from automl.cost.masked import StoredSize
 from automl.plan import IndexPlan
 from automl.policy import Policy
-from automl.pruning.masked_plan import MaskedPlan, is_inside
+from automl.pruning.grains import is_inside
+from automl.pruning.masked_plan import MaskedPlan
 from automl.types import Kept, Scorer
 
 

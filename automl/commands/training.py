@@ -15,8 +15,8 @@ from automl.commands.build import Bench
 from automl.commands.settings import instantiate, seed_of
 from automl.models import load_model
 from automl.policy import Policy
+from automl.pruning.grains import is_inside
 from automl.pruning.granularities import CHANNEL
-from automl.pruning.masked_plan import is_inside
 from automl.pruning.schedules import AfterStep, Schedule
 from automl.training.codebook import SHARED_VALUES, sharing
 from automl.training.config import FinetuneConfig

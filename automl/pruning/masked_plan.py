@@ -11,152 +11,25 @@ weight has, rounded, at least one.
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from automl.graph.program import references
 from automl.plan import IndexPlan
 from automl.plan_axes import IntArray
 from automl.policy import Policy
-from automl.pruning.granularities import CHANNEL, Granularity, load
-from automl.pruning.granularities.sizes import Sizes
+from automl.pruning.grains import Grains, is_inside, matches, require_rules_match
+from automl.pruning.granularities import CHANNEL, load
+from automl.pruning.masked_weight import MaskedWeight, multiplied_weights
 from automl.types import Frozen, InputError, Kept, LayerSpec, Target
 
 #: Follows the name of a parameter of no module where its channels have that name.
 _OF_NO_MODULE = ".weight"
-
-_KINDS = ("conv", "linear", "embedding")
-
-
-@dataclass(frozen=True)
-class Grains:
-    """Which grain each layer is pruned by.
-
-    Attributes:
-        channels: Whether whole channels, heads and hidden units are pruned, before anything else.
-        inside: What layers are pruned by that no rule names; None leaves them as they are.
-        rules: Shell patterns of layers and what they are pruned by, the first that fits counts.
-    """
-
-    channels: bool = False
-    inside: Granularity | None = None
-    rules: tuple[tuple[str, Granularity], ...] = ()
-
-    @classmethod
-    def parse(cls, grains: Sequence[str], layers: Mapping[str, str] | None = None) -> Grains:
-        """Reads names of granularities.
-
-        Args:
-            grains: ``channel`` and at most one finer one, such as ``["channel", "nm:4"]``.
-            layers: Pattern of layers -> another finer granularity.
-
-        Raises:
-            InputError: A name is unknown, there are two finer ones, or there is nothing.
-        """
-        rules = tuple((pattern, _inside(name)) for pattern, name in (layers or {}).items())
-        finer = [name for name in grains if name != CHANNEL]
-        if len(finer) > 1:
-            raise InputError(
-                f"granularity has two grains for the same layers, {finer[0]} and {finer[1]}; give "
-                "one, and the other by layers, as granularity.layers={linear: nm:4}"
-            )
-        if not grains and not rules:
-            raise InputError("granularity has no grain; give one, as granularity=[channel,nm:4]")
-        return cls(CHANNEL in grains, load(finer[0]) if finer else None, rules)
-
-    @property
-    def names(self) -> list[str]:
-        """All grains by name, channels first."""
-        found = [CHANNEL] * self.channels
-        found += [] if self.inside is None else [self.inside.name]
-        return list(dict.fromkeys([*found, *(grain.name for _, grain in self.rules)]))
-
-    def of(self, layer: str) -> tuple[Granularity | None, bool]:
-        """The granularity inside a layer, and whether a rule names it."""
-        for pattern, granularity in self.rules:
-            if fnmatch.fnmatchcase(layer, pattern):
-                return granularity, True
-        return self.inside, False
-
-
-@dataclass(frozen=True, slots=True)
-class MaskedWeight:
-    """A weight that can be pruned inside.
-
-    Attributes:
-        name: The parameter.
-        layer: The first layer that multiplies by it.
-        layers: Indices in ``IndexPlan.layers_plan`` of all that do.
-        granularity: What its units are.
-        out: Outputs in the dense network; see :class:`Sizes`.
-        into: Inputs per group in the dense network.
-        kernel: Spatial kernel.
-        transposed: Whether the module stores (into, out, ...).
-        out_axis: Axis of the outputs, None where they never change.
-        in_axis: Axis of the inputs, likewise.
-        trainable: Whether it counts as a parameter.
-    """
-
-    name: str
-    layer: str
-    layers: tuple[int, ...]
-    granularity: Granularity
-    out: int
-    into: int
-    kernel: tuple[int, ...]
-    transposed: bool
-    out_axis: int | None
-    in_axis: int | None
-    trainable: bool
-
-    @property
-    def sizes(self) -> Sizes:
-        """In the dense network."""
-        return Sizes(self.out, self.into, self.kernel)
-
-    @property
-    def units(self) -> int:
-        """In the dense network."""
-        return int(self.granularity.units(self.sizes))
-
-    def sizes_at(self, lengths: IntArray) -> Sizes:
-        """In slim networks; ``lengths`` is (..., axes)."""
-        out = self.out if self.out_axis is None else lengths[..., self.out_axis]
-        into = self.into if self.in_axis is None else lengths[..., self.in_axis]
-        return Sizes(out, into, self.kernel)
-
-    def units_kept(self, kept: Kept, sizes: Sizes) -> Kept:
-        """Kept units of a slim weight, from kept units of the dense one; batched."""
-        units = self.granularity.units(sizes)
-        share = (2 * np.asarray(kept, np.int64) * units + self.units) // (2 * self.units)
-        return np.asarray(np.clip(share, 1, units), np.int64)
-
-    def canonical(self, weight: Tensor) -> Tensor:
-        """As (out, into, *kernel), a view."""
-        return weight.transpose(0, 1) if self.transposed else weight
-
-    def mask(self, saliency: Tensor, kept: int) -> Tensor:
-        """Which weights stay where the dense weight keeps ``kept`` units.
-
-        Args:
-            saliency: Of the slim weight, in the shape in which the module stores it.
-            kept: Units of the DENSE weight that stay, in [1, units].
-
-        Returns:
-            Booleans of that shape.
-        """
-        scores = self.canonical(saliency)
-        sizes = Sizes(scores.shape[0], scores.shape[1], tuple(scores.shape[2:]))
-        count = int(self.units_kept(np.asarray(kept), sizes))
-        mask = self.canonical(self.granularity.mask(scores, count))
-        return mask.contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,17 +77,17 @@ class MaskedPlan:
             raise InputError(f"granularity.levels must be a whole number >= 2, got {levels}")
         weights: list[MaskedWeight] = []
         excluded: list[Frozen] = []
-        found = list(_weights(model, plan))
-        _require_rules_match(grains, [layer for layer, *_ in found])
+        found = list(multiplied_weights(model, plan))
+        require_rules_match(grains, [layer for layer, *_ in found])
         for layer, name, indices in found:
             granularity, named = grains.of(layer)
             if granularity is None:
                 continue
-            weight = _weight(model, plan, layer, name, indices, granularity)
+            weight = MaskedWeight.of(model, plan, layer, name, indices, granularity)
             reason = _refusal(weight, exclude)
             if reason is None:
                 weights.append(weight)
-            elif named and not _matches(layer, exclude):
+            elif named and not matches(layer, exclude):
                 raise InputError(
                     f"layer {layer!r} cannot be pruned by {granularity.name}: {reason}"
                 )
@@ -233,7 +106,7 @@ class MaskedPlan:
         Raises:
             InputError: The policy is of another network.
         """
-        found = {name: (layer, indices) for layer, name, indices in _weights(model, plan)}
+        found = {name: (layer, indices) for layer, name, indices in multiplied_weights(model, plan)}
         inside = [one for one in policy.decisions if is_inside(one.granularity)]
         weights = []
         for decision in inside:
@@ -247,7 +120,7 @@ class MaskedPlan:
                 )
             layer, indices = found[name]
             granularity = load(decision.granularity)
-            weights.append(_weight(model, plan, layer, name, indices, granularity))
+            weights.append(MaskedWeight.of(model, plan, layer, name, indices, granularity))
         weights.sort(key=lambda weight: weight.layers[0])
         return cls(plan, len(inside) < len(policy.decisions), tuple(weights))
 
@@ -399,102 +272,7 @@ class MaskedPlan:
         return self.base.to_json()
 
 
-def is_inside(granularity: str) -> bool:
-    """Whether a decision's granularity is one inside layers, not whole channels or heads."""
-    return granularity not in (CHANNEL, "head", "head_dim")
-
-
-def _inside(name: str) -> Granularity:
-    if name == CHANNEL:
-        raise InputError(
-            "granularity.layers gives finer grains to layers; channels are pruned by "
-            "granularity=[channel,...] and left alone by exclude="
-        )
-    return load(str(name))
-
-
-def _require_rules_match(grains: Grains, layers: list[str]) -> None:
-    for pattern, _ in grains.rules:
-        if not fnmatch.filter(layers, pattern):
-            raise InputError(
-                f"granularity.layers pattern {pattern!r} matches no layer; see `prunepilot trace`"
-            )
-
-
-def _matches(layer: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
-
-
 def _refusal(weight: MaskedWeight, exclude: Sequence[str]) -> str | None:
     return (
-        "excluded" if _matches(weight.layer, exclude) else weight.granularity.refusal(weight.sizes)
+        "excluded" if matches(weight.layer, exclude) else weight.granularity.refusal(weight.sizes)
     )
-
-
-def _weights(model: nn.Module, plan: IndexPlan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """First layer, parameter and all layers of every weight that layers multiply by."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    users: dict[int, tuple[str, str, list[int]]] = {}
-    for index, layer in enumerate(plan.layers_plan):
-        if layer.spec.kind not in _KINDS or not layer.tensors:
-            continue
-        name = layer.tensors[0]
-        parameter = parameters.get(name)
-        if parameter is None or parameter.dim() < 2 or not parameter.is_floating_point():
-            continue
-        users.setdefault(id(parameter), (layer.spec.name, name, []))[2].append(index)
-    for first, name, indices in users.values():
-        yield first, name, tuple(indices)
-
-
-def _weight(
-    model: nn.Module,
-    plan: IndexPlan,
-    layer: str,
-    name: str,
-    indices: tuple[int, ...],
-    granularity: Granularity,
-) -> MaskedWeight:
-    parameter = dict(model.named_parameters(remove_duplicate=False))[name]
-    axes: tuple[int | None, ...] = (None,) * parameter.dim()
-    trainable = True  # as the plan counts: whether it is trained right now does not matter
-    for tensor in plan.tensors:
-        if tensor.name == plan.aliases.get(name, name):
-            axes, trainable = tensor.axes, tensor.trainable
-    shape = tuple(parameter.shape)
-    flip = _is_transposed(model, plan, name, indices[0], shape)
-    out, into = (1, 0) if flip else (0, 1)
-    return MaskedWeight(
-        name, layer, indices, granularity, shape[out], shape[into], shape[2:], flip,
-        axes[out], axes[into], trainable,
-    )  # fmt: skip
-
-
-def _is_transposed(
-    model: nn.Module, plan: IndexPlan, name: str, index: int, shape: tuple[int, ...]
-) -> bool:
-    """Whether inputs come first: transposed convolutions, and products with ``x @ weight``."""
-    module = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(module, (nn.Linear, nn.Embedding, nn.MultiheadAttention)):
-        return False
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return isinstance(module, nn.modules.conv._ConvTransposeNd)
-    spec = plan.layers_plan[index].spec
-    if spec.in_channels == spec.out_channels:  # the shape does not tell
-        return bool(_readers(plan, name) & _INPUTS_FIRST)
-    return shape[:2] == (spec.in_channels, spec.out_channels)
-
-
-#: Products ``x @ weight``, where ``linear`` is ``x @ weight.T``.
-_INPUTS_FIRST = {"aten.matmul.default", "aten.mm.default", "aten.addmm.default"}
-
-
-def _readers(plan: IndexPlan, name: str) -> set[str]:
-    """Operators that read a parameter, under whichever of its names."""
-    own = plan.aliases.get(name, name)
-    values = {
-        step.name
-        for step in plan.program
-        if step.op == "get_attr" and plan.aliases.get(step.target, step.target) == own
-    }
-    return {step.target for step in plan.program if values & references(step.args)}

@@ -26,7 +26,7 @@ from automl.pruning.criteria.obs import (
 )
 from automl.pruning.granularities.nm import NM
 from automl.pruning.granularities.unstructured import Unstructured
-from automl.pruning.masked_plan import MaskedWeight
+from automl.pruning.masked_weight import MaskedWeight
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from automl.plan import IndexPlan
 from automl.plan_axes import Axis, IntArray
 from automl.pruning.granularities.layout import as_rows
 from automl.pruning.granularities.nm import NM
-from automl.pruning.masked_plan import MaskedPlan, MaskedWeight
+from automl.pruning.masked_plan import MaskedPlan
+from automl.pruning.masked_weight import MaskedWeight
 from automl.training.state import evaluating
 
 #: Rows of weights that a group's order is found on; more are thinned out evenly.

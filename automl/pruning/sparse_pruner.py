@@ -17,8 +17,10 @@ from automl.graph.trace import Trace
 from automl.hashing import digest
 from automl.policy import Decision, Policy
 from automl.pruning.criteria import Context, Criterion, Scores, UnitCriterion, load
+from automl.pruning.grains import Grains, is_inside
 from automl.pruning.granularities import CHANNEL
-from automl.pruning.masked_plan import Grains, MaskedPlan, MaskedWeight, is_inside
+from automl.pruning.masked_plan import MaskedPlan
+from automl.pruning.masked_weight import MaskedWeight
 from automl.pruning.obs_masks import ObsChoice
 from automl.pruning.pruner import Pruner
 from automl.pruning.reconstruct import Reconstruction

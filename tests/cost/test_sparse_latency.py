@@ -10,7 +10,8 @@ from automl.cost.latency import LatencyCost
 from automl.cost.sparse_latency import SparseSum
 from automl.executors.latency_masked import MaskedDeployed
 from automl.graph.trace import trace
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 
 
 class Network(nn.Module):

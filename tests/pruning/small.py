@@ -14,8 +14,9 @@ from automl.models.digits import digits_cnn
 from automl.models.vit import vit_tiny
 from automl.pruning import criteria, granularities
 from automl.pruning.criteria import Context
+from automl.pruning.grains import Grains
 from automl.pruning.granularities import CHANNEL
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.masks import masks_of, protect
 from automl.pruning.pruner import Pruner, policy_from_ratios
 from automl.pruning.reconstruct import Reconstruction

@@ -6,7 +6,8 @@ from small import traced
 
 from automl.cost.storage import FORMATS, Storage
 from automl.pruning.format_costs import BY_UNITS, bytes_by_format
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.masks import masks_of
 from automl.pruning.sparse_pruner import SparsePruner, counts_from_ratios
 

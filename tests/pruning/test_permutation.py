@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from automl.graph.trace import trace
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.permutation import best_order, permute
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.types import InputError

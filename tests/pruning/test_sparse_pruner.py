@@ -21,7 +21,8 @@ from automl.models import load_model
 from automl.policy import Policy
 from automl.problem import Problem
 from automl.pruning.criteria import load
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.masks import masks_of
 from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.regression import solve

@@ -11,7 +11,8 @@ import torch
 
 import automl
 from automl.pruning.criteria import load
-from automl.pruning.masked_plan import Grains, MaskedPlan
+from automl.pruning.grains import Grains
+from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.pruner import Pruner
 from automl.pruning.sparse_pruner import SparsePruner
 from automl.pruning.trained import TrainedPruner
