@@ -188,7 +188,7 @@ class Bench:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             print(
-                f"not refitted, as they are called more than once or by functions: "
+                f"not refitted, as functions read their weights: "
                 f"{', '.join(names[:3])}{more}; what they read is cut, and layers behind make up "
                 "for it",
                 file=sys.stderr,

@@ -11,13 +11,14 @@ that stay are the first ones of one order and their counts are rounded, so few s
 was solved is kept and looked up.
 
 What that gives up against :mod:`automl.pruning.reconstruct`: error of earlier layers is not repaid
-in later ones, and neither is drift along shortcuts. Layers with groups stay as they are: in a
+in later ones, and neither is drift along shortcuts. Layers that are called more than once are
+fitted on what all calls read. Layers with groups stay as they are: in a
 depthwise layer channels go with their own filter, and nothing is left to refit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +84,18 @@ class LookupRepairer:
         self._room = _MOST_KEPT
         rows = calibration.contiguous(memory_format=layout(calibration))
         generator = torch.Generator().manual_seed(settings.seed)
+        calls: dict[str, list[Site]] = {}
+        for site in self._sites.values():
+            calls.setdefault(site.path, []).append(site)
+        read: dict[str, list[Tensor]] = {}
 
         def before(run: ProgramRun, call: Instruction) -> None:
             site = self._sites.get(call.name)
             if site is not None:
-                data = run.value(call.args[0]["ref"])
-                self._layers[call.name] = self._collect(model, site, data, generator)
+                inputs = self._inputs(model, site, run.value(call.args[0]["ref"]), generator)
+                read.setdefault(site.path, []).append(inputs)
+                if site is calls[site.path][-1]:
+                    self._layers |= _layers(model, calls[site.path], read.pop(site.path))
 
         with torch.inference_mode():
             ProgramRun(model, plan, plan.dense, [rows], before).run()
@@ -131,21 +138,16 @@ class LookupRepairer:
                 layer = slim.get_submodule(site.path)
                 write(layer, norm, Fit(weight[None], intercept[None]))
 
-    def _collect(
+    def _inputs(
         self, model: nn.Module, site: Site, data: Tensor, generator: torch.Generator
-    ) -> _Layer:
+    ) -> Tensor:
+        """What makes up sampled outputs of a call, shape (1, samples, features)."""
         module: Any = model.get_submodule(site.path)
         one = site.outputs(module, data[:1])
         outputs = one.expand(len(data), *one.shape[1:])
         places = sample(outputs, channel_dim(module), self._settings.points, generator)
         places = thinned(places, features(module))
-        inputs = patches(data, module, places, site.padded)
-        gram, mean = moments(inputs, _centred(module, site))
-        weight = as_matrices(module, 1)[0].double()
-        bias = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        if getattr(module, "bias", None) is not None:
-            bias = module.bias.detach().double()
-        return _Layer(gram[0], mean[0, 0], weight, bias, inputs.shape[1])
+        return patches(data, module, places, site.padded)
 
     def _solution(self, name: str, stays: _Mask) -> tuple[Tensor, Tensor]:
         """Weight (kept features, all outputs) and intercept (all outputs) of a layer."""
@@ -171,10 +173,25 @@ class LookupRepairer:
         return new.float(), intercept.float()
 
 
+def _layers(model: nn.Module, sites: Sequence[Site], inputs: Sequence[Tensor]) -> dict[str, _Layer]:
+    """Of each call of a layer, from what its calls read; the weight is fitted on all of that."""
+    module: Any = model.get_submodule(sites[0].path)
+    weight = as_matrices(module, 1)[0].double()
+    bias = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    if getattr(module, "bias", None) is not None:  # one intercept for all calls
+        bias = module.bias.detach().double()
+        found = [moments(torch.cat(list(inputs), 1), centred=True)] * len(sites)
+        gram = found[0][0]
+    else:
+        pairs = zip(sites, inputs, strict=True)
+        found = [moments(values, centred=site.norm is not None) for site, values in pairs]
+        gram = torch.stack([one for one, _ in found]).sum(0)
+    samples = sum(values.shape[1] for values in inputs)
+    return {
+        site.call.name: _Layer(gram[0], mean[0, 0], weight, bias, samples)
+        for site, (_, mean) in zip(sites, found, strict=True)
+    }
+
+
 def _can_change(model: nn.Module, site: Site) -> bool:
     return getattr(model.get_submodule(site.path), "groups", 1) == 1
-
-
-def _centred(layer: nn.Module, site: Site) -> bool:
-    """Whether an intercept can be written anywhere."""
-    return getattr(layer, "bias", None) is not None or site.norm is not None

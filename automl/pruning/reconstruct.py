@@ -8,9 +8,10 @@ Where a layer's output is added to a shortcut, the fitted target is not the dens
 makes the pruned sum equal the dense sum, so that error that has built up along the shortcut is
 repaid in every block (drift correction).
 
-A weight that something before its layer reads too, as a tied embedding, changes what has been
-fitted by then. The pass is then made once more, with that weight as the first has left it; of its
-layer only the intercept is fitted again.
+A weight that is read more than once, by a layer that is called again or a tied one, is fitted at
+every call on what all calls so far have read. Each time it changes what has been fitted by then,
+and so does one that an embedding reads. The pass is then made once more, with that weight as the
+first has left it; of its layers only the intercepts are fitted again.
 
 For a layer with inputs U (samples x features), weights W and target Y, all centred,
 
@@ -153,6 +154,7 @@ class Repairer:
         self._targets: dict[str, _Targets] = {}
         self._positions: dict[str, Tensor] = {}
         self._choose: dict[str, MaskChoice] = {}
+        self._read: dict[int, list[tuple[Tensor, Tensor]]] = {}
         with torch.inference_mode():
             self._observe(model)
 
@@ -181,9 +183,10 @@ class Repairer:
             The results that are wanted.
         """
         self._choose = dict(choose or {})
-        fitted: set[str] = set()
+        fitted: set[int] = set()
 
-        def one_pass(leave: frozenset[str] = frozenset()) -> dict[str, Any]:
+        def one_pass(leave: frozenset[int] = frozenset()) -> dict[str, Any]:
+            self._read = {}
             before = self._fitting(slim, kept, units, start, leave, fitted)
             with torch.no_grad():
                 run = ProgramRun(slim, self._plan, kept, [self._inputs], before, keep, start, known)
@@ -192,13 +195,14 @@ class Repairer:
 
         at_first = self._own_tensors(slim)
         values = one_pass()
-        shared = frozenset(fitted & self._shared.keys())
-        if not shared:
-            return values
-        with torch.no_grad():
-            for tensor, value in at_first:
-                tensor.copy_(value)
-        return one_pass(shared)
+        shared = {id(slim.get_submodule(self._sites[name].path).weight) for name in self._shared}
+        if shared & fitted:
+            with torch.no_grad():
+                for tensor, value in at_first:
+                    tensor.copy_(value)
+            values = one_pass(frozenset(shared & fitted))
+        self._read = {}
+        return values
 
     def _fitting(
         self,
@@ -206,10 +210,13 @@ class Repairer:
         kept: Kept,
         units: KeptUnits,
         start: int,
-        leave: frozenset[str],
-        fitted: set[str],
+        leave: frozenset[int],
+        fitted: set[int],
     ) -> Callable[[ProgramRun, Instruction], None]:
-        """What refits a layer right before it is called, but the weights to leave; notes which."""
+        """What refits a layer right before it is called, but the weights to leave, by their id.
+
+        It adds the weights that it fits to ``fitted``.
+        """
         changed = self._plan.lengths(kept) != self._plan.lengths(self._plan.dense)
         masks = [axis.mask(self._plan.alive(units)) for axis in self._plan.axes]
         drifted = self._is_damaged_before(start, changed)
@@ -222,9 +229,14 @@ class Repairer:
             damaged = _reads_less(site, changed) or _weight_mask(slim, site) is not None
             damaged |= self._choice(site) is not None
             wanted = damaged or (drifted and self._settings.scope == "downstream")
-            if wanted:
-                self._refit(run, slim, site, masks, leave=call.name in leave)
-                fitted.add(call.name)
+            weight = id(slim.get_submodule(site.path).weight)
+            if weight in leave:
+                self._fit_intercept(run, slim, site, masks)
+            elif wanted:
+                self._refit(run, slim, site, masks)
+                fitted.add(weight)
+            elif call.name in self._shared:  # what it reads now counts where it is fitted later
+                self._together(site, slim, *self._samples(run, slim, site, masks))
             drifted |= damaged
 
         return before
@@ -235,11 +247,12 @@ class Repairer:
             return []
         found = []
         for site in self._sites.values():
-            layer = slim.get_submodule(site.path)
-            norm = None if site.norm is None else slim.get_submodule(site.norm)
-            shared = self._shared.get(site.call.name, ())
-            written = [getattr(layer, leaf) for leaf in ("weight", "bias") if leaf not in shared]
-            written.append(getattr(norm, "running_mean", None))
+            layer, norm = _modules(slim, site)
+            written = [layer.bias, getattr(norm, "running_mean", None)]
+            if site.call.name not in self._shared:
+                written.append(layer.weight)
+            elif self._has_shared_bias(site):
+                del written[0]
             found += [(t, t.detach().clone()) for t in written if isinstance(t, Tensor)]
         return found
 
@@ -282,28 +295,17 @@ class Repairer:
     # ---- one layer
 
     def _refit(
-        self,
-        run: ProgramRun,
-        slim: nn.Module,
-        site: Site,
-        masks: list[np.ndarray[Any, Any]],
-        leave: bool,
+        self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
     ) -> None:
-        layer = slim.get_submodule(site.path)
-        positions = self._positions[site.call.name]
-        data = run.value(site.call.args[0]["ref"])
-        inputs = patches(data, layer, positions, site.padded)
-        wanted = self._wanted(run, slim, site, masks)
+        layer, norm = _modules(slim, site)
+        inputs, goal = self._samples(run, slim, site, masks)
+        centred, ridge = _takes_intercept(layer, norm), self._settings.ridge
+        own = (inputs, goal)
+        if call_is_shared := site.call.name in self._shared:
+            inputs, goal = self._together(site, slim, inputs, goal)
+            centred = centred and self._has_shared_bias(site)
         groups = getattr(layer, "groups", 1)
         weight = as_matrices(layer, groups)
-        norm = None if site.norm is None else slim.get_submodule(site.norm)
-        centred = getattr(layer, "bias", None) is not None or norm is not None
-        goal, ridge = _by_group(wanted, groups), self._settings.ridge
-        if leave:
-            if centred and "bias" not in self._shared[site.call.name]:
-                intercept = goal.mean(1) - (inputs.mean(1, keepdim=True) @ weight).squeeze(1)
-                write(layer, norm, Fit(weight.clone(), intercept))
-            return
         choice = self._choice(site)
         if choice is not None:
             weight = solve(inputs, goal, weight, ridge, centred).weight
@@ -312,7 +314,48 @@ class Repairer:
         pattern = None if zeros is None else _by_columns(layer, zeros, groups)
         if pattern is not None:
             weight = weight * pattern
-        write(layer, norm, solve(inputs, goal, weight, ridge, centred, pattern))
+        fit = solve(inputs, goal, weight, ridge, centred, pattern)
+        if call_is_shared and not centred:
+            fit = replace(fit, intercept=_intercept(*own, fit.weight))
+        write(layer, norm, fit)
+
+    def _fit_intercept(
+        self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
+    ) -> None:
+        """Fits what a call has for itself of a layer whose weight stays as it is."""
+        layer, norm = _modules(slim, site)
+        if _takes_intercept(layer, norm) and not self._has_shared_bias(site):
+            weight = as_matrices(layer, getattr(layer, "groups", 1)).clone()
+            intercept = _intercept(*self._samples(run, slim, site, masks), weight)
+            write(layer, norm, Fit(weight, intercept))
+
+    def _has_shared_bias(self, site: Site) -> bool:
+        return "bias" in self._shared[site.call.name]
+
+    def _samples(
+        self, run: ProgramRun, slim: nn.Module, site: Site, masks: list[np.ndarray[Any, Any]]
+    ) -> tuple[Tensor, Tensor]:
+        """What a layer reads and is to put out, by group: (groups, samples, numbers)."""
+        layer: Any = slim.get_submodule(site.path)
+        data = run.value(site.call.args[0]["ref"])
+        inputs = patches(data, layer, self._positions[site.call.name], site.padded)
+        goal = self._wanted(run, slim, site, masks)
+        return inputs, _by_group(goal, getattr(layer, "groups", 1))
+
+    def _together(
+        self, site: Site, slim: nn.Module, inputs: Tensor, goal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The samples of all calls so far that read a weight, these included.
+
+        Each call's are centred where it has an intercept of its own.
+        """
+        layer, norm = _modules(slim, site)
+        if _takes_intercept(layer, norm) and not self._has_shared_bias(site):
+            inputs = inputs - inputs.mean(1, keepdim=True)
+            goal = goal - goal.mean(1, keepdim=True)
+        read = self._read.setdefault(id(layer.weight), [])
+        read.append((inputs, goal))
+        return torch.cat([one for one, _ in read], 1), torch.cat([one for _, one in read], 1)
 
     def _choice(self, site: Site) -> MaskChoice | None:
         """What chooses the mask of a site's weight, if it is still to be chosen."""
@@ -342,6 +385,21 @@ class Repairer:
             return None
         value = run.value(site.shortcut)
         return value if isinstance(value, Tensor) else None
+
+
+def _modules(slim: nn.Module, site: Site) -> tuple[Any, Any]:
+    """A site's layer and the batch norm behind it, if any."""
+    norm = None if site.norm is None else slim.get_submodule(site.norm)
+    return slim.get_submodule(site.path), norm
+
+
+def _takes_intercept(layer: Any, norm: Any) -> bool:
+    return getattr(layer, "bias", None) is not None or norm is not None
+
+
+def _intercept(inputs: Tensor, goal: Tensor, weight: Tensor) -> Tensor:
+    """What is missing on average, shape (groups, outputs)."""
+    return goal.mean(1) - (inputs.mean(1, keepdim=True) @ weight).squeeze(1)
 
 
 def _is_alike(value: Tensor, shape: torch.Size, channels: int) -> bool:

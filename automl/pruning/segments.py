@@ -210,7 +210,7 @@ class Segments:
             layers: How many; where the network has fewer, there is one segment.
         """
         at = {step.name: position for position, step in enumerate(self._plan.program)}
-        calls = [(at[site.call.name], site.layer.spec.name) for site in self._sites]
+        calls = [(at[site.call.name], site.path) for site in self._sites]
         assert self._entry is not None
         segments: list[Segment] = []
         start, entry, inside = 0, self._entry, list[Point]()
@@ -220,7 +220,8 @@ class Segments:
             left = [name for call, name in calls if call >= point.cut.position]
             enough = min(len(within), len(left)) >= layers
             if within and (enough or number == len(points)):
-                segments.append(Segment(start, entry, tuple(inside), tuple(within)))
+                names = tuple(dict.fromkeys(within))
+                segments.append(Segment(start, entry, tuple(inside), names))
                 start, entry, inside = point.cut.position, point.name, []
         return segments
 

@@ -1,4 +1,4 @@
-"""Layers that can be refitted, and what their outputs run into."""
+"""Calls of layers that can be refitted, and what their outputs run into."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.defau
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A layer that can be refitted, and what its output runs into.
+    """A call of a layer that can be refitted, and what its output runs into.
 
     Attributes:
-        layer: The layer.
+        layer: The layer, at this call.
         path: Of the module that holds its weight.
         call: The instruction that calls it.
         padded: Whether what it reads has been padded already, by an operator of its own.
@@ -61,28 +61,42 @@ class Site:
 
 
 def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
-    """The convolutions and linear layers of a program that are called once each."""
+    """The calls of convolutions and linear layers of a program, in execution order."""
     calls = _calls(model, plan)
     users = consumers(plan)
     steps = {i.name: i for i in plan.program}
     once = {path for path, found in calls.items() if len(found) == 1}
     sites = []
-    for layer in plan.layers_plan:
-        path = layer.spec.name
-        if path not in once or layer.spec.kind not in ("conv", "linear"):
+    for path, layers in _layers_by_path(plan).items():
+        found = calls.get(path, [])
+        if len(found) != len(layers) or not isinstance(model.get_submodule(path), _LAYERS):
             continue
-        if isinstance(model.get_submodule(path), _LAYERS):
-            call = calls[path][0]
+        for layer, call in zip(layers, found, strict=True):
             site = Site(layer, path, call, padded=call.op == "call_function")
             sites.append(_with_what_follows(model, site, users, steps, once))
-    return sites
+    order = {name: position for position, name in enumerate(steps)}
+    return sorted(sites, key=lambda site: order[site.call.name])
+
+
+def _layers_by_path(plan: IndexPlan) -> dict[str, list[LayerPlan]]:
+    """Path of a convolution or linear layer -> it, once for every call, in execution order."""
+    found: dict[str, list[LayerPlan]] = {}
+    for layer in plan.layers_plan:
+        if layer.spec.kind in ("conv", "linear"):
+            found.setdefault(_path(layer), []).append(layer)
+    return found
+
+
+def _path(layer: LayerPlan) -> str:
+    """Of the module: later calls of a layer are told apart by a number."""
+    return layer.spec.name.partition("#")[0]
 
 
 def not_refitted(model: nn.Module, plan: IndexPlan) -> list[str]:
-    """Layers that may read pruned channels and are no sites: called again, or by functions."""
+    """Layers that may read pruned channels and are no sites, as functions call them."""
     sites = {site.layer.spec.name for site in find_sites(model, plan)}
     names = [
-        layer.spec.name.partition("#")[0]  # later calls are told apart by a number
+        _path(layer)
         for layer in plan.layers_plan
         if layer.spec.kind in ("conv", "linear")
         and layer.in_axis is not None
