@@ -93,7 +93,8 @@ class Instruction:
 
     ``args`` and ``kwargs`` are JSON values in which ``{"ref": name}`` is an earlier result,
     ``{"axis": id, "per": n}`` the length of an axis divided by n, and ``{"batch": id, "per": n}``
-    that times the batch size; torch values are written as ``{"torch": "float32"}``.
+    that times the batch size; torch values are written as ``{"torch": "float32"}``, and a number
+    that counts in training alone, for which there is 0 otherwise, as ``{"training": number}``.
     """
 
     name: str

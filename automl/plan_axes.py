@@ -33,6 +33,11 @@ class Axis:
         """Positions in the dense network."""
         return len(self.first)
 
+    @property
+    def can_change(self) -> bool:
+        """Whether any position can go."""
+        return bool((self.first >= 0).any() or (self.second >= 0).any())
+
     def mask(self, alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which positions stay; ``alive`` has shape (units + 1,), its last entry True."""
         return alive[self.first] & alive[self.second]

@@ -138,6 +138,7 @@ _MARKS: dict[str, Callable[[Mapping[str, Any], set[str], int], bool]] = {
     "dict": lambda v, known, axes: isinstance(v["dict"], Mapping),
     "tuple": lambda v, known, axes: isinstance(v["tuple"], list),
     "torch": lambda v, known, axes: _is_name(v["torch"]),
+    "training": lambda v, known, axes: type(v["training"]) is float and 0 <= v["training"] <= 1,
     "device": lambda v, known, axes: v["device"] is True,
 }
 

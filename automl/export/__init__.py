@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from automl.hints import did_you_mean
 from automl.training.state import evaluating
@@ -41,8 +42,8 @@ class Exported:
     Attributes:
         format: Name of the format.
         file: Where it is.
-        error: Largest absolute difference of the outputs.
-        scale: Largest magnitude of the network's own outputs.
+        error: Largest absolute difference of the outputs; of several, the one that is furthest off.
+        scale: Largest magnitude of the network's own.
         examples: Compared on so many inputs.
     """
 
@@ -55,7 +56,7 @@ class Exported:
     @property
     def is_right(self) -> bool:
         """Whether the outputs agree within ``TOLERANCE``; NaN and infinities do not."""
-        return self.error <= TOLERANCE * max(self.scale, 1e-6)
+        return _relative((self.error, self.scale)) <= TOLERANCE
 
 
 def load_format(name: str) -> ModuleType:
@@ -106,16 +107,38 @@ def compared(
         network: What was written, on the CPU.
         inputs: Real inputs on the CPU, shape (examples, ...), at least two.
     """
+    # One example, all of them, and what is left over: batch sizes that were not traced.
+    parts = [inputs[:1], inputs[1:]] if len(inputs) > 2 else [inputs[:1], inputs]
     with evaluating(network), torch.no_grad():
-        expected = network(inputs)
-        # One example, all of them, and what is left over: batch sizes that were not traced.
-        parts = [inputs[:1], inputs[1:]] if len(inputs) > 2 else [inputs[:1], inputs]
-        found = [torch.as_tensor(run(part)) for part in parts]
-    wanted = [expected[:1], expected[-len(parts[1]) :]]
-    errors = [(f - w).abs().max().item() for f, w in zip(found, wanted, strict=True)]
+        wanted = [_outputs(network(part)) for part in parts]
+        found = [_outputs(run(part)) for part in parts]
+    if len({len(outputs) for outputs in (*wanted, *found)}) != 1:
+        return Exported(name, file, math.inf, 0.0, len(inputs))
+    pairs = zip(zip(*wanted, strict=True), zip(*found, strict=True), strict=True)
+    differences = [_difference(*pair) for pair in pairs]
+    error, scale = max(differences, key=_relative, default=(math.inf, 0.0))
+    return Exported(name, file, error, scale, len(inputs))
+
+
+def _outputs(returned: Any) -> list[Tensor]:
+    """All numbers that a network returns, in whatever lists, tuples and dicts."""
+    return [torch.as_tensor(leaf) for leaf in tree_leaves(returned) if leaf is not None]
+
+
+def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[float, float]:
+    """Largest difference of an output, and its largest magnitude, over several batches."""
+    if any(one.shape != other.shape for one, other in zip(wanted, found, strict=True)):
+        return math.inf, 0.0
+    pairs = zip(wanted, found, strict=True)
+    errors = [(other.double() - one.double()).abs().max().item() for one, other in pairs]
     # max() would drop a NaN that does not come first.
     error = max(errors, key=lambda one: math.inf if math.isnan(one) else one)
-    return Exported(name, file, error, expected.abs().max().item(), len(inputs))
+    return error, max(one.double().abs().max().item() for one in wanted)
+
+
+def _relative(difference: tuple[float, float]) -> float:
+    error, scale = difference
+    return math.inf if math.isnan(error) else error / max(scale, 1e-6)
 
 
 def require_right(done: Sequence[Exported]) -> None:

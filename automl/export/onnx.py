@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from automl.executors.onnx_runtime import PACKAGES, quiet_exporter
 from automl.export.pt2 import batch
@@ -24,6 +25,8 @@ def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
         InputError: It holds an operator that ONNX does not have.
     """
     file = folder / FILE
+    outputs = len(tree_leaves(network(inputs)))
+    names = ["output"] if outputs == 1 else [f"output_{number}" for number in range(outputs)]
     with quiet_exporter():
         try:
             torch.onnx.export(
@@ -31,7 +34,7 @@ def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
                 (inputs,),
                 file,
                 input_names=["input"],
-                output_names=["output"],
+                output_names=names,
                 dynamic_shapes=({0: batch()},),
                 dynamo=True,
                 external_data=False,
@@ -43,8 +46,9 @@ def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
 
 
 def run(file: Path, inputs: Tensor) -> Any:
-    """The outputs of a written model, by ONNX Runtime on the CPU."""
+    """The output of a written model, or the list of them, by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": inputs.numpy()})[0]
+    outputs = session.run(None, {"input": inputs.numpy()})
+    return outputs[0] if len(outputs) == 1 else outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,6 @@ class PlanBuilder:
         self._tensor_axes = self._label_tensors()
         self._patches, self._open = self._sort_rewrites()
         self._layers = [self._layer(i, layer) for i, layer in enumerate(self._unique_layers())]
-        writer = ProgramWriter(exported, model, propagated.record.rewrites, self._resolve)
-        self._program = writer.write()
-        self._constants = writer.constants
 
     # ---- axes
 
@@ -148,9 +146,9 @@ class PlanBuilder:
             if axis is not None and hasattr(module, name)
         }
 
-    def _resolve(self, rewrite: Rewrite) -> Any:
+    def _resolve(self, rewrite: Rewrite, axes: Sequence[Axis]) -> Any:
         axis = self._length(rewrite.length)
-        if axis is None:
+        if axis is None or not axes[axis].can_change:
             return self._counted_from_start(rewrite)
         argument: Any = bound_arguments(rewrite.node).get(str(rewrite.path[0]))
         if len(rewrite.path) == 2 and isinstance(argument, (list, tuple)):
@@ -321,6 +319,9 @@ class PlanBuilder:
             for a, b in zip(axes.first, axes.second, strict=True)
         )
         tensors = self._tensors()
+        resolve = partial(self._resolve, axes=plan_axes)
+        rewrites = self._found.record.rewrites
+        writer = ProgramWriter(self._exported, self._model, rewrites, resolve)
         return IndexPlan(
             targets=targets,
             layers_plan=tuple(self._layers),
@@ -329,10 +330,10 @@ class PlanBuilder:
             tensors=tensors,
             aliases=_aliases(self._model, {t.name for t in tensors}),
             patches=tuple(self._patches),
-            program=self._program,
+            program=writer.write(),
             graph_targets=frozenset(),
             fixed_params=self._fixed_params(tensors),
-            constants={name: write_constant(t) for name, t in self._constants.items()},
+            constants={name: write_constant(t) for name, t in writer.constants.items()},
             batch=self._exported.batch,
             dynamic_batch=self._exported.dynamic_batch,
         )

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,8 +24,17 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch, _pop_mode_from_pr
 from torch.fx import Graph, Node
 from torch.overrides import _pop_mode as _pop_mode_of_functions
 from torch.utils._python_dispatch import _pop_mode
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_map, tree_unflatten
 
+from automl.graph.hooks import modules_changed_by_hooks
+from automl.graph.inputs import (
+    Place,
+    described,
+    each_tensor,
+    fresh,
+    places,
+    tensors_of,
+)
 from automl.graph.regions import inline_regions
 from automl.types import InputError
 
@@ -126,20 +135,24 @@ class Exported:
             lifted constants.
         homes: Dotted name of a parameter or buffer -> paths of all modules that hold it.
         inputs: Placeholders that are the user's inputs.
+        places: Where each of them is among the arguments of ``forward``.
         output: What the network returns, nodes in the places of tensors.
         dynamic_batch: Whether the graph takes any batch size.
         example_inputs: What it was exported with.
         batch: Their batch size.
+        hooked: Paths of modules with hooks that change values.
     """
 
     graph: Graph
     tensors: dict[str, tuple[str | None, Tensor]]
     homes: dict[str, tuple[str, ...]]
     inputs: tuple[str, ...]
+    places: tuple[Place, ...]
     output: Any
     dynamic_batch: bool
     example_inputs: tuple[Any, ...]
     batch: int
+    hooked: frozenset[str]
 
     def home(self, tensor: str, node: Node) -> str:
         """Path of the module that a node reads a tensor from, '' for the root."""
@@ -175,6 +188,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     """
     with deadline.interrupting():
         check_forward(model, example_inputs)
+        hooked = modules_changed_by_hooks(model, lambda: check_forward(model, example_inputs))
     error: Exception | None = None
     with deadline.interrupting(), quiet() as said:
         for inputs, batch, dynamic in _attempts(example_inputs):
@@ -182,7 +196,7 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
                 shapes = _dynamic(model, inputs) if dynamic else None
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes)
                 inline_regions(program.graph_module)
-                return _collect(model, program, inputs, batch)
+                return _collect(model, program, inputs, batch, hooked)
             except InputError:
                 raise
             except Exception as failure:
@@ -201,7 +215,7 @@ def _place(said: str) -> str:
 
 def _attempts(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int, bool]]:
     """(inputs, their batch size, whether to make it symbolic), the best first."""
-    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim() > 0]
+    sizes = [x.shape[0] for x in tensors_of(inputs) if x.dim() > 0]
     if len(set(sizes)) == 1:
         for dynamic in (True, False):
             yield _resized(inputs), BATCH, dynamic
@@ -220,19 +234,10 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     except InputError:  # the time is over
         raise
     except Exception as error:
-        shapes = ", ".join(
-            str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
-            for x in example_inputs
-        )
         raise InputError(
-            f"the forward of {type(model).__name__} fails on the example inputs ({shapes}): "
-            f"{_first_line(error)}"
+            f"the forward of {type(model).__name__} fails on the example inputs "
+            f"({described(example_inputs)}): {_first_line(error)}"
         ) from error
-
-
-def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Copies of inputs, for a network that may write into what it is given."""
-    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 @contextlib.contextmanager
@@ -259,18 +264,18 @@ def _version(tensor: Tensor) -> int:
 def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The first example of every input, :data:`BATCH` times."""
 
-    def resize(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            return x
-        return x[:1].expand(BATCH, *x.shape[1:]).contiguous()
+    def resize(x: Tensor) -> Tensor:
+        return x if x.dim() == 0 else x[:1].expand(BATCH, *x.shape[1:]).contiguous()
 
-    return tuple(resize(x) for x in inputs)
+    return each_tensor(resize, inputs)
 
 
 def _dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """A symbolic first dimension for every input; those that ``*inputs`` takes form a tuple."""
     auto = torch.export.Dim.AUTO
-    sizes = [{0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None for x in inputs]
+    sizes = tree_map(
+        lambda x: {0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None, list(inputs)
+    )
     parameters = list(inspect.signature(model.forward).parameters.values())
     for place, parameter in enumerate(parameters[: len(sizes)]):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -283,6 +288,7 @@ def _collect(
     program: torch.export.ExportedProgram,
     example_inputs: tuple[Any, ...],
     batch: int,
+    hooked: frozenset[str],
 ) -> Exported:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -300,6 +306,12 @@ def _collect(
             tensors[node.name] = (None, program.constants[constants[node.name]])
         else:
             inputs.append(node.name)
+    where = places(example_inputs)
+    if len(where) != len(inputs):
+        raise InputError(
+            f"the arguments of {type(model).__name__}.forward hold values of a class of their own; "
+            "give it tensors, or lists, tuples and dicts of them"
+        )
     dynamic = any(
         isinstance(node.meta.get("val"), Tensor)
         and node.name in inputs
@@ -312,10 +324,12 @@ def _collect(
         tensors,
         _homes(model),
         tuple(inputs),
+        tuple(where),
         _structure(program),
         dynamic,
         example_inputs,
         batch,
+        hooked,
     )
 
 

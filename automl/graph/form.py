@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
-from automl.graph.export import Deadline, buffers_kept, fresh, quiet
+from automl.graph.export import Deadline, buffers_kept, quiet
+from automl.graph.inputs import fresh, tensors_of
 from automl.graph.materialise import Materialiser
+from automl.graph.same import close
 from automl.plan import IndexPlan, ModulePatch
 from automl.plan_axes import Axis
 from automl.types import Target
@@ -225,9 +226,9 @@ def _forms_agree(
     try:
         with quiet(), torch.no_grad():
             with buffers_kept(slim):  # the graph form shares them
-                found = _tensors(slim(*fresh(inputs)))  # first, as it is what fails
+                found = tensors_of(slim(*fresh(inputs)))  # first, as it is what fails
             graph = materialise.as_graph(slim, kept_units)
-            return _equal(_tensors(graph(*fresh(inputs))), found)
+            return _equal(tensors_of(graph(*fresh(inputs))), found)
     except Exception:  # whatever the user's code raises when its sizes do not follow
         return False
 
@@ -282,23 +283,9 @@ def _equal(expected: list[Tensor], found: list[Tensor]) -> bool:
     """Whether outputs agree and say anything at all."""
     if len(expected) != len(found):
         return False
-    if not all(_close(*pair) for pair in zip(expected, found, strict=True)):
+    if not all(close(*pair) for pair in zip(expected, found, strict=True)):
         return False
     return any(bool((leaf != leaf.flatten()[0]).any()) for leaf in expected if leaf.numel())
-
-
-def _close(expected: Tensor, found: Tensor) -> bool:
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return False
-    if not expected.is_floating_point() or not expected.numel():
-        return bool((expected == found).all())
-    scale = float(expected.abs().max())
-    tolerance = 1e-4 if torch.finfo(expected.dtype).bits > 16 else 3e-2
-    return np.isfinite(scale) and float((expected - found).abs().max()) <= tolerance * scale
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _targets_on(axes: Iterable[Axis], targets: tuple[Target, ...]) -> frozenset[int]:

@@ -141,6 +141,8 @@ class ProgramRun:
             return {key: self._decode(item) for key, item in value["dict"].items()}
         if "tuple" in value:
             return tuple(self._decode(item) for item in value["tuple"])
+        if "training" in value:
+            return 0.0
         return find_setting(value["torch"]) if "torch" in value else self._device
 
 

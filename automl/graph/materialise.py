@@ -197,7 +197,10 @@ class Materialiser:
                     tensor = tensor.index_select(dim, indices[axis])
             if tensor is dense:
                 tensor = dense.clone()
-            made.append(nn.Parameter(tensor, dense.requires_grad) if is_parameter else tensor)
+            if is_parameter:
+                tensor = nn.Parameter(tensor, dense.requires_grad)
+                tensor.__dict__.update(dense.__dict__)  # what optimisers look for, as no decay
+            made.append(tensor)
         return made
 
     def _empty_clones(self) -> list[nn.Module]:

@@ -7,11 +7,12 @@ names, so that the graph form trains, saves and loads like the original.
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from automl.graph.export import Exported, module_path, shape_of
+from automl.graph.inputs import Place, argument_names
 from automl.graph.ops.step import Rewrite, bound_arguments, operator_name
 from automl.plan import Instruction
 from automl.types import InputError
@@ -45,6 +47,7 @@ _LIFTED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "prelu": (nn.PReLU, ()),
 }
 _CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups")
+_VIEWS = ("view", "reshape", "_unsafe_view")
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -75,13 +78,16 @@ def lift(node: Node, exported: Exported, model: nn.Module) -> Lifted | None:
     arguments = bound_arguments(node)
     if name in ("dropout", "feature_dropout", "alpha_dropout"):
         path = module_path(node)
-        if isinstance(arguments["input"], Node) and _is_dropout(model, path):
+        is_free = isinstance(arguments["input"], Node) and path not in exported.hooked
+        if is_free and _is_dropout(model, path):
             return Lifted(path, arguments["input"])
         return None
     owner = owner_of(node, exported, model)
     if owner is None:
         return None
     path, module = owner
+    if path in exported.hooked:  # what its hooks do is in the graph, and would be done twice
+        return None
     is_its_call = _is_batch_norm if name == "batch_norm" else _is_plain
     if not (is_its_call(module, name, arguments) and _same_tensors(module, arguments, exported)):
         return None
@@ -94,6 +100,15 @@ def _is_dropout(model: nn.Module, path: str) -> bool:
         return isinstance(model.get_submodule(path), _DROPOUTS)
     except AttributeError:
         return False
+
+
+def _attention_dropout(model: nn.Module, path: str) -> float:
+    """Of the weights of a multihead attention, 0 for any other module."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return 0.0
+    return float(module.dropout) if isinstance(module, nn.MultiheadAttention) else 0.0
 
 
 def _is_batch_norm(module: nn.Module, name: str, arguments: dict[str, Any]) -> bool:
@@ -155,19 +170,27 @@ class ProgramWriter:
         self.constants: dict[str, Tensor] = {}
         self._attributes: dict[str, str] = {}
         self._uses_batch = False
+        self._entries = 0
+        self._names = {node.name for node in exported.graph.nodes}
+        self._products = {  # of the batch
+            node.name
+            for node in exported.graph.nodes
+            if isinstance(node.meta.get("val"), torch.SymInt) and operator_name(node) == "mul"
+        }
+        self._sizes: dict[tuple[str, int], Instruction] = {}  # that the next instruction reads
 
     def write(self) -> tuple[Instruction, ...]:
         """All instructions in order."""
-        body: list[Instruction] = []
+        body = self._placeholders()
         for node in self._exported.graph.nodes:
             instruction = self._instruction(node)
             if instruction is not None:
-                body.append(instruction)
+                body += [*self._sizes.values(), *self._with_dropout(node, instruction)]
+                self._sizes.clear()
         return _without_dead_code(self._with_attributes(body))
 
     def _with_attributes(self, body: list[Instruction]) -> list[Instruction]:
-        inputs = [i for i in body if i.op == "placeholder"]
-        rest = [i for i in body if i.op != "placeholder"]
+        inputs, rest = body[: self._entries], body[self._entries :]
         head = [Instruction(n, "get_attr", t, (), {}) for t, n in self._attributes.items()]
         if self._uses_batch:
             batched = next(i.name for i in inputs if i.name in self._exported.batched_inputs)
@@ -176,10 +199,30 @@ class ProgramWriter:
             head.append(size)
         return [*inputs, *head, *rest]
 
+    def _placeholders(self) -> list[Instruction]:
+        """The arguments of forward, and what is taken out of lists, tuples and dicts."""
+        exported = self._exported
+        count = 1 + max((place[0] for place in exported.places), default=-1)
+        names = argument_names(self._model, count)
+        found: dict[Place, Instruction] = {}
+        for name, place in zip(exported.inputs, exported.places, strict=True):
+            for depth in range(1, len(place) + 1):
+                at = place[:depth]
+                if at in found:
+                    continue
+                own = name
+                if depth < len(place):
+                    own = names[at[0]] if depth == 1 else f"{found[at[:-1]].name}_{at[-1]}"
+                    own = _free_name(own, self._names)
+                if depth == 1:
+                    found[at] = Instruction(own, "placeholder", own, (), {})
+                else:
+                    source = ({"ref": found[at[:-1]].name}, at[-1])
+                    found[at] = Instruction(own, "call_function", "_operator:getitem", source, {})
+        self._entries = len(found)
+        return sorted(found.values(), key=lambda one: one.op != "placeholder")
+
     def _instruction(self, node: Node) -> Instruction | None:
-        if node.op == "placeholder":
-            is_input = node.name in self._exported.inputs
-            return Instruction(node.name, "placeholder", node.name, (), {}) if is_input else None
         if node.op == "output":
             return Instruction(
                 "output", "output", "output", (self._structure(self._exported.output),), {}
@@ -218,7 +261,59 @@ class ProgramWriter:
             if len(rewrite.path) == 2:
                 holder, key = holder[key], rewrite.path[1]
             holder[key] = value
+        if name in _VIEWS:
+            args[1] = self._for_any_size(node, args[1])
         return Instruction(node.name, "call_function", target, tuple(args), kwargs)
+
+    def _with_dropout(self, node: Node, instruction: Instruction) -> list[Instruction]:
+        """An operator of attention, with the dropout that follows its weights in training.
+
+        The functional attention of ``nn.MultiheadAttention`` leaves it out in evaluation mode.
+        """
+        name, share = operator_name(node), _attention_dropout(self._model, module_path(node))
+        if share and name == "scaled_dot_product_attention":
+            kwargs = {**instruction.kwargs, "dropout_p": {"training": share}}
+            return [replace(instruction, kwargs=kwargs)]
+        if share and name == "softmax":
+            weights = replace(instruction, name=_free_name(f"{node.name}_whole", self._names))
+            arguments = ({"ref": weights.name}, share, False)
+            target = "aten.dropout.default"
+            return [weights, Instruction(node.name, "call_function", target, arguments, {})]
+        return [instruction]
+
+    def _for_any_size(self, view: Node, sizes: Sequence[Any]) -> list[Any]:
+        """The sizes of a view without numbers that come from the size of the network's inputs.
+
+        The dimensions that a view leaves as they are have the size that is found there; of the
+        rest, the one that is still a number follows from the others.
+        """
+        source, new = view.args[0], list(sizes)
+        assert isinstance(source, Node)
+        before, after = shape_of(source), shape_of(view)
+        same = [_common(before, after), _common(before[::-1], after[::-1])]
+        places = [*range(same[0]), *range(-min(same[1], len(after) - same[0]), 0)]
+        for place in places:
+            if type(new[place]) is int and new[place] > 1:
+                dim = place if place >= 0 else len(before) + place
+                new[place] = self._size(source, dim)
+        open_ = [at for at, size in enumerate(new) if self._is_number(size)]
+        if len(open_) == 1 and -1 not in new:
+            new[open_[0]] = -1
+        return new
+
+    def _size(self, source: Node, dim: int) -> Any:
+        key = (source.name, dim)
+        if key not in self._sizes:
+            name = _free_name(f"{source.name}_size_{dim}", self._names)
+            read = (self._encode(source), dim)
+            self._sizes[key] = Instruction(name, "call_function", "aten.sym_size.int", read, {})
+        return {"ref": self._sizes[key].name}
+
+    def _is_number(self, size: Any) -> bool:
+        """Whether a size is written down, or a multiple of the batch by a number that is."""
+        if isinstance(size, dict) and "ref" in size:
+            return size["ref"] in self._products
+        return type(size) is int and size > 1
 
     def _split(self, node: Node, resolved: list[tuple[Rewrite, Any]]) -> Instruction:
         arguments = bound_arguments(node)
@@ -261,6 +356,22 @@ class ProgramWriter:
             dotted = f"_constants.{node.name}"
             self.constants[dotted] = tensor
         return self._attributes.setdefault(dotted, f"attr_{node.name}")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many sizes two shapes have in common before they differ."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """A plain name that is not taken; now it is."""
+    plain = re.sub(r"\W", "_", name)
+    plain = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"input_{plain}"
+    while plain in taken:
+        plain += "_"
+    taken.add(plain)
+    return plain
 
 
 def target_name(target: Any) -> str:

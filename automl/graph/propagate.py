@@ -15,6 +15,8 @@ from automl.graph.ops import HANDLERS, Labels, Step
 from automl.graph.ops.pointwise import is_pointwise, pointwise
 from automl.graph.ops.step import Parameters, Record, bound_arguments, operator_name, settle
 
+#: Operators that take a part of a tensor.
+_TAKING = ("slice", "narrow", "select", "index", "index_select", "gather")
 #: Operators that multiply and accumulate but whose MACs no handler counts.
 _UNCOUNTED = ("lstm", "gru", "rnn", "addbmm", "bilinear", "convolution")
 
@@ -65,6 +67,7 @@ def propagate(exported: Exported, excluded: frozenset[str], deadline: Deadline) 
     for layer in record.layers:
         if layer.name in excluded:
             space.freeze(layer.writes.labels, layer.name, "excluded by pattern")
+    _tie_unread(exported, parameters, space)
     _finish(space)
     return Propagated(state, parameters, record, space.resolve(), tuple(unknown))
 
@@ -136,6 +139,36 @@ def _freeze_outputs(node: Node, state: dict[Node, Labels], space: LabelSpace) ->
         labels = state.get(source)
         for part in [labels] if isinstance(labels, Tensor) else labels or []:
             space.freeze(part, "output", "written to the network's output")
+
+
+def _tie_unread(exported: Exported, parameters: Parameters, space: LabelSpace) -> None:
+    """Rows of a table that the network takes a part of go with those that it reads.
+
+    Of positions beyond the length of the example inputs nothing says which channels they have.
+    """
+    names = {
+        exported.tensors[source.name][0]
+        for node in exported.graph.nodes
+        if node.op == "call_function" and operator_name(node) in _TAKING
+        for source in node.all_input_nodes
+        if source.name in exported.tensors
+    }
+    tables = [labels for name, labels in parameters.elements.items() if name in names]
+    if not tables:
+        return
+    component = space.resolve().component
+    members = np.bincount(component)
+    for labels in tables:
+        classes = component[labels.numpy()]
+        read = members[classes] > 1
+        for dim in range(labels.dim()):
+            others = tuple(other for other in range(labels.dim()) if other != dim)
+            rows = np.flatnonzero(read.any(axis=others))
+            if not 0 < len(rows) < labels.shape[dim]:
+                continue
+            of_rows = classes.take(rows, dim)
+            if (of_rows == of_rows.take([0], dim)).all():  # else they are channels themselves
+                space.tie(labels.narrow(dim, int(rows[0]), 1), labels, "rows that are not read")
 
 
 def _finish(space: LabelSpace) -> None:

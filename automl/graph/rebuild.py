@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,8 @@ def build_graph_module(model: nn.Module, plan: IndexPlan, kept: NDArray[np.int64
     results: dict[str, Node] = {}
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
     decoder = _Decoder(graph, results, lengths, device)
-    for instruction in plan.program:
-        root.add(instruction)
+    for recorded in plan.program:
+        instruction = root.add(recorded)
         results[instruction.name] = _emit(graph, instruction, decoder)
     graph.lint()
     module = SlimGraph(root.tree, graph, class_name=type(model).__name__)
@@ -123,7 +123,7 @@ def _emit(graph: Graph, instruction: Instruction, decoder: _Decoder) -> Node:
     if instruction.op == "get_attr":
         return graph.get_attr(instruction.target)
     if instruction.op == "call_module":
-        return graph.call_module(instruction.target, args)
+        return graph.call_module(instruction.target, args, kwargs)
     if instruction.op == "output":
         output: Node = graph.output(args[0])
         return output
@@ -163,9 +163,27 @@ class _Decoder:
             return {key: self(item) for key, item in value["dict"].items()}
         if "tuple" in value:
             return tuple(self(item) for item in value["tuple"])
+        if "training" in value:
+            return 0.0
         if "torch" in value:
             return find_setting(value["torch"])
         return self._device
+
+
+#: Dropout by functions: exported in evaluation mode, they say that they are to do nothing.
+_DROPOUTS: dict[str, Any] = {
+    "aten.dropout.default": nn.Dropout,
+    "aten.dropout_.default": nn.Dropout,
+    "aten.feature_dropout.default": nn.Dropout2d,
+    "aten.feature_dropout_.default": nn.Dropout2d,
+    "aten.alpha_dropout.default": nn.AlphaDropout,
+    "aten.alpha_dropout_.default": nn.AlphaDropout,
+    "aten.feature_alpha_dropout.default": nn.FeatureAlphaDropout,
+    "aten.feature_alpha_dropout_.default": nn.FeatureAlphaDropout,
+}
+_ATTENTION = "aten.scaled_dot_product_attention.default"
+#: Holds the modules that stand for functions with a mode.
+_WITH_MODE = "_functional"
 
 
 class _Root:
@@ -175,7 +193,17 @@ class _Root:
         self.tree = nn.Module()
         self._model, self._plan = model, plan
 
-    def add(self, instruction: Instruction) -> None:
+    def add(self, instruction: Instruction) -> Instruction:
+        """Adds what a step needs; returns the step, or the one that stands for it."""
+        stand_in = _with_mode(instruction)
+        if stand_in is not None:
+            _descend(self.tree, _WITH_MODE).add_module(instruction.name, stand_in)
+            path = f"{_WITH_MODE}.{instruction.name}"
+            args, kwargs = instruction.args, dict(instruction.kwargs)
+            if instruction.target in _DROPOUTS:
+                args = args[:1]
+            kwargs.pop("dropout_p", None)
+            return Instruction(instruction.name, "call_module", path, args, kwargs)
         path, _, leaf = instruction.target.rpartition(".")
         if instruction.op == "call_module":
             parent = _descend(self.tree, path)
@@ -189,6 +217,31 @@ class _Root:
             parent.register_buffer(leaf, tensor.to(device), persistent=False)
         elif instruction.op == "get_attr":
             _register(_descend(self.tree, path), leaf, self._model.get_submodule(path))
+        return instruction
+
+
+def _with_mode(instruction: Instruction) -> nn.Module | None:
+    """A module, which knows whether it is trained, for a function that was told so; else None."""
+    share = instruction.kwargs.get("dropout_p")
+    if instruction.target == _ATTENTION and isinstance(share, Mapping):
+        return _Attention(share["training"])
+    if instruction.target not in _DROPOUTS or instruction.args[2:] != (False,):
+        return None
+    made: nn.Module = _DROPOUTS[instruction.target](instruction.args[1])
+    return made
+
+
+class _Attention(nn.Module):
+    """Scaled dot-product attention of which some weights are dropped in training."""
+
+    def __init__(self, dropout_p: float) -> None:
+        super().__init__()
+        self.dropout_p = dropout_p
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        share = self.dropout_p if self.training else 0.0
+        attention: Any = nn.functional.scaled_dot_product_attention
+        return attention(*args, dropout_p=share, **kwargs)  # type: ignore[no-any-return]
 
 
 def trainable_form(module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from automl.graph.build import PlanBuilder
+from automl.graph.caveats import caveats
 from automl.graph.compiled import is_compiled, uncompiled
 from automl.graph.export import Deadline, export
 from automl.graph.form import choose_form, failing_targets
@@ -98,7 +99,8 @@ def trace(
 
     Raises:
         InputError: If it is no network, parts of it are compiled, the forward fails, it cannot be
-            exported, a pattern matches no layer, or the deadline passes.
+            exported or comes out as something else, a pattern matches no layer, or the deadline
+            passes.
 
     Example:
         >>> t = automl.trace(model, example_inputs)
@@ -140,6 +142,8 @@ def trace(
             f"slim networks in graph form take batches of {plan.batch} only; use x.shape[0]",
             stacklevel=2,
         )
+    for line in caveats(model, plan, exported.example_inputs, deadline):
+        warnings.warn(line, stacklevel=2)
     return Trace(plan, model, inputs, time.perf_counter() - started)
 
 

@@ -47,6 +47,38 @@ def test_one_example_is_enough_to_write_a_program_for_any_batch_size(tmp_path, n
     assert torch.allclose(torch.as_tensor(module.run(done.file, x)), network(x), atol=1e-5)
 
 
+class Several(nn.Module):
+    """Puts out a dict that holds a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.one, self.other = nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.into(x))
+        return {"one": self.one(x), "rest": (self.other(x), x.mean(1))}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_several_outputs_are_all_compared(tmp_path, name, monkeypatch):
+    module = installed(name)
+    torch.manual_seed(0)
+    network, inputs = Several().eval(), torch.randn(5, 8)
+    assert export_program(name, network, inputs, tmp_path).is_right
+    run, leaves = module.run, torch.utils._pytree.tree_leaves
+    for wrong in range(3):
+
+        def spoilt(file, x, wrong=wrong):
+            outputs = [torch.as_tensor(leaf) for leaf in leaves(run(file, x))]
+            outputs[wrong] = outputs[wrong] + 0.1
+            return outputs
+
+        monkeypatch.setattr(module, "run", spoilt)
+        assert not export_program(name, network, inputs, tmp_path).is_right
+    monkeypatch.setattr(module, "run", lambda file, x: leaves(run(file, x))[:2])
+    assert not export_program(name, network, inputs, tmp_path).is_right
+
+
 class Endless(nn.Module):
     def forward(self, x):
         while x.sum() > 0:

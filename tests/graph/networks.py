@@ -104,6 +104,18 @@ class Tokens(nn.Module):
         return self.head(self.body(self.embed(x)).mean(1))
 
 
+@case(TOKENS, targets={"embed": "channel 12"})
+class PartOfATable(Tokens):
+    """A table of positions that is longer than what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 9, 12))
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.positions[:, 1 : x.shape[1] + 1])
+
+
 # ---- convolutions
 
 

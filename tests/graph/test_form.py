@@ -235,7 +235,7 @@ def test_targets_of_which_no_form_runs_are_named(monkeypatch):
     class Interleaved(Stem):
         def body(self, x: Tensor) -> Tensor:
             b, _, h, w = x.shape
-            return x.view(b, 8, 1, h, w).transpose(1, 2).reshape(b, 8, h, w)
+            return x.view(b, 2, 4, h, w).transpose(1, 2).reshape(b, 8, h, w)
 
     for name in ("view", "reshape"):
         monkeypatch.setitem(HANDLERS, name, without_sizes)

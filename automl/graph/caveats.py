@@ -1,0 +1,123 @@
+"""What networks in graph form cannot do that the dense one can, found by trying.
+
+The graph form holds what the forward did when it was exported: in evaluation mode, and on inputs of
+one size but for the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automl.graph.export import Deadline, buffers_kept, quiet
+from automl.graph.inputs import each_tensor, fresh, tensors_of
+from automl.graph.materialise import Materialiser
+from automl.graph.same import close
+from automl.plan import IndexPlan
+from automl.types import InputError
+
+
+def caveats(
+    model: nn.Module, plan: IndexPlan, inputs: tuple[Any, ...], deadline: Deadline
+) -> list[str]:
+    """What to tell users of a plan whose networks may need the graph form; no lines if all is well.
+
+    Args:
+        model: The dense model in eval mode.
+        plan: Its plan.
+        inputs: What is tried; the batch must be the plan's.
+        deadline: Raises when the analysis takes too long.
+
+    Raises:
+        InputError: The graph form of the dense network is not what the network is.
+    """
+    if plan.module_form and not plan.graph_targets:
+        return []
+    everything = [list(range(target.units)) for target in plan.targets]
+    graph = Materialiser(model, plan).graph_form(everything).eval()
+    name = type(model).__name__
+    with deadline.interrupting(), quiet(), torch.no_grad():
+        if not plan.module_form and _differ(model, graph, inputs):
+            raise InputError(
+                f"what was traced of {name} computes something else than the network does; "
+                "please report it"
+            )
+        deadline.check()
+        found = []
+        if any(_differ(model, graph, other) for other in _of_other_sizes(inputs)):
+            found.append(
+                f"{name}.forward makes sizes of its inputs constants: slim networks in graph form "
+                f"are right for inputs of the traced sizes only; {_remedy(plan, 'these sizes')}"
+            )
+        deadline.check()
+        if _differ_in_training(model, graph, inputs):
+            found.append(
+                f"{name}.forward does something in training alone (dropout inside of attention, "
+                "stochastic depth, outputs of its own) that slim networks in graph form lack; "
+                f"{_remedy(plan, 'this')}"
+            )
+    return found
+
+
+def _remedy(plan: IndexPlan, what: str) -> str:
+    """What helps: layers that can be left alone, or nothing but to know it."""
+    if not plan.module_form:
+        return f"mind {what} when you use them"
+    names = [plan.targets[index].name for index in sorted(plan.graph_targets)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"excluding {', '.join(names[:3])}{more} keeps the network's own classes"
+
+
+def _of_other_sizes(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The inputs cut to half: images, sequences of vectors and of tokens, signals."""
+    for dims in ({2: (1,), 3: (1,), 4: (2, 3), 5: (2, 3, 4)}, {3: (2,)}):
+
+        def half(x: Tensor, dims: Mapping[int, tuple[int, ...]] = dims) -> Tensor:
+            if x.dim() == 2 and x.is_floating_point():
+                return x
+            for dim in dims.get(x.dim(), ()):
+                x = x.narrow(dim, 0, x.shape[dim] - x.shape[dim] // 2)
+            return x.contiguous()
+
+        smaller = each_tensor(half, inputs)
+        if [x.shape for x in tensors_of(smaller)] != [x.shape for x in tensors_of(inputs)]:
+            yield smaller
+
+
+def _differ(model: nn.Module, graph: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a graph fails or is wrong on inputs that the network takes."""
+    expected = _outputs(model, inputs)
+    if expected is None or not _are_close(expected, _outputs(model, inputs)):
+        return False  # it does not take them, or draws random numbers
+    return not _are_close(expected, _outputs(graph, inputs))
+
+
+def _differ_in_training(model: nn.Module, graph: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    model.train()
+    graph.train()
+    try:
+        return _differ(model, graph, inputs)
+    finally:
+        model.eval()
+
+
+def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor] | None:
+    """With the same random numbers each time; None where the network fails."""
+    devices = sorted({x.device.index or 0 for x in tensors_of(inputs) if x.is_cuda})
+    try:
+        with torch.random.fork_rng(devices), buffers_kept(network):
+            torch.manual_seed(0)
+            return tensors_of(network(*fresh(inputs)))
+    except InputError:  # the time is over
+        raise
+    except Exception:  # whatever the user's code raises
+        return None
+
+
+def _are_close(expected: Sequence[Tensor], found: Sequence[Tensor] | None) -> bool:
+    if found is None or len(expected) != len(found):
+        return False
+    return all(close(*pair) for pair in zip(expected, found, strict=True))
