@@ -19,7 +19,7 @@ from automl.graph.program import ProgramWriter, owner_of
 from automl.graph.propagate import Propagated
 from automl.plan import IndexPlan, LayerPlan, ModulePatch, TensorPlan
 from automl.plan_axes import Axis, IntArray, count_axis
-from automl.types import Frozen, LayerSpec, Target
+from automl.types import Frozen, InputError, LayerSpec, Target
 
 
 @dataclass(eq=False)
@@ -154,6 +154,8 @@ class PlanBuilder:
         if len(rewrite.path) == 2 and isinstance(argument, (list, tuple)):
             argument = argument[int(rewrite.path[1])]
         if isinstance(argument, Node):  # a symbolic size: a multiple of the batch
+            if not self._exported.follows_batch_alone(argument):
+                raise InputError(f"size {argument} follows channels and the inputs' sizes at once")
             return {"batch": axis, "per": self._exported.batch}
         return {"axis": axis}
 

@@ -7,12 +7,14 @@ one size but for the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from automl.graph.export import Deadline, buffers_kept, quiet
+from automl.graph.buffers import buffers_kept
+from automl.graph.export import Deadline, quiet
 from automl.graph.inputs import each_tensor, fresh, tensors_of
 from automl.graph.materialise import Materialiser
 from automl.graph.same import close
@@ -20,10 +22,38 @@ from automl.plan import IndexPlan
 from automl.types import InputError
 
 
-def caveats(
+@dataclass(frozen=True)
+class Caveats:
+    """What the graph form of a network lacks.
+
+    Attributes:
+        sizes: It fails or is wrong on inputs of other sizes that the network takes.
+        training: It lacks something that the network does in training.
+    """
+
+    sizes: bool = False
+    training: bool = False
+
+    def lines(self, name: str, plan: IndexPlan) -> Iterator[str]:
+        """What to tell users of a network of that class."""
+        remedy = _remedy(plan)
+        if self.sizes:
+            yield (
+                f"{name}.forward makes sizes of its inputs constants: slim networks in graph form "
+                f"are right for inputs of the traced sizes only{remedy}"
+            )
+        if self.training:
+            yield (
+                f"{name}.forward does something in training alone (dropout inside of attention, "
+                "stochastic depth, outputs of its own) that slim networks in graph form lack"
+                f"{remedy}"
+            )
+
+
+def find_caveats(
     model: nn.Module, plan: IndexPlan, inputs: tuple[Any, ...], deadline: Deadline
-) -> list[str]:
-    """What to tell users of a plan whose networks may need the graph form; no lines if all is well.
+) -> Caveats:
+    """Tries the graph form of the dense network, where networks of a plan may need that form.
 
     Args:
         model: The dense model in eval mode.
@@ -35,40 +65,28 @@ def caveats(
         InputError: The graph form of the dense network is not what the network is.
     """
     if plan.module_form and not plan.graph_targets:
-        return []
+        return Caveats()
     everything = [list(range(target.units)) for target in plan.targets]
     graph = Materialiser(model, plan).graph_form(everything).eval()
-    name = type(model).__name__
     with deadline.interrupting(), quiet(), torch.no_grad():
         if not plan.module_form and _differ(model, graph, inputs):
             raise InputError(
-                f"what was traced of {name} computes something else than the network does; "
-                "please report it"
+                f"what was traced of {type(model).__name__} computes something else than the "
+                "network does; please report it"
             )
         deadline.check()
-        found = []
-        if any(_differ(model, graph, other) for other in _of_other_sizes(inputs)):
-            found.append(
-                f"{name}.forward makes sizes of its inputs constants: slim networks in graph form "
-                f"are right for inputs of the traced sizes only; {_remedy(plan, 'these sizes')}"
-            )
+        sizes = any(_differ(model, graph, other) for other in _of_other_sizes(inputs))
         deadline.check()
-        if _differ_in_training(model, graph, inputs):
-            found.append(
-                f"{name}.forward does something in training alone (dropout inside of attention, "
-                "stochastic depth, outputs of its own) that slim networks in graph form lack; "
-                f"{_remedy(plan, 'this')}"
-            )
-    return found
+        return Caveats(sizes, _differ_in_training(model, graph, inputs))
 
 
-def _remedy(plan: IndexPlan, what: str) -> str:
-    """What helps: layers that can be left alone, or nothing but to know it."""
+def _remedy(plan: IndexPlan) -> str:
+    """The layers that can be left alone, where that helps."""
     if not plan.module_form:
-        return f"mind {what} when you use them"
+        return ""
     names = [plan.targets[index].name for index in sorted(plan.graph_targets)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"excluding {', '.join(names[:3])}{more} keeps the network's own classes"
+    return f"; excluding {', '.join(names[:3])}{more} keeps the network's own classes"
 
 
 def _of_other_sizes(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

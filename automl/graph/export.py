@@ -26,6 +26,8 @@ from torch.overrides import _pop_mode as _pop_mode_of_functions
 from torch.utils._python_dispatch import _pop_mode
 from torch.utils._pytree import tree_map, tree_unflatten
 
+from automl.graph.attention_dropout import attention_dropout
+from automl.graph.buffers import buffers_kept
 from automl.graph.hooks import modules_changed_by_hooks
 from automl.graph.inputs import (
     Place,
@@ -141,6 +143,8 @@ class Exported:
         example_inputs: What it was exported with.
         batch: Their batch size.
         hooked: Paths of modules with hooks that change values.
+        attention_dropout: Nodes of scaled dot-product attention -> which share of its weights it
+            drops in training.
     """
 
     graph: Graph
@@ -153,6 +157,7 @@ class Exported:
     example_inputs: tuple[Any, ...]
     batch: int
     hooked: frozenset[str]
+    attention_dropout: dict[str, float]
 
     def home(self, tensor: str, node: Node) -> str:
         """Path of the module that a node reads a tensor from, '' for the root."""
@@ -170,6 +175,16 @@ class Exported:
             and node.meta["val"].dim() > 0
         )
 
+    def follows_batch_alone(self, size: Node) -> bool:
+        """Whether a symbolic size depends on no other size of the inputs."""
+        return _symbols(size.meta["val"]) <= self._batch_symbols
+
+    @cached_property
+    def _batch_symbols(self) -> set[Any]:
+        nodes = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
+        firsts = [nodes[name].meta["val"].shape[0] for name in self.batched_inputs]
+        return set().union(*map(_symbols, firsts))
+
     @cached_property
     def per_input(self) -> frozenset[Node]:
         """Nodes whose values depend on the inputs, and so are computed for every example."""
@@ -180,8 +195,16 @@ class Exported:
         return frozenset(found)
 
 
-def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline) -> Exported:
+def export(
+    model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline, every_size: bool = False
+) -> Exported:
     """Exports ``model`` in eval mode, with a symbolic batch size where the model allows one.
+
+    Args:
+        model: The network.
+        example_inputs: What its forward is called with.
+        deadline: Raises when it takes too long.
+        every_size: Whether all sizes of the inputs are to be symbolic, as far as the model allows.
 
     Raises:
         InputError: If the forward fails on the example inputs or cannot be exported.
@@ -192,8 +215,10 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...], deadline: Deadline
     error: Exception | None = None
     with deadline.interrupting(), quiet() as said:
         for inputs, batch, dynamic in _attempts(example_inputs):
+            if every_size and not dynamic:
+                break
             try:
-                shapes = _dynamic(model, inputs) if dynamic else None
+                shapes = _dynamic(model, inputs, every_size) if dynamic else None
                 program = torch.export.export(model, inputs, dynamic_shapes=shapes)
                 inline_regions(program.graph_module)
                 return _collect(model, program, inputs, batch, hooked)
@@ -240,27 +265,6 @@ def check_forward(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Gives buffers back the values they had, for a network that writes into them when it runs."""
-    stores = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    before = [(buffer, buffer.clone(), _version(buffer)) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for store, held in stores:
-            store.clear()
-            store.update(held)
-        for buffer, values, version in before:
-            if _version(buffer) != version:
-                buffer.copy_(values)
-
-
-def _version(tensor: Tensor) -> int:
-    """Changes whenever the tensor is written to; inference tensors cannot be."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The first example of every input, :data:`BATCH` times."""
 
@@ -270,12 +274,16 @@ def _resized(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return each_tensor(resize, inputs)
 
 
-def _dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A symbolic first dimension for every input; those that ``*inputs`` takes form a tuple."""
+def _dynamic(model: nn.Module, inputs: tuple[Any, ...], every_size: bool) -> tuple[Any, ...]:
+    """A symbolic first dimension for every input, or all; those of ``*inputs`` form a tuple."""
     auto = torch.export.Dim.AUTO
-    sizes = tree_map(
-        lambda x: {0: auto} if isinstance(x, Tensor) and x.dim() > 0 else None, list(inputs)
-    )
+
+    def sizes_of(x: Any) -> dict[int, Any] | None:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            return None
+        return dict.fromkeys(range(x.dim() if every_size else 1), auto)
+
+    sizes = tree_map(sizes_of, list(inputs))
     parameters = list(inspect.signature(model.forward).parameters.values())
     for place, parameter in enumerate(parameters[: len(sizes)]):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -330,6 +338,7 @@ def _collect(
         example_inputs,
         batch,
         hooked,
+        attention_dropout(model, program.graph, example_inputs),
     )
 
 
@@ -354,16 +363,19 @@ def _structure(program: torch.export.ExportedProgram) -> Any:
 
 def _is_symbolic(size: int | torch.SymInt) -> bool:
     """Whether a size is still open; one that the forward made constant may be a SymInt, too."""
-    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+    return bool(_symbols(size))
+
+
+def _symbols(size: int | torch.SymInt) -> set[Any]:
+    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
 
 
 def concrete(value: Any) -> Any:
-    """``value`` with nodes and symbolic sizes replaced by their size at a batch of BATCH."""
+    """``value`` with nodes and symbolic sizes replaced by what they are in the example inputs."""
     if isinstance(value, Node):
         return concrete(value.meta["val"])
     if isinstance(value, torch.SymInt):
-        expression = value.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))
+        return int(value.node.hint)
     if isinstance(value, (list, tuple)):
         return type(value)(concrete(item) for item in value)
     return value

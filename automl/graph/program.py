@@ -103,7 +103,7 @@ def _is_dropout(model: nn.Module, path: str) -> bool:
 
 
 def _attention_dropout(model: nn.Module, path: str) -> float:
-    """Of the weights of a multihead attention, 0 for any other module."""
+    """Of a multihead attention, whose functional form leaves it out; 0 for any other module."""
     try:
         module = model.get_submodule(path)
     except AttributeError:
@@ -266,15 +266,13 @@ class ProgramWriter:
         return Instruction(node.name, "call_function", target, tuple(args), kwargs)
 
     def _with_dropout(self, node: Node, instruction: Instruction) -> list[Instruction]:
-        """An operator of attention, with the dropout that follows its weights in training.
-
-        The functional attention of ``nn.MultiheadAttention`` leaves it out in evaluation mode.
-        """
-        name, share = operator_name(node), _attention_dropout(self._model, module_path(node))
-        if share and name == "scaled_dot_product_attention":
+        """An operator of attention, with the dropout of its weights in training."""
+        share = self._exported.attention_dropout.get(node.name)
+        if share is not None:
             kwargs = {**instruction.kwargs, "dropout_p": {"training": share}}
             return [replace(instruction, kwargs=kwargs)]
-        if share and name == "softmax":
+        share = _attention_dropout(self._model, module_path(node))
+        if share and operator_name(node) == "softmax":
             weights = replace(instruction, name=_free_name(f"{node.name}_whole", self._names))
             arguments = ({"ref": weights.name}, share, False)
             target = "aten.dropout.default"

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from automl.graph.build import PlanBuilder
-from automl.graph.caveats import caveats
+from automl.graph.caveats import find_caveats
 from automl.graph.compiled import is_compiled, uncompiled
-from automl.graph.export import Deadline, export
+from automl.graph.export import Deadline, Exported, export
 from automl.graph.form import choose_form, failing_targets
 from automl.graph.materialise import Materialiser
 from automl.graph.propagate import Propagated, propagate
 from automl.plan import IndexPlan
 from automl.types import Frozen, InputError, LayerSpec, Target, one_or_more
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +117,13 @@ def trace(
     deadline = Deadline(deadline_s)
     model = _plain(model)
     exported = export(model, inputs, deadline)
-    found = propagate(exported, frozenset(), deadline)
-    if exclude:
-        excluded = _matching(found, one_or_more(exclude))
-        found = propagate(exported, excluded, deadline)
-    builder = PlanBuilder(model, exported, found)
-    plan = choose_form(
-        model, builder.build(), builder.open_sizes, exported.example_inputs, deadline
-    )
-    for where, operator in dict.fromkeys(found.unknown):
+    plan, unknown = _analysed(model, exported, exclude, deadline)
+    caveats = find_caveats(model, plan, exported.example_inputs, deadline)
+    if caveats.sizes:
+        open_plan = _with_every_size(model, inputs, exclude, deadline, plan)
+        if open_plan is not None:
+            plan, caveats = open_plan, replace(caveats, sizes=False)
+    for where, operator in dict.fromkeys(unknown):
         warnings.warn(
             f"{where}: operator {operator} is not known; what it reads is not pruned and its "
             "MACs are not counted",
@@ -142,9 +143,43 @@ def trace(
             f"slim networks in graph form take batches of {plan.batch} only; use x.shape[0]",
             stacklevel=2,
         )
-    for line in caveats(model, plan, exported.example_inputs, deadline):
+    for line in caveats.lines(type(model).__name__, plan):
         warnings.warn(line, stacklevel=2)
     return Trace(plan, model, inputs, time.perf_counter() - started)
+
+
+def _analysed(
+    model: nn.Module, exported: Exported, exclude: str | Sequence[str], deadline: Deadline
+) -> tuple[IndexPlan, tuple[tuple[str, str], ...]]:
+    """The plan, and where there are operators that no handler knows."""
+    found = propagate(exported, frozenset(), deadline)
+    if exclude:
+        found = propagate(exported, _matching(found, one_or_more(exclude)), deadline)
+    builder = PlanBuilder(model, exported, found)
+    plan, sizes = builder.build(), builder.open_sizes
+    return choose_form(model, plan, sizes, exported.example_inputs, deadline), found.unknown
+
+
+def _with_every_size(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    exclude: str | Sequence[str],
+    deadline: Deadline,
+    plan: IndexPlan,
+) -> IndexPlan | None:
+    """The same plan with a program for inputs of all sizes; None if there is none.
+
+    Not tried first: torch takes longer for it, fails more often, and few networks need it.
+    """
+    try:
+        exported = export(model, inputs, deadline, every_size=True)
+        found, _ = _analysed(model, exported, exclude, deadline)
+        same = found.targets == plan.targets and found.graph_targets == plan.graph_targets
+        if same and not find_caveats(model, found, exported.example_inputs, deadline).sizes:
+            return found
+    except Exception as error:  # torch raises nearly anything here, and there is a plan already
+        _log.info("no graph for all sizes of inputs: %s", error)
+    return None
 
 
 def _as_arguments(example_inputs: Any) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import automl
+from automl.graph.export import export
 
 
 class Halves(Stem):
@@ -67,6 +68,19 @@ class Resized(Halves):
     def forward(self, x: Tensor) -> Tensor:
         maps = self.body(self.stem(x))
         return F.interpolate(self.head(maps), size=x.shape[-2:])
+
+
+class PartOfATable(Tokens):
+    """Positions are added, and the halves of what comes out need the graph form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 16, 12))
+        self.second = nn.Linear(6, 6)
+
+    def body(self, x: Tensor) -> Tensor:
+        first, second = torch.split(x + self.positions[:, : x.shape[1]], 6, 2)
+        return torch.cat([first, torch.relu(self.second(second))], 2)
 
 
 class Shuffled(Stem):
@@ -128,8 +142,17 @@ def test_what_happens_in_training_alone_is_named():
     slim(StochasticDepth(), IMAGE, says="in training alone")
 
 
-def test_sizes_that_the_forward_makes_constant_are_named():
+def test_sizes_that_the_forward_makes_constant_are_named(monkeypatch):
+    """Where torch finds no graph for all sizes."""
+    every = []
+
+    def closed(model, inputs, deadline, every_size=False):
+        every.append(every_size)
+        return export(model, inputs, deadline)
+
+    monkeypatch.setattr("automl.graph.trace.export", closed)
     slim(Resized(), IMAGE, says="inputs of the traced sizes only; excluding stem.0")
+    assert every == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -137,12 +160,14 @@ def test_sizes_that_the_forward_makes_constant_are_named():
     [
         (Halves, IMAGE),
         (Shuffled, IMAGE),
+        (Resized, IMAGE),
+        (PartOfATable, TOKENS),
         (lambda: Attending(weights=False), TOKENS),
         (lambda: Attending(weights=True), TOKENS),
     ],
-    ids=["halves", "shuffled", "attention", "attention weights"],
+    ids=["halves", "shuffled", "resized", "table", "attention", "attention weights"],
 )
-def test_views_follow_the_sizes_of_inputs(make, inputs):
+def test_the_graph_form_follows_the_sizes_of_inputs(make, inputs):
     torch.manual_seed(0)
     model = make().eval()
     trace = automl.trace(model, inputs)

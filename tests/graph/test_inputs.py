@@ -81,7 +81,7 @@ def test_a_search_takes_dicts():
     torch.manual_seed(0)
     inputs = batch_of("dict", size=16)
     searcher = automl.Searcher(
-        Mapped(), inputs, lambda net: -float(net(*inputs).square().mean()), budget={"macs": 0.5},
+        Mapped(), inputs, lambda net: -net(*inputs).square().mean().item(), budget={"macs": 0.5},
         strategy="random",
     )  # fmt: skip
     assert searcher.search(trials=3, seed=0).apply()(*inputs).shape == (16, 4)
