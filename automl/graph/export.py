@@ -93,6 +93,11 @@ class Deadline:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
+    @property
+    def left(self) -> float:
+        """Seconds that are left, more than 0."""
+        return max(self._end - time.monotonic(), 1e-3)
+
     def check(self) -> None:
         """Raises InputError once the time is over."""
         if time.monotonic() > self._end:
@@ -115,10 +120,9 @@ class Deadline:
             self.check()
 
         before = signal.signal(signal.SIGALRM, over)
-        left = max(self._end - time.monotonic(), 1e-3)
         # Again and again, since code that runs at the time may swallow what is raised; not at once,
         # so that what cleans up behind the first is not cut too.
-        signal.setitimer(signal.ITIMER_REAL, min(left + 1e-3, _LONGEST_TIMER_S), _AGAIN_S)
+        signal.setitimer(signal.ITIMER_REAL, min(self.left + 1e-3, _LONGEST_TIMER_S), _AGAIN_S)
         with modes_restored():
             try:
                 yield

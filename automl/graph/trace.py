@@ -25,6 +25,9 @@ from automl.types import Frozen, InputError, LayerSpec, Target, one_or_more
 
 _log = logging.getLogger(__name__)
 
+#: How much longer a graph for all sizes of inputs may take than all before it.
+_PATIENCE = 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
@@ -118,9 +121,12 @@ def trace(
     model = _plain(model)
     exported = export(model, inputs, deadline)
     plan, unknown = _analysed(model, exported, exclude, deadline)
+    failing = failing_targets(model, plan, exported.example_inputs, deadline)
     caveats = find_caveats(model, plan, exported.example_inputs, deadline)
     if caveats.sizes:
-        open_plan = _with_every_size(model, inputs, exclude, deadline, plan)
+        spent = time.perf_counter() - started
+        more = Deadline(min(deadline.left, _PATIENCE * spent + 1.0))
+        open_plan = _with_every_size(model, inputs, exclude, more, plan)
         if open_plan is not None:
             plan, caveats = open_plan, replace(caveats, sizes=False)
     for where, operator in dict.fromkeys(unknown):
@@ -129,7 +135,6 @@ def trace(
             "MACs are not counted",
             stacklevel=2,
         )
-    failing = failing_targets(model, plan, exported.example_inputs, deadline)
     if failing:
         warnings.warn(
             f"{type(model).__name__}: slim networks in which few units are left of "
