@@ -212,3 +212,35 @@ def test_a_scorer_of_the_users_gets_networks(trace):
     found = problem(trace, scorer=UserScorer(evaluate, fingerprint="squares"))
     scores(found, found.space.units.copy())
     assert not {"_Recorder", "_Continued"} & set(seen)
+
+
+class CalledAgain(nn.Module):
+    """Two layers are called twice, with others before, between and behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in ((3, 12), (12, 16)))
+        self.again = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.between = nn.Conv2d(16, 16, 1)
+        self.behind = nn.ModuleList(nn.Linear(a, b) for a, b in ((16, 24), (24, 24), (24, 10)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.before:
+            x = torch.relu(layer(x))
+        for layer in (*self.again, self.between, *self.again):
+            x = torch.relu(layer(x))
+        x = x.mean((2, 3))
+        for layer in self.behind:
+            x = layer(torch.relu(x))
+        return x
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_layers_that_are_called_again_are_repaired_alike(name):
+    torch.manual_seed(0)
+    traced = automl.trace(CalledAgain().eval(), IMAGES[:1])
+    apart, together = (problem(traced, reuse=reuse, **SETTINGS[name]) for reuse in (False, True))
+    for share in (1.0, 0.6):
+        near = (apart.space.units * share).astype(int)
+        assert scores(together, near) == scores(apart, near)
+    assert "_Continued" in together._scorer.seen
