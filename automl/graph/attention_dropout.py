@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -12,7 +13,6 @@ from torch import nn
 from torch.fx import Graph
 from torch.nn import functional as F
 
-from automl.graph.buffers import buffers_kept
 from automl.graph.inputs import fresh, tensors_of
 
 
@@ -22,7 +22,7 @@ def attention_dropout(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -
     Found by running the network in training mode, where it calls as many.
 
     Args:
-        model: The network, in eval mode before and after.
+        model: The network, in eval mode.
         graph: Its graph in eval mode.
         inputs: What it is run on.
     """
@@ -31,18 +31,15 @@ def attention_dropout(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -
         for node in graph.nodes
         if node.target is torch.ops.aten.scaled_dot_product_attention.default
     ]
-    shares: list[float] = []
-    if names:
-        devices = sorted({x.device.index or 0 for x in tensors_of(inputs) if x.is_cuda})
-        model.train()
-        try:
-            with torch.random.fork_rng(devices), torch.no_grad(), buffers_kept(model):
-                with _shares() as shares:
-                    model(*fresh(inputs))
-        except Exception:  # whatever the user's code raises, in training alone
-            return {}
-        finally:
-            model.eval()
+    if not names:
+        return {}
+    devices = sorted({x.device.index or 0 for x in tensors_of(inputs) if x.is_cuda})
+    try:  # a copy: in training a network may write into anything it has
+        trained = copy.deepcopy(model).train()
+        with torch.random.fork_rng(devices), torch.no_grad(), _shares() as shares:
+            trained(*fresh(inputs))
+    except Exception:  # whatever the user's code raises, in training alone
+        return {}
     if len(names) != len(shares):
         return {}
     return {name: share for name, share in zip(names, shares, strict=True) if share > 0}

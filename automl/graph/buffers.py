@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,7 +21,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
             store.clear()
             store.update(held)
         for buffer, values, version in before:
-            if _version(buffer) != version:
+            # Statistics of batch norms change without a new version.
+            if _version(buffer) != version or not torch.equal(buffer, values):
                 buffer.copy_(values)
 
 

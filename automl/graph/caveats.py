@@ -6,6 +6,7 @@ one size but for the batch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,12 +115,11 @@ def _differ(model: nn.Module, graph: nn.Module, inputs: tuple[Any, ...]) -> bool
 
 
 def _differ_in_training(model: nn.Module, graph: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    model.train()
-    graph.train()
-    try:
-        return _differ(model, graph, inputs)
-    finally:
-        model.eval()
+    try:  # a copy: in training a network may write into anything it has
+        trained = copy.deepcopy(model).train()
+    except Exception:  # what cannot be copied is not tried
+        return False
+    return _differ(trained, graph.train(), inputs)
 
 
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor] | None:

@@ -177,6 +177,32 @@ def test_the_graph_form_follows_the_sizes_of_inputs(make, inputs):
         torch.testing.assert_close(graph(given), model(given), rtol=1e-4, atol=1e-5)
 
 
+class Initialised(Halves):
+    """Sets its scale by the first batch that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.is_set = nn.Parameter(torch.ones(8, 1, 1)), False
+
+    def middle(self, x: Tensor) -> Tensor:
+        if self.training and not self.is_set:
+            self.scale.data.copy_(1 / x.std((0, 2, 3))[:, None, None])
+            self.is_set = True
+        return x * self.scale
+
+
+@pytest.mark.parametrize("make", [Halves, Initialised])
+def test_trying_it_in_training_leaves_the_network_as_it_was(make):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        automl.trace(model, IMAGE)
+    assert not model.training and not getattr(model, "is_set", False)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_what_was_traced_must_be_what_the_network_is():
     class Pretending(Stem):
         def forward(self, x: Tensor) -> Tensor:
