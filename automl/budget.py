@@ -104,6 +104,11 @@ class Budget:
         return ", ".join(map(str, self.limits))
 
 
+def beside_limits(costs: Mapping[str, float], limits: Mapping[Resource, float]) -> str:
+    """What is limited and what of it is spent, as ``macs 1,200 of 1,000``."""
+    return ", ".join(f"{name} {costs[name]:,.6g} of {most:,.6g}" for name, most in limits.items())
+
+
 def _limit(resource: Resource, value: Any) -> Limit | None:
     if isinstance(value, Mapping):
         return _explicit(resource, value)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from automl.problem import Trial
-from automl.types import InputError, SearchResult
+from automl.types import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,11 +289,6 @@ class _Figures:
             if self._dense.get(name)
         }
         return figures
-
-
-def trial_of(result: SearchResult) -> Trial | None:
-    """The trial of what a search found; None where its strategy kept it to itself."""
-    return next((trial for trial in result.trials if trial.policy == result.policy), None)
 
 
 def _require(module: str, what: str, package: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from automl.budget import Budget
+from automl.budget import Budget, beside_limits
 from automl.engines import Done, Engine
 from automl.engines.errors import place_of
 from automl.engines.serial import Serial
@@ -330,9 +330,8 @@ class Problem:
         kept = policy.kept(self.targets)
         if allow_over_budget or self.within(kept):
             return
-        costs = self.costs(kept)
-        over = [f"{name} {costs[name]:,.6g} of {most:,.6g}" for name, most in self.limits.items()]
-        raise ValueError(f"Problem.evaluate: policy must be within budget, got {', '.join(over)}")
+        over = beside_limits(self.costs(kept), self.limits)
+        raise ValueError(f"Problem.evaluate: policy must be within budget, got {over}")
 
     def _key(self, policy: Policy) -> str:
         parts = (self.model_hash, self._pruner.fingerprint, self._scorer.fingerprint, policy.key)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from automl.export import PROGRAMS, export_program, load_format, require_right
+from automl.finalists import searched
 from automl.journal import frame
 from automl.model_folder import packed_weights
 from automl.paths import atomic_write
@@ -21,7 +22,7 @@ from automl.policy import Policy
 from automl.problem import Problem, best, trial_row
 from automl.pruning.sparse_pruner import with_units
 from automl.runs import PLAN, POLICY, WEIGHTS
-from automl.strategies import load
+from automl.strategies import strategy_of
 from automl.types import InputError, Measurement, SearchResult, Strategy
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ class SearchRun:
         rows = {"dense": self.dense}
         with self.searcher.problem() as problem:
             for strategy in strategies or ("uniform",):
-                other = load(strategy) if isinstance(strategy, str) else strategy
+                other = strategy_of(strategy)
                 name = strategy if isinstance(strategy, str) else type(strategy).__name__
-                found = other.search(problem, self.asked, self.seed)
+                found = searched(other, problem, self.asked, self.seed)
                 rows[_free(name, rows)] = _measured(problem, found.policy)
             rows["found"] = _measured(problem, self.policy)
         fields = ({"score": m.score, "metrics": m.metrics, "costs": m.costs} for m in rows.values())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
-from inspect import signature
+from inspect import Parameter, signature
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,10 @@ from automl.cost.masked import masked_costs
 from automl.engines import Engine
 from automl.engines import load as load_engine
 from automl.environment import environment
+from automl.finalists import chosen, searched
 from automl.graph.trace import trace
 from automl.journal import Journal, Row
-from automl.loggers import Callback, Guarded, SearchInfo, trial_of
+from automl.loggers import Callback, Guarded, SearchInfo
 from automl.policy import Policy
 from automl.problem import Problem, Trial, TrialLog
 from automl.pruning.masked_plan import MaskedPlan
@@ -33,21 +35,24 @@ from automl.runs import COMPARISONS, JOURNAL, POLICY, SEARCHER, TRIALS, RunFolde
 from automl.scoring import UserScorer
 from automl.search_run import SearchRun
 from automl.seeding import MOST_SEED, own_random_numbers
-from automl.strategies import load
+from automl.strategies import strategy_of
 from automl.types import (
     CostModel,
     InputError,
     Resource,
     Scorer,
     Strategy,
+    is_whole,
     one_or_more,
 )
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 Finetune = Callable[[nn.Module], nn.Module | None]
 
-#: Settings that are plain data as they are.
-_SCALARS = (bool, int, float, str)
+#: Settings that are plain data; NumPy's numbers once they are Python's.
+_SCALARS = (str, Real)
+#: Parameters that stand for others.
+_ANY = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 class Searcher:
@@ -103,7 +108,8 @@ class Searcher:
             evaluate: ``evaluate(model) -> float | {name: float}`` on held-out data, higher is
                 better; or a scorer, such as ``automl.scoring.ClassifierScorer``.
             budget: What the result may cost, such as ``{"macs": 0.5}`` (see ``Budget.parse``).
-            strategy: A name from conf/strategy, or an object that searches.
+            strategy: A name from conf/strategy, or an object that searches; what its constructor
+                takes, and it shows as attributes, tells its searches from others.
             run_dir: Where trials, policy and tables are written, and from where a search that
                 was cut goes on; None keeps them in memory.
             finetune: ``finetune(model)`` trains the final network in place, or returns it.
@@ -145,7 +151,8 @@ class Searcher:
         steps = plan.steps(rounding) if isinstance(plan, MaskedPlan) else rounding
         self.scorer = _scorer(evaluate, score_key)
         self.budget = Budget.parse(budget)
-        self.strategy = load(strategy) if isinstance(strategy, str) else strategy
+        self.strategy = strategy_of(strategy)
+        self._described = _describe(self.strategy)  # now: it may change while it searches
         self._costs = {**counted, **(costs or {})}
         self._settings: dict[str, Any] = {"rounding": steps, "min_keep": min_keep}
         self._max_failures = max_failures
@@ -169,13 +176,15 @@ class Searcher:
             ``result.exhausted``, there were fewer new policies than trials (see ``rounding``).
 
         Raises:
-            InputError: The dense network cannot be scored, an argument is out of range, or the
-                run folder holds another search or is in use.
+            InputError: The dense network cannot be scored, an argument is out of range, the run
+                folder holds another search or is in use, or the strategy returns no result within
+                the budget. Trials that were scored stay in the run folder.
             SearchStopped: Too many trials in a row failed.
         """
         for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value, least):
                 raise InputError(f"{name} must be an integer >= {least}, got {value!r}")
+        trials, seed = int(trials), int(seed)
         if seed > MOST_SEED:
             raise InputError(f"seed must be at most {MOST_SEED}, got {seed}")
         if self._folder is None:
@@ -197,8 +206,8 @@ class Searcher:
             dense = problem.dense  # first: where it cannot be scored, nothing can
             settings, limits = self._identity(seed), problem.limits
             watch.on_search_start(SearchInfo(settings, dense.costs, limits, path))
-            result = self.strategy.search(problem, trials, seed)
-            watch.on_search_end(trial_of(result))
+            result = searched(self.strategy, problem, trials, seed)
+            watch.on_search_end(chosen(result))
         return SearchRun(self, result, dense, trials, seed)
 
     @contextmanager
@@ -280,18 +289,19 @@ class Searcher:
 
     def _identity(self, seed: int) -> dict[str, Any]:
         """What makes two searches the same one, as plain data."""
-        return {
+        found: dict[str, Any] = _plain({
             "started_by": SEARCHER,
             "model": self.pruner.model_hash,
             "pruner": self.pruner.fingerprint,
             "scorer": self.scorer.fingerprint,
             "budget": self.budget.to_dict(),
-            "strategy": _describe(self.strategy),
+            "strategy": self._described,
             "exclude": list(self._exclude),
             **self._settings,
             **({} if self._racing is None else {"racing": asdict(self._racing)}),
             "seed": seed,
-        }
+        })  # fmt: skip
+        return found
 
 
 def _scorer(evaluate: Evaluate | Scorer, score_key: str | None) -> Scorer:
@@ -303,27 +313,34 @@ def _scorer(evaluate: Evaluate | Scorer, score_key: str | None) -> Scorer:
 def _describe(strategy: Strategy) -> dict[str, Any]:
     """Class and settings, as plain data.
 
-    Of lists and mappings those that the constructor takes: others may be results. What is None or
-    empty is left out, which says the same.
+    Settings are what the constructor takes and the strategy shows under the same name: all else
+    may be results. What is None or empty is left out, which says the same.
     """
     kind = type(strategy)
-    try:
-        taken: Collection[str] = signature(kind).parameters
-    except ValueError:  # of a class that is not written in Python
-        taken = ()
-    settings = {
-        name: _plain(value)
-        for name, value in vars(strategy).items()
-        if not name.startswith("_") and (name in taken or isinstance(value, _SCALARS))
-    }
+    settings = {name: _plain(getattr(strategy, name, None)) for name in _settings_of(strategy)}
     described = {name: value for name, value in settings.items() if value not in (None, [], {})}
     return {"class": f"{kind.__module__}.{kind.__qualname__}", **described}
 
 
+def _settings_of(strategy: Strategy) -> list[str]:
+    """Names of what the constructor takes; where it does not tell, of every public scalar too."""
+    named: list[str] = []
+    with suppress(ValueError):  # of a class that is not written in Python
+        taken = signature(type(strategy)).parameters.values()
+        named = [one.name for one in taken if one.kind not in _ANY]
+        if len(named) == len(taken):
+            return named
+    held = getattr(strategy, "__dict__", {})
+    scalars = [name for name, value in held.items() if isinstance(value, _SCALARS)]
+    return [*named, *(name for name in scalars if name not in named and name[0] != "_")]
+
+
 def _plain(value: Any) -> Any:
     """Like a value, but plain data: tuples are lists; None where it is none, or what it holds."""
-    if isinstance(value, _SCALARS):
+    if isinstance(value, bool | str):
         return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,6 +28,13 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether it is a whole number, NumPy's among them, from ``least`` on; yes and no are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= least
 
 
 def one_or_more(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from automl.finalists import chosen, searched
 from automl.journal import Journal
 from automl.problem import Problem, best
 from automl.racing import Bar, Examined, Leader, Leaders, Race, Racing, drawn_order
 from automl.strategies import load
 from automl.trials import Trial
-from automl.types import InputError, Measurement
+from automl.types import InputError, Measurement, SearchResult
 
 BATCH = 32
 
@@ -243,6 +244,18 @@ def test_a_discarded_policy_that_is_asked_for_in_full_is_scored_again(tmp_path):
             rows = [row for row in journal if row["policy"] == loser.policy.key]
         assert [row["status"] for row in rows] == ["discarded", "ok"]
         assert not (again and scorer.seen)
+
+
+def test_a_strategy_that_chooses_what_fell_behind_has_it_scored_in_full():
+    class Loser:
+        def search(self, problem, trials, seed):
+            found = load("random").search(problem, trials, seed).trials
+            loser = next(trial for trial in found if trial.status == "discarded")
+            return SearchResult(loser.policy, found)
+
+    result = searched(Loser(), racing_problem(), 24, 0)
+    assert chosen(result).status == "ok"
+    assert chosen(result).score == -Examples().losses(result.policy).mean()
 
 
 def test_a_lost_race_says_nothing_of_a_race_against_another_bar(tmp_path):

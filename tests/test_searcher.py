@@ -3,7 +3,9 @@ import json
 import math
 import threading
 import warnings
+from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from automl.searcher import Searcher
 from automl.strategies.amc import AMC
 from automl.strategies.random import Random
 from automl.strategies.slimming import Global, Slimming
-from automl.types import InputError
+from automl.types import InputError, SearchResult
 
 
 class Block(nn.Module):
@@ -480,3 +482,122 @@ def test_ctrl_c_that_an_evaluation_makes_another_error_of_ends_the_search(tmp_pa
         searcher(Wrapping(), run_dir=tmp_path / "run").search(trials=6)
     lines = (tmp_path / "run" / "trials.jsonl").read_text().splitlines()
     assert all(json.loads(line)["status"] == "ok" for line in lines)
+
+
+# ---- strategies of one's own
+
+
+class Own:
+    """Chooses, of the policies it tried, one over the budget, or the uniform one."""
+
+    def __init__(self, width: float = 0.5, *, over: bool = False) -> None:
+        self.width, self._over = width, over
+        self.calls, self.scores = 0, []
+
+    def search(self, problem, trials, seed):
+        self.calls += 1
+        kept = problem.fit(np.ones(len(problem.targets)))
+        found = [problem.evaluate(problem.policy(one)) for one in (problem.space.low, kept)]
+        dense = problem.policy(problem.space.units)
+        found.append(problem.evaluate(dense, allow_over_budget=True))
+        self.scores = [trial.score for trial in found]
+        return SearchResult(found[-1 if self._over else 1].policy, tuple(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    width: float = 0.5
+
+    def search(self, problem, trials, seed):
+        return Own().search(problem, trials, seed)
+
+
+class Named(NamedTuple):
+    width: float = 0.5
+
+    def search(self, problem, trials, seed):
+        return Own().search(problem, trials, seed)
+
+
+class Loose(Own):
+    """Takes what its constructor does not name."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+
+
+def test_a_policy_over_the_budget_is_refused_and_the_mended_strategy_goes_on(tmp_path):
+    told = []
+
+    class Watch:
+        on_search_start = on_trial = staticmethod(lambda given: None)
+        on_search_end = staticmethod(told.append)
+
+    with pytest.raises(InputError, match=r"^strategy Own chose a policy over the budget \(macs "):
+        searcher(strategy=Own(over=True), run_dir=tmp_path, callbacks=[Watch()]).search(trials=3)
+    assert told == [None]
+    evaluate = Evaluate()
+    run = searcher(evaluate, strategy=Own(), run_dir=tmp_path).search(trials=3)
+    assert evaluate.calls == 0 and len(run.trials) == 3
+    budget = 0.5 * run.searcher.trace.macs
+    assert trace(run.apply(), IMAGES[:2]).macs <= budget
+    assert run.compare().loc["found"].macs <= budget
+    with pytest.raises(InputError, match=r"^strategy Own chose a policy over the budget"):
+        run.compare(Own(over=True))
+
+
+@pytest.mark.parametrize("strategy", [Slotted(0.25), Named(0.25)], ids=["slots", "namedtuple"])
+def test_settings_are_found_wherever_the_strategy_keeps_them(tmp_path, strategy):
+    run = searcher(strategy=strategy, run_dir=tmp_path).search(trials=3)
+    assert RunFolder(tmp_path).config()["strategy"]["width"] == 0.25
+    assert len(run.trials) == 3
+    with pytest.raises(InputError, match=r"strategy.width: 0.25 there, 0.5 here"):
+        searcher(strategy=type(strategy)(), run_dir=tmp_path).search(trials=3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Own, r"strategy must be an instance: write Own\(...\), not Own"),
+        (lambda problem, trials, seed: None, r"search\(problem, trials, seed\), got function"),
+        (42, "have a method search.*, got int"),
+    ],
+)
+def test_what_is_no_strategy_is_refused_before_anything_is_scored(strategy, message):
+    evaluate = Evaluate()
+    with pytest.raises(InputError, match=message):
+        searcher(evaluate, strategy=strategy)
+    run = searcher(evaluate).search(trials=1)
+    scored = evaluate.calls
+    with pytest.raises(InputError, match=message):
+        run.compare(strategy)
+    assert evaluate.calls == scored == 2
+
+
+@pytest.mark.parametrize("kind", [Own, Loose])
+def test_a_strategy_that_counts_its_calls_goes_on_and_serves_another_searcher(tmp_path, kind):
+    strategy = kind(width=0.25)
+    one = searcher(strategy=strategy, run_dir=tmp_path / "a")
+    policies = [one.search(trials=3).policy, one.search(trials=4).policy]
+    assert policies[0] == policies[1] and strategy.calls == 2
+    other = searcher(strategy=kind(width=0.25), run_dir=tmp_path / "a")
+    assert other.search(trials=3).policy == policies[0]
+    assert RunFolder(tmp_path / "a").config()["strategy"]["width"] == 0.25
+
+
+def test_what_a_strategy_counts_is_no_setting_of_it(tmp_path):
+    strategy = Own()
+    searcher(strategy=strategy, run_dir=tmp_path).search(trials=3)
+    searcher(strategy=strategy, run_dir=tmp_path).search(trials=3)
+    assert RunFolder(tmp_path).config()["strategy"].keys() == {"class", "width"}
+
+
+def test_numbers_of_numpy_are_counts_and_seeds(tmp_path):
+    settings = {"rounding": np.int64(2), "max_failures": np.int64(2), "min_keep": np.float64(0.1)}
+    strategy = Own(width=np.float32(0.25))
+    one = searcher(strategy=strategy, run_dir=tmp_path, **settings)
+    run = one.search(np.int64(3), seed=np.uint8(7))
+    assert type(run.asked) is type(run.seed) is int
+    config = RunFolder(tmp_path).config()
+    assert (config["seed"], config["rounding"], config["strategy"]["width"]) == (7, 2, 0.25)
+    assert searcher(strategy="random").search(np.int64(3)).policy == searcher().search(3).policy

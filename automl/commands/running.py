@@ -33,9 +33,9 @@ from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of
 from automl.engines import Engine
 from automl.environment import environment
-from automl.finalists import choose, chosen, finalists
+from automl.finalists import choose, chosen, finalists, searched
 from automl.journal import Journal, Row
-from automl.loggers import Callback, Guarded, SearchInfo, trial_of
+from automl.loggers import Callback, Guarded, SearchInfo
 from automl.problem import Problem, Trial
 from automl.progress import Progress, progress
 from automl.pruning.granularities import CHANNEL
@@ -182,13 +182,13 @@ class SearchRun:
             if "latency_ms" in limits:
                 self.folder.pin({"limit_ms": limits["latency_ms"], "dense_ms": costs["latency_ms"]})
             logger.on_search_start(SearchInfo(self.config, costs, limits, self.folder.path))
-            result = strategy.search(problem, trials, seed)
+            result = searched(strategy, problem, trials, seed)
             watch.end(len(result.trials))
-            logger.on_search_end(trial_of(result))
+            logger.on_search_end(chosen(result))
             seconds += time.monotonic() - started
         if hasattr(strategy, "save"):  # what it learned, to start another search from
             strategy.save(self.folder.path)
-        others = {"uniform": load("uniform").search(problem, 1, seed)}
+        others = {"uniform": searched(load("uniform"), problem, 1, seed)}
         others |= {name: self._baseline(name) for name in self._baselines()}
         finals = self._last_round(problem, result, others)
         return replace(finals, wall_seconds=seconds, exhausted=result.exhausted)
@@ -221,7 +221,7 @@ class SearchRun:
             watch = _Watch(shown, self.config["scoring"]["score"])
             problem = self.problem(journal, watch)
             watch.dense, watch.limits = problem.dense_costs, problem.limits
-            result = load(name).search(problem, trials, seed)
+            result = searched(load(name), problem, trials, seed)
             watch.end(len(result.trials))
             return result
 

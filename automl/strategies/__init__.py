@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from automl import registry
-from automl.types import Strategy
+from automl.types import InputError, Strategy
 
 
 def names() -> list[str]:
@@ -33,3 +33,23 @@ def load(name: str, **settings: Any) -> Strategy:
     """
     strategy: Strategy = registry.load("strategy", name, settings)
     return strategy
+
+
+def strategy_of(given: str | Strategy) -> Strategy:
+    """The strategy of a name from conf/strategy, or the one that was given.
+
+    Raises:
+        InputError: There is none of that name, or it is no strategy.
+    """
+    if isinstance(given, str):
+        return load(given)
+    if isinstance(given, type):
+        raise InputError(
+            f"strategy must be an instance: write {given.__name__}(...), not {given.__name__}"
+        )
+    if not callable(getattr(given, "search", None)):
+        raise InputError(
+            "strategy must be a name from conf/strategy or have a method "
+            f"search(problem, trials, seed), got {type(given).__name__}"
+        )
+    return given

@@ -295,6 +295,36 @@ class Viewing(nn.Module):
     assert {row["status"] for row in rows} == {"ok"}
 
 
+def test_what_a_strategy_of_ones_own_returns_is_held_to_the_budget(tmp_path, monkeypatch, capsys):
+    source = """
+from automl.types import SearchResult
+
+class Own:
+    def __init__(self, share=1.0):
+        self.share = share
+
+    def search(self, problem, trials, seed):
+        least, most = problem.space.low, problem.space.units
+        tried = problem.evaluate(problem.policy(least))
+        over = problem.evaluate(problem.policy(most), allow_over_budget=True)
+        return SearchResult(problem.policy(problem.fit(most / most)) if self.share < 1 else
+                            over.policy, (tried, over))
+"""
+    (tmp_path / "own_strategy.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["strategy=uniform", "strategy._target_=own_strategy.Own", "trust=[own_strategy]"]
+    settings = [*SEARCH, *own, "scoring.images=64"]
+    run = tmp_path / "over"
+    assert main([*settings, f"run_dir={run}"]) == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert "error: strategy Own chose a policy over the budget (macs " in told
+    assert len(Journal.read(run / JOURNAL)) == 2
+    run = tmp_path / "untried"
+    assert main([*settings, "+strategy.share=0.5", f"run_dir={run}"]) == 0
+    result = json.loads((run / RESULT).read_text())
+    assert result["rows"][-1]["name"] == "found = uniform" and result["trials"] == 3
+
+
 def test_the_found_network_may_end_with_shared_weights(tmp_path):
     run = tmp_path / "run"
     shared = ["codebook=kmeans", "codebook.finetune.epochs=1"]
