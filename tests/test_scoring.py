@@ -368,6 +368,7 @@ def test_data_that_do_not_fit_are_refused(images, labels):
         ClassifierScorer(images, labels, std=(1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="batch_size must be a positive integer or 'auto', got 0"):
         ClassifierScorer(images, labels, batch_size=0)
+    assert ClassifierScorer(images, labels, batch_size=np.int64(8)).batch_size == 8
     with pytest.raises(ValueError, match="channels_last must be False for 2-D"):
         ClassifierScorer(torch.rand(4, 3), torch.zeros(4).long(), channels_last=True)
 

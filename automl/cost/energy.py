@@ -28,6 +28,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -45,7 +46,7 @@ from automl.cost.energy_tables import (
 )
 from automl.hints import did_you_mean
 from automl.plan import IndexPlan
-from automl.types import InputError, Kept, LayerSpec, Resource
+from automl.types import InputError, Kept, LayerSpec, Resource, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,8 @@ class EnergyModel:
             hint = did_you_mean(str(self.dtype), list(BITS))
             raise InputError(f"energy.dtype {self.dtype!r} is not known; {hint}")
         for name in ("batch", "tile"):
-            _require(name, _whole(getattr(self, name)), "a whole number >= 1", getattr(self, name))
+            value = getattr(self, name)
+            _require(name, is_whole(value, 1), "a whole number >= 1", value)
         for name in ("multiply_pj", "add_pj"):
             value = getattr(self, name).get(self.dtype)
             _require(f"{name}.{self.dtype}", _energy(value), "a number >= 0", value)
@@ -106,7 +108,7 @@ class EnergyModel:
     def _check_memories(self) -> None:
         sizes, costs = tuple(self.sram_bytes), tuple(self.sram_pj)
         _require("sram_pj", len(costs) == len(sizes) > 0, "one number per sram_bytes", costs)
-        rising = all(map(_whole, sizes)) and list(sizes) == sorted(set(sizes))
+        rising = all(is_whole(size, 1) for size in sizes) and list(sizes) == sorted(set(sizes))
         _require("sram_bytes", rising, "ascending whole numbers", sizes)
         # Were a larger memory cheaper, a larger network could be: no budget could be searched.
         steps = [*costs, self.dram_pj]
@@ -343,10 +345,7 @@ def _require(name: str, holds: bool, rule: str, value: object) -> None:
         raise InputError(f"energy.{name} must be {rule}, got {value!r}")
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _energy(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= float(value) < float("inf")  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return 0 <= float(value) < float("inf")

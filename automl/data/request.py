@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from automl.data.split import Indices, limited
 from automl.hints import did_you_mean
-from automl.types import InputError
+from automl.types import InputError, is_whole
 
 #: ``holdout``: validation out of the training images. ``test_halves``: half of the test images
 #: validate and the other half test, for networks that have seen every training image.
@@ -41,7 +41,7 @@ class DataRequest:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Checks the fields and turns NumPy's numbers into Python's."""
         if self.split not in SPLITS:
             raise InputError(
                 f"data.split must be one of {', '.join(SPLITS)}, got {self.split!r}; "
@@ -49,12 +49,14 @@ class DataRequest:
             )
         for name in ("validation_size", "limit", "size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
+            if value is not None and not is_whole(value, 1):
                 raise InputError(
                     f"data.{name} must be a whole number of at least 1 or null, got {value!r}"
                 )
-        if type(self.seed) is not int or self.seed < 0:
+            object.__setattr__(self, name, None if value is None else int(value))
+        if not is_whole(self.seed, 0):
             raise InputError(f"data.seed must be a whole number of at least 0, got {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
 
     def require_size(self, native: int, name: str) -> None:
         """Refuses a size other than ``native``, for data sets that are not resized.

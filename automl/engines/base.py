@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from automl.engines import Done, Function
 from automl.engines.errors import cannot_send, lost, require_handle, require_open
 from automl.engines.packing import Packed, pack
+from automl.types import is_whole
 
 Block = TypeVar("Block")
 
@@ -119,8 +120,10 @@ def check_count(name: str, value: int | None, least: int) -> int | None:
     Raises:
         ValueError: It is below ``least`` or no whole number.
     """
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
-        return value
+    if value is None:
+        return None
+    if is_whole(value, least):
+        return int(value)
     raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 

@@ -49,7 +49,7 @@ from automl.executors.threads import torch_threads
 from automl.executors.whole import Verdict, judge
 from automl.hashing import digest
 from automl.paths import cache_dir
-from automl.types import InputError
+from automl.types import InputError, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,8 +189,9 @@ def compile(
         InputError: An executor or a baseline is not known, a weight is not on the CPU, or
             ``threads`` is no number from 1 on.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+    if not is_whole(threads, 1):
         raise InputError(f"compile.threads must be >= 1, got {threads}")
+    threads = int(threads)
     candidates = [formats.load(name) for name in executors if name != DENSE]
     _check_device(model)
     single = isinstance(example_inputs, Tensor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from automl.batch_size import default_batch_size
-from automl.types import InputError
+from automl.types import InputError, is_whole
 
 
 def check_data(images: Tensor, labels: Tensor | None) -> None:
@@ -55,11 +55,11 @@ def initial_batch_size(
         return default_batch_size(images[0].numel(), device)
     if asked == "auto":
         return "auto"
-    if not isinstance(asked, int) or asked < 1:
+    if not is_whole(asked, 1):
         raise ValueError(
             f"ClassifierScorer.batch_size must be a positive integer or 'auto', got {asked!r}"
         )
-    return asked
+    return int(asked)
 
 
 def normalisation(

@@ -158,7 +158,7 @@ class AMC:
             raise ValueError(f"AMC.trials must be >= 1, got {trials}")
         from automl.strategies.amc_session import Session  # loads torch
 
-        self._session = Session(problem, self, trials, seed)
+        self._session = Session(problem, self, int(trials), int(seed))
         found = self._session.run()
         best = best_within(problem, found)
         return SearchResult(best.policy, tuple(found), len(found) < trials)

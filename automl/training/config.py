@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from automl.types import InputError
+from automl.types import InputError, is_whole
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
@@ -79,13 +79,17 @@ class FinetuneConfig:
         self._require(isinstance(flag, bool), "decay_norm_and_bias", "true or false")
 
     def _check_counts(self) -> None:
-        self._require(_is_count(self.epochs, 0), "epochs", "an integer >= 0")
-        self._require(_is_count(self.batch_size, 1), "batch_size", "an integer >= 1")
-        is_seed = _is_count(self.seed, 0) and self.seed < 2**63
+        self._require(is_whole(self.epochs, 0), "epochs", "an integer >= 0")
+        self._require(is_whole(self.batch_size, 1), "batch_size", "an integer >= 1")
+        is_seed = is_whole(self.seed, 0) and self.seed < 2**63
         self._require(is_seed, "seed", "an integer >= 0 of 63 bits")
         patience = self.early_stop_patience
-        fine = patience is None or _is_count(patience, 1)
+        fine = patience is None or is_whole(patience, 1)
         self._require(fine, "early_stop_patience", "null or an integer >= 1")
+        for name in ("epochs", "batch_size", "seed", "early_stop_patience"):
+            value = getattr(self, name)
+            # Checkpoints hold no numbers of NumPy.
+            object.__setattr__(self, name, None if value is None else int(value))
 
     def _check_numbers(self) -> None:
         self._require(_is_number(self.lr) and self.lr > 0, "lr", "> 0")
@@ -109,10 +113,6 @@ class FinetuneConfig:
         if not fine:
             value = getattr(self, field)
             raise InputError(f"FinetuneConfig.{field} must be {rule}, got {value!r}")
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: object) -> bool:

@@ -216,6 +216,11 @@ class TestProcesses(IsolatedContract):
     name = "process"
     settings: ClassVar[dict] = {"n": 2, "retries": 1, "timeout_s": 60.0}
 
+    def test_counts_of_numpy_are_counts(self):
+        counts = dict.fromkeys(("n", "retries", "threads"), np.int64(2))
+        with closing(load(self.name, **counts)) as engine:
+            assert type(engine.workers) is int and engine.workers == 2
+
     def test_workers_read_tensors_from_one_shared_memory(self, engine):
         places = {one.value for one in self.run(engine, jobs.mapped_from, range(4), layer())}
         assert len(places) == 1 and places.pop().startswith("/dev/shm/")

@@ -71,6 +71,11 @@ def test_the_same_seed_gives_the_same_policy(strategy):
     assert as_plain(strategy.search(toy.problem(), TRIALS, 3)) == first
 
 
+def test_counts_and_seeds_may_be_of_numpy(strategy):
+    plain = as_plain(strategy.search(toy.problem(), TRIALS, 3))
+    assert as_plain(strategy.search(toy.problem(), np.int64(TRIALS), np.int64(3))) == plain
+
+
 def test_no_more_trials_are_run_than_asked_for_and_the_best_is_returned(strategy):
     score = scorer()
     problem = toy.problem(scorer=score)

@@ -246,6 +246,14 @@ def test_every_problem_knows_energy():
     assert standard_costs(plan)["energy_mj"](plan.dense) == EnergyCost(plan)(plan.dense)
 
 
+def test_numbers_of_numpy_are_numbers():
+    counts = {"batch": 2, "tile": 4, "register_accesses": 3, "sram_bytes": (8, 16)}
+    numpys = {name: np.int64(value) for name, value in counts.items() if name != "sram_bytes"}
+    numpys["sram_bytes"] = tuple(np.array(counts["sram_bytes"]))
+    more = {"sram_pj": (1.0, 2.0), "dram_pj": np.float32(64)}
+    assert EnergyModel(**numpys, **more) == EnergyModel(**counts, **more)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

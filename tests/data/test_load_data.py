@@ -1,5 +1,6 @@
 """What holds for every data set, and every argument that is refused."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -84,6 +85,13 @@ def test_the_fingerprint_follows_split_seed_and_limit(name, request):
         options.append({"split": "test_halves"})
     prints = [load(name, request, **some).fingerprint for some in options]
     assert len(set(prints)) == len(prints)
+
+
+def test_counts_and_seeds_of_numpy_give_the_same_data():
+    plain = {"seed": 2, "limit": 20, "validation_size": 30}
+    counted = {name: np.int64(value) for name, value in plain.items()}
+    one, other = load_data("digits", **plain), load_data("digits", **counted)
+    assert one.fingerprint == other.fingerprint
 
 
 @pytest.mark.parametrize("name", sorted(ROOTS))

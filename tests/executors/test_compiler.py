@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -319,6 +320,15 @@ def test_more_threads_are_used_where_they_are_measured_to_help(network, monkeypa
     before = torch.get_num_threads()
     run(torch.randn(1, 1, 8, 8))
     assert counts == [count] and torch.get_num_threads() == before
+
+
+def test_a_number_of_numpy_is_a_number_of_threads(network, monkeypatch):
+    def alike(networks, inputs, **_):
+        return {n: Latency(1, 1, 1.0, 15) for n in networks}
+
+    monkeypatch.setattr(compiler, "measure_latency", alike)
+    run = compile(network, torch.randn(1, 1, 8, 8), executors=[], threads=np.int64(1))
+    assert run.threads == 1
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])

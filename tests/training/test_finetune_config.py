@@ -3,6 +3,7 @@ import math
 import sys
 from subprocess import run
 
+import numpy as np
 import pytest
 import yaml
 
@@ -59,6 +60,12 @@ def test_every_field_is_checked_by_name_rule_and_value(field, value, rule):
 def test_the_edges_are_allowed():
     FinetuneConfig(epochs=0, momentum=0, distill_weight=1, warmup_epochs=0, weight_decay=0)
     FinetuneConfig(epochs=2, warmup_epochs=2, early_stop_patience=1, max_grad_norm=1e-3)
+
+
+def test_counts_of_numpy_are_counts():
+    names = ("epochs", "batch_size", "seed", "early_stop_patience")
+    config = FinetuneConfig(**dict.fromkeys(names, np.int64(3)))
+    assert all(type(getattr(config, name)) is int for name in names)  # checkpoints hold them
 
 
 def test_configs_are_frozen():
