@@ -48,13 +48,14 @@ class Finals:
 
     Attributes:
         problem: The problem that was searched.
-        tried: All trials of the search.
+        tried: All trials of the search, those of policies that were tried before included.
         dense: The dense network's measurement.
         best: Name -> chosen trial: the baselines, uniform first, and ``found`` last.
         count: Among how many of its best trials every search chose.
         latency: Predicts latency, where the network found was timed; None for the problem's.
         wall_seconds: How long the search took, the strategy's own work included.
         exhausted: Whether it ended before its trials because it found no policy that was new.
+        scored: A trial for every distinct policy that the search asked for.
 
     All measurements are on all validation images.
     """
@@ -67,6 +68,7 @@ class Finals:
     latency: CostModel | None = None
     wall_seconds: float | None = None
     exhausted: bool = False
+    scored: Sequence[Trial] = ()
 
     @property
     def distinct(self) -> dict[str, Trial]:
@@ -249,11 +251,12 @@ def _about(bench: Bench, finals: Finals) -> dict[str, Any]:
         "budget": str(problem.budget),
         "limits": problem.limits,
         "trials": len(finals.tried),
+        "networks": len(finals.scored),
         "exhausted": finals.exhausted,
         "failed": sum(trial.status == "failed" for trial in finals.tried),
         "discarded": sum(trial.status == "discarded" for trial in finals.tried),
         # Those of trials that an earlier process did are in the journal, and count too.
-        "search_seconds": round(sum(trial.seconds for trial in finals.tried), 3),
+        "search_seconds": round(sum(trial.seconds for trial in finals.scored), 3),
         "wall_seconds": None if finals.wall_seconds is None else round(finals.wall_seconds, 3),
         "form": "graph" if graph_form else "modules",
         "device": str(bench.device),

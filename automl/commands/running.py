@@ -183,6 +183,7 @@ class SearchRun:
                 self.folder.pin({"limit_ms": limits["latency_ms"], "dense_ms": costs["latency_ms"]})
             logger.on_search_start(SearchInfo(self.config, costs, limits, self.folder.path))
             result = searched(strategy, problem, trials, seed)
+            scored = problem.trials  # before the baselines ask for theirs
             watch.end(len(result.trials))
             logger.on_search_end(chosen(result))
             seconds += time.monotonic() - started
@@ -191,7 +192,7 @@ class SearchRun:
         others = {"uniform": searched(load("uniform"), problem, 1, seed)}
         others |= {name: self._baseline(name) for name in self._baselines()}
         finals = self._last_round(problem, result, others)
-        return replace(finals, wall_seconds=seconds, exhausted=result.exhausted)
+        return replace(finals, wall_seconds=seconds, exhausted=result.exhausted, scored=scored)
 
     def _spent(self, journal: Journal) -> float:
         """Seconds of the trials that an earlier process of this search ran."""

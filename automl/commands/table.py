@@ -73,12 +73,14 @@ def _notes(result: Mapping[str, Any], timed: bool) -> list[str]:
 
     score = "" if result["score"] == "top1" else f"{result['score']} and "
     timed_as = described(result["device"], **result.get("latency_of", {}))
+    trials, networks = result["trials"], result.get("networks", result["trials"])
+    tried = f"{trials} trials" + (f", {networks} networks" if networks != trials else "")
     latency = f"latency: {timed_as}, medians of side-by-side runs; ratio: to dense"
     return [
         f"{score}val top-1: {result['validation_images']} validation images; "
         f"test top-1: {result['test_images']} test images, once per network",
         *([latency] if timed else []),
-        f"{result['trials']} trials, {result['failed']} failed; {_FORMS[result['form']]}",
+        f"{tried}, {result['failed']} failed; {_FORMS[result['form']]}",
         *([_EXHAUSTED] if result.get("exhausted") else []),
         *_promise(result.get("latency_promise")),
     ]

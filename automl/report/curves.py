@@ -32,8 +32,10 @@ def scores(rows: Sequence[Row], result: Mapping[str, Any]) -> list[_Point]:
         result: The run's ``result.json``.
     """
     limits, found = result.get("limits", {}), []
-    # What comes after the search's own trials is the uniform policy, for the table.
-    own = (row for row in rows if 0 <= row["index"] < result["trials"])
+    # What comes after the search's own is the uniform policy, for the table. Earlier versions did
+    # not say how many networks there were, which are fewer where policies were tried twice.
+    networks = result.get("networks", result["trials"])
+    own = (row for row in rows if 0 <= row["index"] < networks)
     for number, row in enumerate(own, 1):
         within = row["status"] == "ok" and all(
             row["costs"].get(name, 0.0) <= most * (1 + 1e-9) for name, most in limits.items()

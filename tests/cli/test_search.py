@@ -13,6 +13,7 @@ from automl.cli import main
 from automl.commands.intact import fault_of
 from automl.journal import Journal
 from automl.model_folder import load_pruned
+from automl.report import curves
 from automl.runs import FINALISTS, JOURNAL, POLICY, RESULT, RunFolder
 
 ROWS = ["dense", "uniform", "found"]
@@ -293,6 +294,29 @@ class Viewing(nn.Module):
     assert main([*settings, *model, f"run_dir={tmp_path / 'run'}"]) == 0
     rows = list(Journal.read(tmp_path / "run" / JOURNAL))
     assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_a_policy_that_is_tried_twice_counts_its_seconds_once_and_is_no_network_more(
+    tmp_path, monkeypatch
+):
+    source = """
+from automl.types import SearchResult
+
+class Again:
+    def search(self, problem, trials, seed):
+        tried = [problem.evaluate(problem.policy(problem.space.low)) for _ in range(trials)]
+        return SearchResult(tried[0].policy, tuple(tried))
+"""
+    (tmp_path / "again_strategy.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["strategy=uniform", "strategy._target_=again_strategy.Again", "trust=[again_strategy]"]
+    run = tmp_path / "run"
+    assert main([*SEARCH, *own, "trials=3", f"run_dir={run}"]) == 0
+    result = json.loads((run / RESULT).read_text())
+    assert (result["trials"], result["networks"]) == (3, 1)
+    rows = Journal.read(run / JOURNAL)
+    assert result["search_seconds"] == pytest.approx(rows[1]["seconds"], abs=1e-3)
+    assert len(curves.scores(rows, result)) == 1 and len(rows) == 3  # dense, one, and uniform
 
 
 def test_what_a_strategy_of_ones_own_returns_is_held_to_the_budget(tmp_path, monkeypatch, capsys):

@@ -29,6 +29,14 @@ def test_a_search_that_found_no_more_policies_says_what_decides_how_many_there_a
     assert "granularity.rounding decides" in line
 
 
+def test_policies_that_were_tried_twice_are_told_of_and_only_they(capsys):
+    for more in ({}, {"networks": 3}):
+        print_table(ROWS, {**RESULT, **more})
+        assert "\n3 trials, 0 failed; " in capsys.readouterr().out
+    print_table(ROWS, {**RESULT, "networks": 2})
+    assert "\n3 trials, 2 networks, 0 failed; " in capsys.readouterr().out
+
+
 def test_a_score_that_is_top1_has_no_column_of_its_own(capsys):
     print_table(ROWS[:1], {**RESULT, "score": "top1"})
     assert "val top1" not in capsys.readouterr().out

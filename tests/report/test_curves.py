@@ -22,6 +22,11 @@ def test_scores_are_of_own_trials_within_the_budget():
     assert found == [(1, -2.0), (4, -3.0)]
 
 
+def test_trials_of_policies_tried_twice_leave_no_room_for_the_baselines():
+    rows = [row(0, (2, 4), -2.0), row(1, (1, 4), -3.0), row(2, (3, 3), -0.5)]
+    assert scores(rows, {"trials": 3, "networks": 2}) == [(1, -2.0), (2, -3.0)]
+
+
 def test_curves_are_means_over_seeds_and_stay_where_a_search_ended():
     runs = [("p", "a", [(1, 1.0), (2, 3.0)]), ("p", "a", [(1, 2.0)]), ("q", "a", [])]
     (problem,) = search_curves(runs)
