@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import gymnasium
@@ -18,9 +19,10 @@ class PruningVectorEnv(gymnasium.vector.VectorEnv[Observation, NDArray[np.float3
     """Episodes in step with each other; all end at once and go to ``evaluate_many`` together.
 
     Made by ``gymnasium.make_vec("PruningRatio-v0", num_envs=8, problem=problem)``. Meaning of
-    actions, observations and ``info`` as in ``PruningEnv``, with a leading axis; the endings'
-    ``info["trial"]`` is a list. After an ending, the next step starts anew and its actions are
-    not looked at (Gymnasium's ``AutoresetMode.NEXT_STEP``).
+    actions, observations and ``info`` as in ``PruningEnv``, with a leading axis. As in any of
+    Gymnasium's, ``info`` holds an array for every name (``trial``: of objects) and beside it, as
+    ``_trial``, which episodes have it: all or none. After an ending, the next step starts anew and
+    its actions are not looked at (Gymnasium's ``AutoresetMode.NEXT_STEP``).
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -53,7 +55,7 @@ class PruningVectorEnv(gymnasium.vector.VectorEnv[Observation, NDArray[np.float3
         options: dict[str, Any] | None = None,
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts ``num_envs`` episodes; nothing in them is random."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
+        super().reset(seed=int(seed) if isinstance(seed, Integral) else None)
         self._step = self._one.episodes.start(self.num_envs)
         return self._step.observation, {}
 
@@ -79,7 +81,9 @@ class PruningVectorEnv(gymnasium.vector.VectorEnv[Observation, NDArray[np.float3
         step, rewards = self._step, np.zeros(self.num_envs)
         info = {"action": step.executed[:, step.target - 1]}
         if step.done:
-            trials = self._one.evaluate_many(step.kept)
+            trials = np.empty(self.num_envs, object)
+            trials[:] = self._one.evaluate_many(step.kept)
             rewards = np.array([self._one.reward(trial) for trial in trials])
             info |= {"kept": step.kept, "actions": step.executed, "trial": trials}
+        info |= {f"_{name}": np.ones(self.num_envs, np.bool_) for name in info}
         return step.observation, rewards, flags | step.done, flags.copy(), info

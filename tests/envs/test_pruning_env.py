@@ -142,6 +142,32 @@ def test_the_vector_form_plays_what_the_single_form_plays():
     assert not terminated.any() and np.all(observation[:, 0] == 0)
 
 
+def test_infos_of_the_vector_form_are_those_of_gymnasiums_own():
+    made = [
+        gymnasium.make_vec("PruningRatio-v0", num_envs=2, problem=toy.problem(UNITS), **mode)
+        for mode in ({}, {"vectorization_mode": "sync"})
+    ]
+    assert made[0].reset(seed=np.int64(1))[1] == made[1].reset(seed=1)[1] == {}
+    for action in np.random.default_rng(0).random((6, 2, 1), np.float32):
+        ours, theirs = (many.step(action)[-1] for many in made)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert isinstance(ours[name], np.ndarray) and ours[name].dtype == value.dtype
+            assert ours[name].tolist() == value.tolist()
+
+
+def test_infos_of_the_vector_form_become_a_list_by_gymnasiums_wrapper():
+    many = gymnasium.make_vec("PruningRatio-v0", num_envs=3, problem=toy.problem(UNITS))
+    listed = gymnasium.wrappers.vector.DictInfoToList(many)
+    assert listed.reset(seed=0)[1] == [{}, {}, {}]
+    actions = np.random.default_rng(0).random((4, 3, 1), np.float32)
+    infos = [listed.step(action)[-1] for action in actions]
+    assert all(info.keys() == {"action"} for info in infos[0])
+    for i, info in enumerate(infos[-1]):
+        alone = play(envs.PruningEnv(toy.problem(UNITS)), actions[:, i, 0])[4]
+        assert info["trial"] == alone["trial"] and info["kept"].tolist() == alone["kept"].tolist()
+
+
 @pytest.mark.parametrize("action", [1.5, -0.1, float("nan")])
 def test_actions_out_of_range_are_refused(action):
     env = envs.PruningEnv(toy.problem())
@@ -266,6 +292,57 @@ def test_better_networks_earn_more_whatever_the_scale_of_scores(scale, reward, m
     assert np.array_equal(np.argsort(scores), np.argsort(rewards / costs))
     if scale == 1:
         assert rewards / costs == pytest.approx(scores - 1)
+
+
+class Decibels(toy.Scorer):
+    """Scores 20 for the dense network and others down to far below 0."""
+
+    names: tuple[str, ...] = ()
+
+    def __call__(self, model):
+        score = 20 - 500 * (1 - super().__call__(model)[0])
+        return score, dict.fromkeys(self.names, -score)
+
+
+@pytest.mark.parametrize("name", ["loss", "kl"])
+def test_what_is_called_a_loss_and_goes_below_0_changes_no_reward(name):
+    found = []
+    for names in ((), (name,)):
+        scorer = Decibels(np.linspace(0.05, 0.1, 4))
+        scorer.names = names
+        env = envs.PruningEnv(toy.problem(scorer=scorer, rounding=1))
+        found.append([play(env, row) for row in np.random.default_rng(0).random((20, 4))])
+    scores = np.array([info["trial"].score for *_, info in found[1]])
+    rewards, expected = (np.array([reward for _, reward, *_ in one]) for one in reversed(found))
+    assert scores.min() < 0 < scores.max()
+    assert np.array_equal(rewards, expected) and np.all(rewards < 0)
+    assert np.array_equal(np.argsort(scores), np.argsort(rewards))
+
+
+def test_a_loss_that_goes_below_0_only_later_is_none_from_then_on():
+    values = iter([-0.5, -1.0, 0.2, -0.5])  # the second is the dense network's
+
+    class Below(toy.Scorer):
+        def __call__(self, model):
+            score = next(values)
+            return score, {"loss": -score}
+
+    env = envs.PruningEnv(toy.problem(scorer=Below(np.ones(4))))
+    rewards = [play(env, [action] * 4)[1] for action in (0.1, 0.5, 0.9)]
+    assert rewards == pytest.approx([-0.5, -0.8, -1.5])
+
+
+def test_a_network_with_less_than_1_per_cent_is_not_taken_for_a_good_one():
+    values = iter([60.0, 95.0, 0.9])
+
+    class PerCent(toy.Scorer):
+        def __call__(self, model):
+            score = next(values)
+            return score, {"top1": score, "loss": 1.0}
+
+    env = envs.PruningEnv(toy.problem(scorer=PerCent(np.ones(4))))
+    rewards = [play(env, [action] * 4)[1] for action in (0.5, 0.1)]
+    assert rewards == pytest.approx([-44.5, -103.6])
 
 
 def test_a_network_better_than_the_dense_one_has_an_error_above_0():
