@@ -23,6 +23,10 @@ Resource = Literal["macs", "params", "latency_ms", "energy_mj", "size_bytes"]
 RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency_ms", "energy_mj", "size_bytes")
 
 
+#: Sign with which a metric becomes one of which more is better. Of others nobody knows.
+SIGNS: Mapping[str, float] = {"top1": 1.0, "top5": 1.0, "loss": -1.0, "kl": -1.0}
+
+
 class InputError(ValueError):
     """Bad input from a person: the message is one line that says what to do.
 

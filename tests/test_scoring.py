@@ -521,6 +521,12 @@ def test_a_users_mapping_without_the_score_is_refused_with_what_it_has():
         UserScorer(lambda model: {}, score_key="top1")(make_network())
 
 
+@pytest.mark.parametrize("name", ["loss", "kl"])
+def test_a_score_of_which_less_is_better_is_refused_before_anything_is_scored(name):
+    with pytest.raises(InputError, match=f"score_key='{name}' .* return its negative as 'score'"):
+        UserScorer(lambda model: {name: 1.0}, score_key=name)
+
+
 @pytest.mark.parametrize("value", [None, "0.5", True, [0.5], torch.zeros(2), 1j])
 def test_what_is_no_number_is_refused(value):
     with pytest.raises(InputError, match=r"evaluate\(model\) must be a number"):

@@ -9,13 +9,14 @@ off the line through uniform's own points.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from automl.fitting import Floats
-from automl.types import InputError
+from automl.types import SIGNS, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,8 @@ FIGURES = (
     "macs_ratio", "params_ratio", "trials", "search_seconds", "wall_seconds", "tuning_epochs",
 )  # fmt: skip
 BASE = "uniform"
+
+_AMOUNT = re.compile(r"<= ([\d.,]+(?:e[+-]\d+)?)")
 
 
 def compare(finals: pd.DataFrame) -> pd.DataFrame:
@@ -66,9 +69,13 @@ def compare(finals: pd.DataFrame) -> pd.DataFrame:
 
 def _by_amount(column: pd.Series[Any]) -> pd.Series[Any]:
     """Sorts budgets by their first number, so that 5 % comes before 30 %."""
-    if column.name != "budget":
-        return column
-    return column.astype(str).str.extract(r"<= ([\d.]+)")[0].astype(float)
+    return column.astype(str).map(amount) if column.name == "budget" else column
+
+
+def amount(budget: str) -> float:
+    """The first number of a budget as it is written, ``macs <= 1,000,000``; NaN without any."""
+    found = _AMOUNT.search(budget)
+    return math.nan if found is None else float(found[1].replace(",", ""))
 
 
 def pareto_front(frame: pd.DataFrame, cost: str, gain: str = "test_top1") -> pd.DataFrame:
@@ -105,8 +112,6 @@ def _sign(frame: pd.DataFrame, gain: str) -> float:
     names = sorted(frame["score_name"].astype(str).unique())
     if len(names) > 1:
         raise InputError(f"scores by {' and '.join(names)} cannot be compared; take test_top1")
-    from automl.scoring.metrics import SIGNS
-
     return SIGNS.get(names[0], 1.0) if names else 1.0
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from automl._version import __version__
 from automl.journal import Journal
 from automl.policy import Policy
-from automl.report.comparing import BASE, cells, compare, label
+from automl.report.comparing import BASE, amount, cells, compare, label
 from automl.report.curves import (
     analysis_curves,
     probe_curves,
@@ -242,7 +242,7 @@ def _title(runs: pd.DataFrame) -> str:
 
 def _subtitle(runs: pd.DataFrame, folders: Sequence[Path]) -> str:
     done = runs[runs["status"] == "done"]
-    budgets = ", ".join(sorted(done["budget"].unique()))
+    budgets = ", ".join(sorted(done["budget"].unique(), key=amount))
     strategies = ", ".join(done["strategy"].unique())
     count = "one run" if len(folders) == 1 else f"{len(folders)} runs"
     return f"{count} of {strategies}; budget {budgets}"

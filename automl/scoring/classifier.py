@@ -17,9 +17,9 @@ from automl.hashing import digest, weights_hash
 from automl.racing import Bar, Examined, Race, drawn_order
 from automl.scoring.errors import ScoreError
 from automl.scoring.inputs import check_data, initial_batch_size, normalisation
-from automl.scoring.metrics import BROKEN, COLUMNS, SCORES, SIGNS, Score, losses, of_examples
+from automl.scoring.metrics import BROKEN, COLUMNS, SCORES, Score, losses, of_examples
 from automl.training.state import evaluating
-from automl.types import InputError
+from automl.types import SIGNS, InputError
 
 # Normalised images beyond this are made anew for every batch instead of being kept.
 _KEEP_BYTES = 4 << 30

@@ -11,9 +11,6 @@ from torch import Tensor
 Score = Literal["top1", "loss", "kl"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
-#: Sign with which a metric becomes a score, of which more is better.
-SIGNS = {"top1": 1.0, "loss": -1.0, "kl": -1.0}
-
 #: The columns of ``of_examples``.
 TOP1, TOP5, LOSS, KL, BROKEN = range(5)
 COLUMNS = 5

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from automl.hashing import digest
 from automl.scoring.errors import ScoreError
 from automl.training.state import evaluating
-from automl.types import InputError
+from automl.types import SIGNS, InputError
 
 
 class UserScorer:
@@ -41,14 +41,21 @@ class UserScorer:
 
         Args:
             evaluate: Higher is better; a mapping holds the score under ``score_key``.
-            score_key: Which entry of a mapping is the score; by default ``"score"``.
+            score_key: Which entry of a mapping is the score; by default ``"score"``. Not one of
+                which less is better, as ``"loss"`` or ``"kl"``.
             fingerprint: Replaces the one made from the function's source.
 
         Raises:
+            InputError: Of the score that is named, less is better.
             TypeError: ``evaluate`` cannot be called.
         """
         if not callable(evaluate):
             raise TypeError(f"UserScorer.evaluate must be callable, got {evaluate!r}")
+        if SIGNS.get(score_key or "", 1.0) < 0:
+            raise InputError(
+                f"score_key={score_key!r} would be maximised, and of a {score_key} less is better: "
+                "let evaluate return its negative as 'score'"
+            )
         self.evaluate = evaluate
         self.score_key = score_key
         self.fingerprint = fingerprint or digest("user-scorer-1", score_key, *_source(evaluate))

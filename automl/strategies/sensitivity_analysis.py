@@ -16,13 +16,10 @@ import numpy as np
 
 from automl.fitting import Floats
 from automl.problem import Problem, Trial
-from automl.types import InputError, Kept
+from automl.types import SIGNS, InputError, Kept
 
 _log = logging.getLogger(__name__)
 
-#: The sign with which a metric of ``automl.scoring`` becomes one of which more is better. Of
-#: others nobody knows.
-_SIGNS = {"top1": 1.0, "top5": 1.0, "loss": -1.0, "kl": -1.0}
 #: The metric that means "what the problem ranks trials by".
 SCORE = "score"
 
@@ -97,11 +94,11 @@ def _goodness(trial: Trial, metric: str) -> float:
         return float("nan")
     if metric == SCORE:
         return found.score
-    known = [name for name in found.metrics if name in _SIGNS]
+    known = [name for name in found.metrics if name in SIGNS]
     if metric not in known:
         names = ", ".join([SCORE, *known])
         raise InputError(f"strategy.damage must be one of {names} here, got {metric!r}")
-    return _SIGNS[metric] * float(found.metrics[metric])
+    return SIGNS[metric] * float(found.metrics[metric])
 
 
 # ---- which counts are measured

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from automl.budget import Budget
 from automl.commands.compare import _front
 from automl.report.comparing import (
     cells,
@@ -19,6 +20,7 @@ from automl.report.comparing import (
     pareto_front,
 )
 from automl.report.loading import finals, load_runs
+from automl.report.page import page_data
 from automl.runs import CONFIG
 from automl.types import InputError
 
@@ -54,6 +56,16 @@ def test_uniform_at_the_same_latency_is_read_off_its_own_line(table):
 
 def test_strategies_stand_by_budget_and_best_first(table):
     assert [name for _, name in table.index] == ["uniform", "amc", "uniform"]
+
+
+def test_budgets_stand_by_their_amount_however_it_is_written(make_run, tmp_path):
+    spent = [50e3, 1_000_000, 500_000, 3e10, 20_000_000]
+    for most in spent:
+        make_run(budget=str(Budget.parse({"macs": most, "params": 7})))
+    found = list(dict.fromkeys(compare(finals(load_runs(tmp_path)))["budget"]))
+    assert found == [str(Budget.parse({"macs": most, "params": 7})) for most in sorted(spent)]
+    pages = [page_data([tmp_path])["subtitle"].partition("budget ")[2]]
+    assert pages == [", ".join(found)]
 
 
 def test_no_p_value_without_spread_or_with_one_seed():
