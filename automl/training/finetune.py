@@ -83,8 +83,8 @@ def finetune(
 
     Raises:
         InputError: The checkpoint is damaged or of another run; dtype is float16; nothing can be
-            trained; there are no training data, or a batch of one, of which the network takes no
-            statistics.
+            trained; there are no training data, no labels where they are used, or a batch of one,
+            of which the network takes no statistics.
         ValueError: Settings ask for a teacher or a scorer that is not given.
         FinetuneError: The loss became NaN or infinite. The checkpoint is that of the epoch before.
         automl.scoring.ScoreError: The validation scorer could not score the network.

@@ -133,6 +133,11 @@ class Run:
 
     def _step(self, x: Tensor, y: Tensor | None, step: int) -> Tensor:
         """One step on a batch; returns its loss, a scalar on the device."""
+        if y is None and self.config.distill_weight < 1:
+            raise InputError(
+                "there are no labels to fine-tune on: give batches (inputs, labels), or learn from "
+                "the dense network alone (distill_weight=1, distill_from=network)"
+            )
         share = self._share(x)
         if share is not None:
             x = mixed(x, share)

@@ -160,6 +160,16 @@ def test_distillation_alone_needs_no_labels_and_approaches_the_dense_outputs(dig
     assert all(p.grad is None for p in dense.parameters())
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_missing_labels_are_refused_in_one_line_that_says_what_goes_without(digits, weight):
+    network, x = make_network(0), digits[0].images[:8]
+    config = FinetuneConfig(epochs=1, distill_weight=weight)
+    dense = make_network(1)
+    with pytest.raises(InputError, match=r"no labels to fine-tune on.*distill_weight=1") as told:
+        finetune(network, [(x, None)], config, distill_from=dense)
+    assert "\n" not in str(told.value)
+
+
 def test_graph_modules_train_like_the_modules_they_came_from(digits):
     network = make_network()
     graph = fx.symbolic_trace(copy.deepcopy(network))
