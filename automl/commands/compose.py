@@ -26,6 +26,8 @@ from automl.types import InputError
 _CUSTOM = "custom"
 #: What stands for granularity=[channel,nm:4] and granularity=block:4x4.
 _SEVERAL = "mixed"
+_GRAINS = "granularity"
+_CHANNEL = "channel"
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -52,6 +54,13 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         _check_option(override)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         known = _known(str(conf_dir()), tuple(choices))
+        if known.granularity.name == _CHANNEL and any(map(_is_layers, parsed)):
+            # Channels first, then the grains of the layers; the file of channels alone has none.
+            texts = [t for t, o in zip(texts, parsed, strict=True) if o.key_or_group != _GRAINS]
+            texts += [f"{_GRAINS}={_SEVERAL}", f"{_GRAINS}.grains=[{_CHANNEL}]"]
+            parsed = [_parse(text) for text in texts]
+            choices = [t for t, o in zip(texts, parsed, strict=True) if _is_choice(o)]
+            known = _known(str(conf_dir()), tuple(choices))
         for override in parsed:
             _check_key(override, known)
         data = _data_of_model(choices, known)
@@ -111,11 +120,11 @@ def _rewrite(text: str) -> list[str]:
         raise InputError(f"cannot read {text!r}: settings are KEY=VALUE, as budget.macs=0.5")
     if key == "model" and value not in groups()["model"] and any(mark in value for mark in ".:"):
         return [f"model={_CUSTOM}", f"model.factory='{value}'"]
-    if key == "granularity" and value not in groups()["granularity"]:
+    if key == _GRAINS and value not in groups()[_GRAINS]:
         grains = value if value.startswith("[") else f"[{value}]"
         if value.startswith("[") or ":" in value:
             return [f"{key}={_SEVERAL}", f"{key}.grains={grains}"]
-    if key == "granularity.layers":
+    if key == f"{_GRAINS}.layers":
         return [f"++{text}"]
     if ".kwargs." in key and not key.startswith(("+", "~")):
         return [f"++{text}"]
@@ -157,6 +166,10 @@ def _parse(text: str) -> Override:
 
 def _is_choice(override: Override) -> bool:
     return override.key_or_group in groups()
+
+
+def _is_layers(override: Override) -> bool:
+    return override.key_or_group == f"{_GRAINS}.layers" and not override.is_delete()
 
 
 def _check_option(override: Override) -> None:

@@ -28,6 +28,11 @@ def read_grains(section: Config) -> Grains | None:
     if section.get("scope", "layer") not in ("layer", "global"):
         raise InputError(f"granularity.scope must be layer or global, got {section['scope']!r}")
     if "_target_" in section:
+        if "layers" in section:
+            raise InputError(
+                f"granularity.layers is not for granularity={section['name']}; name the grain of "
+                "all other layers with its parameters, as granularity=nm:4"
+            )
         own = {key: value for key, value in section.items() if key not in _OF_EVERY_GRAIN}
         return Grains(inside=instantiate(own, "granularity"))
     if section["name"] != "mixed":

@@ -112,6 +112,16 @@ def test_a_mixed_policy_is_pruned_again_without_saying_the_grain(cli, tmp_path):
     assert masks_of(ours).keys() == masks_of(theirs).keys()
 
 
+def test_layers_get_a_finer_grain_after_the_channels_that_are_pruned_by_default(cli, tmp_path):
+    plain, mixed = tmp_path / "plain", tmp_path / "mixed"
+    layers = "granularity.layers={linear: nm:4}"
+    prune(cli, plain, layers, "ratio=.5", "repair=none")
+    prune(cli, mixed, "granularity=[channel]", layers, "ratio=.5", "repair=none")
+    ours, theirs = (json.loads((out / "policy.json").read_text()) for out in (plain, mixed))
+    assert ours["decisions"] == theirs["decisions"]
+    assert {one["granularity"] for one in ours["decisions"]} == {"channel", "nm:4"}
+
+
 def test_channels_are_reordered_for_patterns_where_that_is_asked_for(cli, tmp_path):
     grain = ("granularity=nm", "ratio=.5", "repair=none")
     prune(cli, tmp_path / "plain", *grain)
@@ -141,6 +151,8 @@ def test_one_ranking_over_all_layers_gives_them_ratios_of_their_own(cli, tmp_pat
         (["granularity=nm", "granularity.permute=2"], "granularity.permute must be true or false"),
         (["granularity=nm", "granularity.levels=1"], "granularity.levels must be a whole number"),
         (["granularity=mixed", "granularity.layers={conv1: nm:4}"], "'conv1' cannot be pruned"),
+        (["granularity.layers={linearX: nm:4}"], "pattern 'linearX' matches no layer"),
+        (["granularity=nm", "granularity.layers={linear: nm:8}"], "is not for granularity=nm"),
         (["granularity=mixed", "granularity.grains=channel"], "granularity.grains is a list"),
         (["granularity=unstructured", "granularity.scope=all"], "must be layer or global"),
         (["granularity=unstructured", "criterion=apoz"], "scores whole channels"),
@@ -192,6 +204,12 @@ def test_grains_may_be_named_on_the_command_line():
     assert compose(["granularity=block:4x4"])["granularity"]["grains"] == ["block:4x4"]
     layers = compose(["granularity=mixed", "granularity.layers={linear: nm:4}"])["granularity"]
     assert layers["layers"] == {"linear": "nm:4"}
+    assert compose(["granularity.layers={linear: nm:4}"])["granularity"] == {
+        **layers, "grains": ["channel"]
+    }  # fmt: skip
+    kept = compose(["granularity=channel", "granularity.rounding=2", "granularity.layers={a: nm}"])
+    assert kept["granularity"]["rounding"] == 2
+    assert kept["choices"]["granularity"] == "mixed"
     with pytest.raises(InputError, match="no granularity named"):
         compose(["granularity=all"])
 

@@ -14,3 +14,10 @@ def test_weights_are_listed_with_their_grain_and_those_that_do_not_fit(cli):
 
 def test_channels_alone_need_no_such_list(cli):
     assert "pruned inside" not in cli("trace", "model=digits").out
+
+
+def test_layers_with_a_grain_of_their_own_are_listed_beside_channels(cli):
+    result = cli("trace", "model=digits", "granularity.layers={linear: nm:8}")
+    assert "1 weights that can be pruned inside" in result.out
+    typo = cli("trace", "model=digits", "granularity.layers={linearX: nm:8}")
+    assert typo.code == 2 and "pattern 'linearX' matches no layer" in typo.err
