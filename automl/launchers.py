@@ -7,6 +7,7 @@ not depend on each other. Packages are imported when a launcher starts.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,7 @@ class Slurm:
     """Every cell a job, by submitit; its logs are in the sweep's folder under ``slurm``.
 
     Attributes:
-        cluster: ``slurm``, ``local`` (processes here, to try it), or None to find out.
+        cluster: ``slurm``, or ``local`` (processes here, to try it); None is ``slurm``.
         partition: Where to submit to.
         minutes: Time limit of a job.
         cpus: Per job.
@@ -200,14 +201,26 @@ class Slurm:
         except ImportError:
             raise _needs("slurm") from None
 
+        local = self.cluster == "local"
+        if not local and shutil.which("sbatch") is None:
+            raise InputError(
+                "launcher=slurm: no sbatch here; launcher.cluster=local runs the cells on this "
+                "machine, launcher=joblib in parallel"
+            )
         try:
-            executor = submitit.AutoExecutor(folder / "slurm", cluster=self.cluster)
+            # By name: left to itself, submitit takes this machine where it misses a command.
+            executor = submitit.AutoExecutor(folder / "slurm", cluster=self.cluster or "slurm")
         except (RuntimeError, ValueError) as error:
             raise InputError(f"launcher=slurm: {error}; or set launcher.cluster=local") from None
         executor.update_parameters(name="prunepilot", timeout_min=self.minutes, **self._resources())
-        jobs = dict(zip(executor.map_array(run, cells), cells, strict=True))
+        waiting, jobs = list(cells), dict[Any, Any]()
         try:
-            while jobs:
+            while waiting or jobs:
+                # A cluster counts the jobs of an array by itself, this machine does not.
+                some = waiting[: max(0, self.at_once - len(jobs))] if local else waiting
+                if some:
+                    jobs |= zip(executor.map_array(run, some), some, strict=True)
+                    waiting = waiting[len(some) :]
                 done = [job for job in jobs if job.done()]
                 for job in done:
                     lost = job.exception()

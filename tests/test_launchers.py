@@ -76,6 +76,60 @@ def test_slurm_runs_cells_as_jobs(tmp_path):
     assert (tmp_path / "slurm").is_dir()
 
 
+@dataclass(frozen=True, eq=False)
+class FakeJob:
+    """A job of a cluster; those that are not waited for are done."""
+
+    cell: int
+    running: set
+
+    def done(self):
+        self.running.discard(self.cell)
+        return True
+
+    def exception(self):
+        return None
+
+    def result(self):
+        return -self.cell
+
+    def cancel(self):
+        raise AssertionError
+
+
+class FakeExecutor:
+    """Counts how many jobs have been handed out and are not done."""
+
+    running, most = set(), 0
+
+    def __init__(self, folder, cluster):
+        pass
+
+    def update_parameters(self, **parameters):
+        pass
+
+    def map_array(self, run, cells):
+        self.running.update(cells)
+        FakeExecutor.most = max(self.most, len(self.running))
+        return [FakeJob(cell, self.running) for cell in cells]
+
+
+def test_jobs_on_this_machine_are_no_more_at_once_than_asked_for(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+    monkeypatch.setattr(submitit, "AutoExecutor", FakeExecutor)
+    found = outcomes(Slurm(cluster="local", at_once=2), tmp_path, operator.neg, range(5))
+    assert found == {cell: -cell for cell in range(5)}
+    assert FakeExecutor.most == 2
+
+
+@pytest.mark.parametrize("cluster", [None, "slurm"])
+def test_slurm_is_refused_where_it_is_not_installed(tmp_path, monkeypatch, cluster):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"no sbatch here; launcher\.cluster=local runs"):
+        outcomes(Slurm(cluster=cluster), tmp_path)
+
+
 def test_the_number_of_processes_is_checked():
     with pytest.raises(InputError, match=r"launcher\.jobs must be a whole number >= 1, got 0"):
         Joblib(jobs=0)
