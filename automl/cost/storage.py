@@ -317,6 +317,8 @@ def as_matrix(weight: ArrayLike) -> NDArray[np.generic]:
     A convolution's columns are its kernel's positions, and within each the input channels, as
     channels-last kernels read them; that is what the four neighbours of 2:4 are counted along.
     """
+    if hasattr(weight, "detach"):  # a module's parameter, wherever it lies
+        weight = weight.detach().cpu()
     array = np.asarray(weight)
     if array.ndim < 2:
         return array.reshape(1, -1)

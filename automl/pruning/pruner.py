@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from automl.engines.errors import one_line
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
@@ -24,6 +25,7 @@ from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
 from automl.pruning.refine import Refinement, Refiner
 from automl.pruning.sites import fitted_together
+from automl.training.state import evaluating
 from automl.types import InputError, Kept
 
 if TYPE_CHECKING:
@@ -401,6 +403,24 @@ def _require_one_input(trace: Trace, calibration: object) -> None:
             f"calibration must have the dimensions of the example inputs, {tuple(example.shape)} "
             f"but for the first, got {tuple(calibration.shape)}"
         )
+    if calibration.shape[1:] != example.shape[1:] or calibration.dtype != example.dtype:
+        _require_runs(trace.model, calibration, example)
+
+
+def _require_runs(model: nn.Module, calibration: Tensor, example: Tensor) -> None:
+    """Refuses inputs unlike the example that the dense network fails on."""
+    try:
+        with evaluating(model), torch.inference_mode():
+            model(calibration[: len(example)].to(example.device))
+    except Exception as error:
+        raise InputError(
+            f"the network fails on calibration, {_described(calibration)}, where its example "
+            f"inputs are {_described(example)}: {one_line(error)}"
+        ) from error
+
+
+def _described(inputs: Tensor) -> str:
+    return f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
 
 
 def _parts(inputs: Tensor) -> list[Tensor]:

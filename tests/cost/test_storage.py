@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -273,3 +274,10 @@ def test_the_curve_has_a_column_per_format_and_crosses_where_arithmetic_says():
     assert cheaper.tolist() == [True, True, False, False]
     assert (curve["dense fp32"] == 4e6).all()
     assert Csc("x").expected_bits((1000, 1000), 0.1) / 8 == curve["CSC fp32"][0.1]
+
+
+def test_the_weights_of_modules_are_taken_as_they_are():
+    weight = torch.nn.Linear(6, 4).weight
+    taken, array = Storage.of({"fc": weight}, 10), Storage.of({"fc": weight.detach().numpy()}, 10)
+    assert taken.curve([0.05, 0.5]).equals(array.curve([0.05, 0.5]))
+    assert taken.bytes(FORM["bitmap fp32"]) == array.bytes(FORM["bitmap fp32"])

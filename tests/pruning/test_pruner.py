@@ -129,6 +129,22 @@ def test_batch_norms_are_estimated_anew_on_any_number_of_inputs_that_have_a_vari
         assert pruner.prune(policy)[1].running_var.gt(0).all()
 
 
+@pytest.mark.parametrize(
+    ("calibration", "says"),
+    [
+        (torch.zeros(4, 1, 32, 32), r"calibration, \(4, 1, 32, 32\) of float32, where its example"),
+        (torch.zeros(4, 3, 32, 32).double(), r"\(4, 3, 32, 32\) of float64, .* of float32: "),
+    ],
+)
+def test_calibration_that_the_network_fails_on_is_named_with_both_shapes(trace, calibration, says):
+    with pytest.raises(InputError, match=says):
+        Pruner(trace, calibration=calibration)
+
+
+def test_calibration_of_another_size_is_taken_where_the_network_runs_on_it(trace):
+    Pruner(trace, calibration=torch.zeros(4, 3, 24, 24))
+
+
 def test_batchnorm_recalibration_changes_only_the_statistics(trace):
     images = torch.randn(64, 3, 32, 32)
     plain = Pruner(trace)
