@@ -26,6 +26,9 @@ _MEANINGS = {
     "at its latency": "points over uniform at the same measured latency",
     "latency": "ratio to dense",
     "before tuning": "test top-1 % of the same networks without fine-tuning",
+    "search s": "seconds of all its trials, those too that another run had scored before",
+    "wall s": "seconds of the search by the clock; what others had scored takes none, what the "
+    "strategy does between trials counts",
 }
 
 

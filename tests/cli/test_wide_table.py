@@ -58,3 +58,17 @@ def test_sections_stay_apart():
     table.add_row("4", "5", "6")
     shown = list(parts(table, Console(file=io.StringIO(), width=30)))
     assert [[row.end_section for row in part.rows] for part in shown] == [[True, False]] * 2
+
+
+def test_what_names_the_rows_is_folded_before_a_figure_is_cut():
+    table = Table()
+    for heading in ("budget", "strategy", "val score", "over uniform"):
+        table.add_column(heading, no_wrap=True)
+    name = "netadapt, trials=200, scoring.images=512, repair.refine=null, granularity.rounding=4"
+    table.add_row("macs <= 50 %", name, "kl 0.00812", "+1.23 (p < .01)")
+    shown = list(parts(table, Console(file=io.StringIO(), width=80), lead=2))
+    text = "".join(printed(part, 80) for part in shown)
+    assert "…" not in text
+    assert all(cell in text for cell in ("macs <= 50 %", "kl 0.00812", "+1.23 (p < .01)"))
+    assert all(word in text.replace("\n", " ") for word in ("netadapt,", "trials=200,"))
+    assert max(map(len, text.splitlines())) <= 80
