@@ -51,6 +51,8 @@ COSTS = (
 _MOST_RUNS = 200
 #: A sweep's page begins with the best strategy under each of at most so many budgets.
 _MOST_FIGURES = 6
+#: Scores are on the page with six decimals; a plot of less shows none of them.
+_LEAST_RANGE = 1e-4
 _NUMBERS = (
     "test_top1", "validation_top1", "score", "macs_ratio", "latency_ratio", "params_ratio",
     "size_bytes", "energy_mj", "latency_ms", "measured_latency_ms",
@@ -121,7 +123,7 @@ def page_data(paths: Sequence[Path]) -> dict[str, Any]:
         "networks": _networks(found),
         "dense": _dense(runs),
         "runs": [one.groups for one in contents[:_MOST_RUNS]],
-        "searches": search_curves([(one.problem, one.strategy, one.scores) for one in contents]),
+        "searches": _searches(contents),
         "search_note": _search_note(found),
         **_sensitivity(written, contents),
         "benches": timed,
@@ -200,14 +202,27 @@ def _groups(folder: Path, about: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
+def _searches(contents: Sequence[_Contents]) -> list[dict[str, Any]]:
+    """Of every problem; scores that are equal on the page lie in the middle of its plot."""
+    found = search_curves([(one.problem, one.strategy, one.scores) for one in contents])
+    for search in found:
+        low, high = search["range"]
+        if high - low < _LEAST_RANGE:
+            middle, margin = (low + high) / 2, _LEAST_RANGE / 2
+            search["range"] = [middle - margin, middle + margin]
+    return found
+
+
 def _sensitivity(written: dict[str, Any], contents: Sequence[_Contents]) -> dict[str, Any]:
-    """Of the verb, or of the run that tried most groups alone."""
-    if written["sensitivity"] or not contents:
-        return written
-    return max(
-        (one.probes for one in contents),
-        key=lambda probes: sum(len(curve["kept"]) for curve in probes["sensitivity"]),
-    )
+    """Of the verb, or of the run that tried most groups alone; nothing where it is one point."""
+    found = written
+    if _points(written) < 2 and contents:
+        found = max((one.probes for one in contents), key=_points)
+    return found if _points(found) > 1 else {"sensitivity": [], "sensitivity_metric": ""}
+
+
+def _points(curves: Mapping[str, Any]) -> int:
+    return sum(len(curve["kept"]) for curve in curves["sensitivity"])
 
 
 def _missing(shown: Mapping[str, Any]) -> list[str]:

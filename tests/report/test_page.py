@@ -3,7 +3,16 @@ import json
 import pytest
 
 from automl.report.loading import load_runs
-from automl.report.page import _all_contents, _named, page_data, write_page
+from automl.report.page import (
+    _all_contents,
+    _Contents,
+    _missing,
+    _named,
+    _searches,
+    _sensitivity,
+    page_data,
+    write_page,
+)
 from automl.types import InputError
 
 
@@ -79,6 +88,29 @@ def test_curves_are_of_runs_of_one_score_and_one_label(make_run, tmp_path):
     assert {(one.problem.rpartition(", ")[2], one.strategy) for one in contents} == {
         ("kl", "amc"), ("top1", "amc"), ("kl", "amc (acting=0.0)"),
     }  # fmt: skip
+
+
+def content(scores=(), kept=()):
+    curves = [{"group": "g", "kept": list(kept), "damage": [0.1] * len(kept)}] if kept else []
+    probes = {"sensitivity": curves, "sensitivity_metric": "damage (kl)"}
+    return _Contents("p", "amc", {}, list(scores), probes)
+
+
+@pytest.mark.parametrize("score", [0.0, -1e-12, -0.37])
+def test_scores_that_are_all_equal_lie_within_their_plot(score):
+    (search,) = _searches([content([(1, score), (2, score)])])
+    low, high = search["range"]
+    (curve,) = search["curves"]
+    assert low < min(curve["mean"]) <= max(curve["mean"]) < high and high - low >= 1e-4
+
+
+@pytest.mark.parametrize(("kept", "drawn"), [((), 0), ((0.5,), 0), ((0.25, 0.5), 1)])
+def test_the_sensitivity_of_a_single_point_is_missing(kept, drawn):
+    nothing = {"sensitivity": [], "sensitivity_metric": ""}
+    found = _sensitivity(nothing, [content(kept=kept)])
+    assert len(found["sensitivity"]) == drawn
+    shown = {**found, "networks": [], "benches": []}
+    assert any("sensitivity curves" in line for line in _missing(shown)) is not bool(drawn)
 
 
 def test_networks_know_whose_front_they_are_on(make_run, tmp_path):
