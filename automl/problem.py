@@ -42,7 +42,7 @@ from automl.types import CostModel, InputError, Kept, Measurement, Resource, Sco
 
 __all__ = [
     "Plan", "Problem", "Pruner", "Ranker", "SearchStopped", "Trial", "TrialLog", "best",
-    "best_within", "trial_row",
+    "best_within", "limited", "trial_row",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -83,6 +83,34 @@ class Ranker(Protocol):
 
     def unit_scores(self, criterion: str | None, **settings: Any) -> list[Floats]:
         """Scores of every target's units, shape (units,); None is the pruner's criterion."""
+
+
+def limited(
+    budget: Budget,
+    space: Space,
+    cost_models: Mapping[Resource, CostModel],
+    dense_costs: Mapping[str, float],
+) -> Constraints:
+    """The limits of a budget on what a network costs.
+
+    Args:
+        budget: As it was given.
+        space: The counts that may be kept.
+        cost_models: Resource -> cost model.
+        dense_costs: Resource -> cost of the dense network.
+
+    Raises:
+        InputError: A resource has no cost model, or the smallest network breaks a limit.
+    """
+    found = Constraints(cost_models, budget.resolve(dense_costs))
+    try:
+        found.require_reachable(space)
+    except InputError as error:
+        if all(limit.relative for limit in budget.limits):
+            raise
+        hint = "numbers up to 1 are fractions of the dense network"
+        raise InputError(f"{error} ({hint})") from None
+    return found
 
 
 class Problem:
@@ -169,9 +197,8 @@ class Problem:
         self._losses: dict[str, Losses] = {}  # of the trials of a round
         self._cost_models = dict(cost_models)
         self.dense_costs = self.costs(self.space.units)
-        self.limits = self.budget.resolve(self.dense_costs)
-        self._constraints = Constraints(self._cost_models, self.limits)
-        self._constraints.require_reachable(self.space)
+        self._constraints = limited(self.budget, self.space, self._cost_models, self.dense_costs)
+        self.limits = dict(self._constraints.limits)
         self._journal = journal
         self._on_trial = on_trial
         self._max_failures = max_failures

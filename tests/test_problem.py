@@ -131,8 +131,10 @@ def test_several_budgets_hold_at_once():
 
 def test_an_infeasible_budget_is_refused_before_anything_is_scored():
     score = scorer()
-    with pytest.raises(InputError, match=r"macs .* is below the least reachable .* % of dense"):
+    with pytest.raises(InputError, match=r"macs .* is below the least reachable .* % of dense\)$"):
         toy.problem(budget={"macs": 1e-4}, scorer=score)
+    with pytest.raises(InputError, match=r"\(numbers up to 1 are fractions of the dense"):
+        toy.problem(budget={"macs": 2}, scorer=score)
     with pytest.raises(InputError, match=r"budget.latency_ms cannot be held: no cost model"):
         toy.problem(budget={"latency_ms": 3})
     assert score.seen == []
