@@ -18,6 +18,11 @@ from automl.commands.granularity import masked_plan, read_grains, reorder_channe
 from automl.commands.network import complete_network, runs_channels_last, structure
 from automl.commands.scoring_choice import ScoringChoice, chosen
 from automl.commands.settings import Config, instantiate, path
+from automl.commands.untrained import (
+    loads_weights,
+    warn_of_default_data,
+    warn_of_initial_weights,
+)
 from automl.cost import EnergyModel, standard_costs
 from automl.cost.masked import masked_costs
 from automl.data import DataSplits, load_data, split_for
@@ -126,14 +131,14 @@ class Bench:
                 f"data {data.name} has images of shape {found}, model {self.complete.name} takes "
                 f"{wanted}; choose another data=, or set model.input_shape or data.size"
             )
+        warn_of_default_data(self.config)
+        warn_of_initial_weights(self.config)
         return data
 
     def _warn_of_images_seen(self, data: DataSplits) -> None:
         """Says so where nobody knows whether the weights were trained on images held out here."""
-        model = self.config["model"]
-        weights = {**(model.get("kwargs") or {}), "checkpoint": model.get("checkpoint")}
-        trained = any(weights.get(name) for name in ("checkpoint", "weights", "pretrained"))
-        if data.from_train and trained and model.get("trained_on") is None:
+        trained_on = self.config["model"].get("trained_on")
+        if data.from_train and loads_weights(self.config) and trained_on is None:
             print(
                 f"{' and '.join(data.from_train)} images are cut from the training images of "
                 f"{data.name}, which the weights may have seen: model.trained_on=all_train takes "

@@ -31,12 +31,14 @@ from automl.commands.settings import (
 from automl.commands.table import Row as TableRow
 from automl.commands.table import print_table
 from automl.commands.training import codebook_of, schedule_of, tuning_of
+from automl.commands.untrained import warn_of_chance
 from automl.engines import Engine
 from automl.environment import environment
 from automl.finalists import choose, chosen, finalists, searched
+from automl.fitting import Space
 from automl.journal import Journal, Row
 from automl.loggers import Callback, Guarded, SearchInfo
-from automl.problem import Problem, Trial
+from automl.problem import Problem, Trial, limited
 from automl.progress import Progress, progress
 from automl.pruning.granularities import CHANNEL
 from automl.racing import Racing
@@ -163,11 +165,31 @@ class SearchRun:
         if choice.why:
             print(f"trials are scored in {choice.dtype} ({choice.why})", file=sys.stderr)
         scorer = self.bench.scorer  # made first: what it refuses, it refuses before tracing
-        self.problem()
+        problem = self.problem()
+        if problem.within(problem.space.units):
+            print(
+                f"the dense network is within the budget ({problem.budget}): nothing needs to be "
+                "pruned",
+                file=sys.stderr,
+            )
         try:
             scorer.prepare()
         except ScoreError as error:
             raise InputError(f"the dense network cannot be scored: {error}") from error
+
+    def require_reachable(self) -> None:
+        """Makes sure that the budget can be met, as far as that takes no data and no clock.
+
+        Raises:
+            InputError: It cannot, or there is nothing to prune.
+        """
+        bench, budget = self.bench, Budget.parse(self.config["budget"])
+        counted = tuple(one for one in budget.limits if one.resource != "latency_ms")
+        if counted:
+            min_keep = self.config["granularity"]["min_keep"]
+            space = Space.of(bench.plan.targets, bench.rounding, min_keep)
+            dense = {str(name): float(cost(space.units)) for name, cost in bench.costs.items()}
+            limited(Budget(counted), space, bench.costs, dense)
 
     def _search(self, strategy: Strategy, journal: Journal, title: str) -> Finals:
         trials, seed = self.config["trials"], self.config["seed"]
@@ -176,7 +198,9 @@ class SearchRun:
         with progress(trials, title) as shown, logger.to_the_end():
             watch = _Watch(shown, self.config["scoring"]["score"], logger)
             problem = self.problem(journal, watch)
-            _ = problem.dense  # first: where it cannot be scored, nothing can
+            dense = problem.dense  # first: where it cannot be scored, nothing can
+            if not self.known:  # else another cell of the sweep has said it
+                warn_of_chance(self.bench, dense)
             watch.dense, watch.limits = problem.dense_costs, problem.limits
             costs, limits = problem.dense_costs, problem.limits
             if "latency_ms" in limits:
