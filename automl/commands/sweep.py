@@ -22,6 +22,7 @@ from typing import Any
 
 from automl.commands.build import Bench
 from automl.commands.compose import compose, expand
+from automl.commands.depth import blocks_to_remove
 from automl.commands.intact import fault_of, is_finished
 from automl.commands.overview import overview, show_end
 from automl.commands.running import SearchRun, failures_of
@@ -42,6 +43,8 @@ _NOT_BENCH = frozenset(
     "strategy budget trials run_dir baselines finetune codebook max_failures latency_budget_s "
     "choices launcher engine logger overrides".split()
 )
+#: Settings that decide what can be pruned and what it costs.
+_OF_COSTS = ("model", "granularity", "exclude", "energy", "device", "trace_deadline_s")
 #: What the overview and comparisons go by besides settings.
 _OWN_AXES = ("strategy=", "seed=")
 #: Characters of a setting that may stand in a folder's name.
@@ -91,8 +94,8 @@ def run_sweep(overrides: Sequence[str]) -> int:
         overrides: Settings in Hydra's syntax, some with several values.
 
     Raises:
-        InputError: A setting is off in any cell, or the folder cannot be written; nothing has
-            run then.
+        InputError: A setting is off in any cell, a budget out of reach, or the folder cannot be
+            written; nothing has run then.
     """
     folder = Path(_run_dir(overrides))
     if RunFolder(folder).is_run:
@@ -102,9 +105,10 @@ def run_sweep(overrides: Sequence[str]) -> int:
     for cell, config in zip(cells, configs, strict=True):
         with _named(cell):
             SearchRun.of(config)
+    done = [cell for cell in cells if _is_done(cell)]
+    _require_reachable(cells, configs, done)
     launcher = instantiate(configs[0]["launcher"], "launcher")
     _start(folder, [cell.name for cell in cells], overrides)
-    done = [cell for cell in cells if _is_done(cell)]
     print(f"sweep: {folder}, {len(cells)} cells, {len(done)} done before", flush=True)
     for fault in _faults(cells):
         print(f"{fault}: the last phase of its cell runs again, from the trials", flush=True)
@@ -120,6 +124,25 @@ def run_sweep(overrides: Sequence[str]) -> int:
         return exit_code(stop)
     show_end(standing, folder)
     return 1 if standing.failed else 0
+
+
+def _require_reachable(
+    cells: Sequence[Cell], configs: Sequence[Mapping[str, Any]], done: Sequence[Cell]
+) -> None:
+    """Refuses budgets that no network of their cell meets; every network is traced once for it."""
+    benches: dict[str, Bench] = {}
+    for cell, config in zip(cells, configs, strict=True):
+        if cell in done or blocks_to_remove(config):  # which blocks, data decides
+            continue
+        key = digest({name: config[name] for name in _OF_COSTS})
+        try:
+            bench = benches.get(key) or _shared_bench(config)
+            _ = bench.plan, bench.rounding, bench.costs
+        except Exception:  # it says so itself, and stops no other
+            continue
+        benches[key] = bench
+        with _named(cell):
+            replace(SearchRun.of(config), bench=bench).require_reachable()
 
 
 def _start(folder: Path, names: Sequence[str], overrides: Sequence[str]) -> None:

@@ -134,12 +134,13 @@ def test_times_to_compare_for_are_checked(seconds, tmp_path, capsys):
 
 def test_a_failing_cell_stops_no_other_and_says_why(tmp_path, capsys):
     folder = tmp_path / "sweep"
-    settings = [*SMALL, "strategy=uniform", "budget.macs=0.0001,0.5"]
+    own = "package:weights/digits.safetensors"
+    settings = [*SMALL, "strategy=uniform", "budget.macs=0.5", f"model.checkpoint=nowhere.pt,{own}"]
     assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
     out = capsys.readouterr().out
     assert "FAILED: " in out and "1 cells failed" in out
-    reason = json.loads((folder / "budget.macs=0.0001" / FAILED).read_text())["error"]
-    assert "least" in reason
+    reason = json.loads((folder / "model.checkpoint=nowhere.pt" / FAILED).read_text())["error"]
+    assert "nowhere.pt" in reason
     frame = load_runs(folder)
     assert set(frame["status"]) == {"done", "failed"}
     assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
@@ -203,6 +204,7 @@ def test_a_cell_that_runs_elsewhere_is_left_alone(swept, capsys):
     [
         (["seed=0,0"], "two cells of the sweep would be the same"),
         (["strategy=amc,rondom"], "no strategy named 'rondom'"),
+        (["budget.macs=0.5,0.0001"], "budget.macs=0.0001: budget cannot be met: macs "),
         (["trials=5,0"], "trials=0,strategy=random: trials must be a whole number >= 1"),
         (["strategy=random", "strategy.spread=-1,0.5"], "spread must be > 0"),
         (["launcher=slurm", "launcher.minutes=0"], "launcher.minutes must be a whole number >= 1"),
