@@ -37,6 +37,7 @@ _DISK = frozenset({
 #: What is wrong with a file or folder that somebody named.
 _NAMED = frozenset({
     errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR,
+    errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EINVAL, errno.EBUSY,
 })  # fmt: skip
 
 

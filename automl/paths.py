@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,24 +36,71 @@ def cache_dir() -> Path:
 
 
 def why_not_writable(path: Path) -> str | None:
-    """Why nothing can be written at a path, in the system's words; None where it seems to be.
+    """Why nothing can be written at a path, in the system's words; None where it can be.
 
-    To be asked before what takes long, which would be lost.
+    To be asked before what takes long, which would be lost. It is tried: there are places, such as
+    below /proc, that only look writable. Nothing is left of the trial.
 
     Args:
         path: A file or folder, there or not; folders above it may be missing, too.
     """
-    places = (path.absolute(), *path.absolute().parents)
+    whole = path.absolute()
+    places = (whole, *whole.parents)
     try:
         there = next(place for place in places if place.exists())
+        if not there.is_dir():
+            if there != whole:
+                return os.strerror(errno.ENOTDIR)
+            effective = os.access in os.supports_effective_ids
+            if not os.access(there, os.W_OK, effective_ids=effective):
+                return os.strerror(errno.EACCES)
+            there = there.parent  # a file is replaced by a new one beside it
+        missing = places[places.index(there) - 1] if there != whole else there
+        # By its own name, which the file system may not take, where that is still free.
+        probe = missing if not missing.exists() else _sibling(there / "probe")
+        probe.mkdir()
+        probe.rmdir()
     except OSError as error:
         return error.strerror
-    if not there.is_dir() and there != path.absolute():
-        return os.strerror(errno.ENOTDIR)
-    wanted = os.W_OK | os.X_OK if there.is_dir() else os.W_OK
-    effective = os.access in os.supports_effective_ids
-    allowed = os.access(there, wanted, effective_ids=effective)
-    return None if allowed else os.strerror(errno.EACCES)
+    return None
+
+
+def _sibling(path: Path) -> Path:
+    """A new name beside a path, for what is not whole yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``path`` at the end, whole or not at all.
+
+    An empty folder that is there already stays the same folder, as somebody may stand in it: the
+    files move into it one by one.
+
+    Args:
+        path: A folder that is not there yet, or an empty one; those above it are made.
+
+    Raises:
+        OSError: Something cannot be written; it names the place below ``path``.
+    """
+    named, path = path, path.absolute()
+    is_there = path.is_dir()
+    partial = _sibling(path / path.name if is_there else path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        if is_there:
+            for file in partial.iterdir():
+                os.replace(file, path / file.name)
+            partial.rmdir()
+        else:
+            os.replace(partial, path)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(partial), str(named))
+        raise
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -63,11 +113,11 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
         content: The whole content.
 
     Raises:
-        OSError: The directory is missing or not writable; ``path`` is then unchanged.
+        OSError: The directory is missing or not writable; it names ``path``, which is unchanged.
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = _sibling(path)
     try:
         # open() rather than tempfile: the final file gets the mode that the umask asks for.
         with open(partial, "xb") as file:
@@ -75,6 +125,9 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -338,6 +338,11 @@ def _is_leftover(name: str) -> bool:
     return name in before or _PARTIAL.fullmatch(name) is not None
 
 
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of the settings that decide what a run computes."""
+    return _flat(config)
+
+
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value, without what does not identify a run."""
     flat: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from automl.paths import atomic_write, conf_dir, lut_dir, why_not_writable
+from automl.paths import atomic_write, conf_dir, lut_dir, whole_folder, why_not_writable
 
 
 def test_data_directories_exist_in_a_checkout():
@@ -45,9 +45,42 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_directory_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_directory_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
         atomic_write(tmp_path / "absent" / "a", b"x")
+    assert caught.value.filename == str(tmp_path / "absent" / "a")
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "new" / "out"
+    with pytest.raises(OSError, match="No space") as caught, whole_folder(out) as partial:
+        (partial / "first").touch()
+        raise OSError(28, "No space left on device", str(partial / "second"))
+    assert caught.value.filename == str(out / "second")
+    assert list((tmp_path / "new").iterdir()) == []
+    with whole_folder(out) as partial:
+        (partial / "first").touch()
+        assert not out.exists()
+    assert list(out.rglob("*")) == [out / "first"]
+    assert list((tmp_path / "new").iterdir()) == [out]
+
+
+def test_an_empty_folder_stays_the_same_folder_when_it_is_filled(tmp_path):
+    before = tmp_path.stat().st_ino
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path) as partial:
+        (partial / "first").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(tmp_path) as partial:
+        (partial / "first").touch()
+    assert [file.name for file in tmp_path.iterdir()] == ["first"]
+    assert tmp_path.stat().st_ino == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+@pytest.mark.parametrize("name", ["/proc", "/proc/x", "/proc/x/y"])
+def test_places_that_only_look_writable_are_found_out(name):
+    assert why_not_writable(Path(name)) == "No such file or directory"
 
 
 @contextlib.contextmanager

@@ -80,12 +80,15 @@ def show(
     Raises:
         InputError: No run has finished, or a column or folder is not as it must be.
     """
+    from automl.commands.out import check_folder
     from automl.report.comparing import compare
     from automl.report.loading import finals, load_runs, none_finished, problems
     from automl.types import InputError
 
     if seconds is not None and not 0 < seconds < math.inf:
         raise InputError(f"--time must be a number of seconds above 0, got {seconds:g}")
+    if out is not None:
+        check_folder(out)
     runs = load_runs(*paths)
     found = finals(runs)
     if found.empty:

@@ -24,6 +24,22 @@ def check_new_folder(out: Path, name: str = "--out") -> None:
         raise InputError(f"{name} {out} cannot be made: {reason}")
 
 
+def check_folder(out: Path, name: str = "--out") -> None:
+    """Refuses a folder, there or not, that nothing can be written into.
+
+    Args:
+        out: The folder.
+        name: The option or setting that it was given by.
+
+    Raises:
+        InputError: It is a file, or cannot be made or written into.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{name} {out} is a file; name a folder")
+    if (reason := why_not_writable(out)) is not None:
+        raise InputError(f"{name} {out} cannot be written into: {reason}")
+
+
 def check_file(out: Path, *, new: bool = False) -> None:
     """Refuses a file that cannot be written.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import glob
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.commands.options import add_override_arguments
+from automl.signals import exit_code, word
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     config, policy = compose(args.overrides), None
     out = _folder(args.out, config)
-    _check(config, out, args.policy is not None)
+    _check(config, out or _new_folder(config), args.policy is not None)
     if args.policy is not None:
         from automl.policy_csv import load_policy
 
@@ -53,34 +55,71 @@ def run(args: argparse.Namespace) -> int:
     return execute(config, out, policy)
 
 
-def _folder(out: Path | None, config: Mapping[str, Any]) -> Path:
-    """Where to write: --out, run_dir=, or a new folder below runs/, named after what runs."""
-    from datetime import datetime
-
+def _folder(out: Path | None, config: Mapping[str, Any]) -> Path | None:
+    """Where to write: --out or run_dir=; None where that was not said."""
     from automl.commands.settings import run_dir
     from automl.types import InputError
 
     if out is not None and config["run_dir"] is not None:
         raise InputError("prune writes to --out DIR or run_dir=DIR; give one of them")
+    return out or run_dir(config)
+
+
+def _new_folder(config: Mapping[str, Any]) -> Path:
+    """A new folder below runs/, named after what runs."""
+    from datetime import datetime
+
+    return Path(f"{_start_of_name(config)}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _start_of_name(config: Mapping[str, Any]) -> str:
     model = str(config["model"]["name"]).replace(":", ".").rpartition(".")[2]
-    grain = config["granularity"]["name"]
-    return out or run_dir(config) or Path(f"runs/{model}-{grain}-{datetime.now():%Y%m%d-%H%M%S}")
+    return f"runs/{model}-{config['granularity']['name']}"
 
 
-def execute(config: Mapping[str, Any], out: Path, policy: Policy | None) -> int:
+def execute(config: Mapping[str, Any], out: Path | None, policy: Policy | None) -> int:
     """Prunes by a policy, or by the ratio in the settings.
+
+    Args:
+        config: The resolved configuration.
+        out: The folder to write; None: a new one below runs/.
+        policy: What is kept; None: as ``ratio`` says.
+
+    Returns:
+        0, or 130 or 143 where it was interrupted or terminated.
 
     Raises:
         InputError: Both or neither are given, the policy is of another network, or ``out`` is
             not free.
     """
-    _check(config, out, policy is not None)
+    folder = out or _new_folder(config)
+    _check(config, folder, policy is not None)
 
     from automl.commands.build import Bench
     from automl.commands.settings import set_up_process
 
     set_up_process(config)
-    return _Pruning.of(Bench(config), policy).run(out)
+    pruning = _Pruning.of(Bench(config), policy)
+    # A name of its own, whatever it is called from here. The time is in the name of a new folder:
+    # the same command would not find its checkpoints again.
+    start = folder.absolute() if out is not None else pruning.start_of_checkpoints.absolute()
+    checkpoints = start.with_name(f"{start.name}.training")
+    try:
+        return pruning.run(folder, checkpoints)
+    except KeyboardInterrupt as stop:
+        begun = _begun(checkpoints)
+        hint = f"; go on with: the same command, which finds {begun}" if begun else ""
+        print(f"\nprunepilot: {word(stop)}{hint}", file=sys.stderr)
+        return exit_code(stop)
+
+
+def _begun(checkpoints: Path) -> Path | None:
+    """The last that a run which was cut has left, as a person in the current folder names it."""
+    left = sorted(checkpoints.parent.glob(f"{glob.escape(checkpoints.name)}-*"))
+    if not left:
+        return None
+    here = Path.cwd()
+    return left[-1].relative_to(here) if left[-1].is_relative_to(here) else left[-1]
 
 
 def _check(config: Mapping[str, Any], out: Path, has_policy: bool) -> None:
@@ -138,10 +177,24 @@ class _Pruning:
         policy.check(found.targets, bench.pruner_of(found).model_hash)
         return cls(bench, found, policy)
 
-    def run(self, out: Path) -> int:
+    @property
+    def start_of_checkpoints(self) -> Path:
+        """A path that all runs have in common which train the same, and no others."""
+        from automl.hashing import digest, weights_hash
+        from automl.runs import identity, to_yaml
+
+        settings = to_yaml(identity(self.bench.config))
+        name = digest(settings, weights_hash(self.bench.loaded.model), self.policy.key)[:12]
+        return Path(f"{_start_of_name(self.bench.config)}-{name}")
+
+    def run(self, out: Path, checkpoints: Path) -> int:
         """Prunes, trains, measures and saves.
 
-        Training that was cut goes on where it was, from checkpoints beside ``out``.
+        Training that was cut goes on where it was.
+
+        Args:
+            out: The folder to write.
+            checkpoints: Start of the paths of the checkpoints, beside ``out``.
         """
         from automl.commands.refined import forget, kept
         from automl.commands.training import (
@@ -159,11 +212,9 @@ class _Pruning:
         schedule = schedule_of(self.bench.config, grains_of(self.policy), tuning.epochs)
         pruner = self.bench.refining_pruner_of(self.plan)
         policy = with_units(pruner, self.policy)
-        whole = out.absolute()  # a name of its own, whatever it is called from here
-        checkpoints = whole.with_name(f"{whole.name}.training")
         trains = tuning.epochs > 0 or (codebook is not None and codebook.epochs > 0)
         if trains:
-            whole.parent.mkdir(parents=True, exist_ok=True)
+            checkpoints.parent.mkdir(parents=True, exist_ok=True)
         remembered = trains and self.bench.refines
         first = kept(checkpoints, self.bench, pruner, policy) if remembered else None
         networks = {**self._dense(), "pruned": pruner.prune(policy) if first is None else first}
@@ -177,10 +228,9 @@ class _Pruning:
             networks["shared weights"] = with_shared_weights(
                 self.bench, last, codebook, "pruned", own
             )
-        _make(out)
         self._save(out, list(networks.values())[-1], policy)
-        for checkpoint in whole.parent.glob(f"{glob.escape(checkpoints.name)}-*.pt"):
-            checkpoint.unlink()
+        for checkpoint in checkpoints.parent.glob(f"{glob.escape(checkpoints.name)}-*.pt"):
+            checkpoint.unlink(missing_ok=True)  # the same command may run twice
         forget(checkpoints)
         self._show(networks, policy)
         form = "a graph module" if self._needs_graph(policy) else "the model's own classes"
@@ -201,10 +251,14 @@ class _Pruning:
 
     def _save(self, out: Path, network: nn.Module, policy: Policy) -> None:
         from automl.model_folder import save_pruned
+        from automl.paths import whole_folder
 
         dense, known = self.bench.loaded, "data" in vars(self.bench)
         normalisation = self.bench.normalisation if known else {}
-        save_pruned(out, network, dense=dense, plan=self.plan, policy=policy, **normalisation)
+        with whole_folder(out) as partial:
+            save_pruned(
+                partial, network, dense=dense, plan=self.plan, policy=policy, **normalisation
+            )
 
     def _show(self, networks: Mapping[str, nn.Module], policy: Policy) -> None:
         """Prints costs and, where there is data that fits, accuracy."""
@@ -249,12 +303,3 @@ def policy_from_settings(bench: Bench) -> Policy:
         return pruner.policy(global_counts(pruner, ratio, settings["min_keep"]))
     kept = counts_from_ratios(pruner.plan, ratio, rounding, settings["min_keep"])
     return pruner.policy(kept)
-
-
-def _make(folder: Path) -> None:
-    from automl.types import InputError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be made: {error.strerror}") from error

@@ -208,15 +208,15 @@ def _cell(size: float, is_least: bool) -> str:
 
 def _write(folder: Path, curve: pd.DataFrame, name: str) -> None:
     """The table as CSV, and the plot."""
-    from automl.paths import atomic_write
+    from automl.paths import atomic_write, whole_folder
     from automl.types import InputError
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / TABLE, curve.to_csv())
-        written = [TABLE]
-        if _plot(folder / PLOT, curve, name):
-            written.append(PLOT)
+        with whole_folder(folder) as partial:
+            atomic_write(partial / TABLE, curve.to_csv())
+            written = [TABLE]
+            if _plot(partial / PLOT, curve, name):
+                written.append(PLOT)
     except OSError as error:
         raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
     print(f"wrote {folder} ({', '.join(written)})")

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{_inside(bench.plan)}")
     if args.out is not None:
         try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(args.out, trace.plan.to_json())
         except OSError as error:
             raise InputError(f"--out {args.out} cannot be written: {error.strerror}") from error

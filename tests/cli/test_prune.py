@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+from pathlib import Path
 
 import pytest
 import torch
 
+from automl.commands.build import Bench
 from automl.commands.compose import compose
+from automl.commands.prune import _Pruning
 from automl.commands.training import BenchTraining
 from automl.model_folder import load_pruned
 from automl.pruning.masks import masks_of, sparsity
@@ -63,6 +67,82 @@ def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, monkeypatch):
     assert not (tmp_path / "cut.training-1.pt").exists()
     ours, theirs = (load_pruned(folder).state_dict() for folder in (out, tmp_path / "whole"))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_training_of_a_folder_without_a_name_goes_on_with_the_same_command(
+    cli, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("prune", *QUICK, "ratio=.5", "finetune=short", "finetune.epochs=2")
+    report = BenchTraining._report
+
+    def interrupted(self, row, epochs, last):
+        report(self, row, epochs, last)
+        if row.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchTraining, "_report", interrupted)
+        cut = cli(*arguments)
+        assert cut.code == 130
+        (checkpoint,) = (tmp_path / "runs").iterdir()
+        name = checkpoint.relative_to(tmp_path)
+        hint = f"prunepilot: interrupted; go on with: the same command, which finds {name}\n"
+        assert cut.err.endswith(hint)
+        assert cli(*arguments, "seed=1").code == 130  # it is another run, which begins
+        assert len(list((tmp_path / "runs").iterdir())) == 2
+    result = cli(*arguments)
+    assert result.code == 0, result.err
+    assert "2/2" in result.err and "1/2" not in result.err
+    assert not checkpoint.exists()
+
+
+def test_a_full_disk_leaves_no_half_folder_and_the_same_command_goes_on(cli, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("prune", *QUICK, "ratio=.5", "finetune=short", "finetune.epochs=1", "--out", out)
+    whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filled(*_, **__):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, whole[1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        save = _Pruning._save
+        patch.setattr(_Pruning, "_save", lambda *given: (filled(), save(*given)))
+        try:
+            full = cli(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+    assert full.code == 1
+    assert f"failed: {out / 'plan.json'}: File too large; what is finished is kept" in full.err
+    assert [file.name for file in tmp_path.iterdir()] == ["out.training-1.pt"]
+    again = cli(*arguments)
+    assert again.code == 0 and "fine-tuning pruned 1/1" not in again.err
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prune", "model=digits", "ratio=.5", "finetune=short", "--out"),
+        ("storage", "model=digits", "--out"),
+        ("trace", "model=digits", "--out"),
+        ("bench", "model=digits", "ratio=.5", "--out"),
+        ("compare", "runs", "--out"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_places_that_only_look_writable_are_refused_before_anything_is_computed(
+    cli, monkeypatch, arguments
+):
+    def computed(*_):
+        raise AssertionError("something is computed")
+
+    monkeypatch.setattr(Bench, "loaded", property(computed))
+    result = cli(*arguments, "/proc/x")
+    assert result.code == 2
+    assert "--out /proc/x cannot be" in result.err and "No such file" in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 def test_the_current_folder_can_be_pruned_into(cli, tmp_path, monkeypatch):
