@@ -288,7 +288,7 @@ class _Pruning:
 
 
 def policy_from_settings(bench: Bench) -> Policy:
-    """The policy of ``ratio=``."""
+    """The policy of ``ratio=``; says where ``granularity.rounding`` makes it another ratio."""
     from automl.commands.settings import whole
     from automl.pruning.pruner import Pruner, policy_from_ratios
     from automl.pruning.sparse_pruner import counts_from_ratios, global_counts
@@ -298,8 +298,49 @@ def policy_from_settings(bench: Bench) -> Policy:
     ratio = 0.0 if ratio is None else ratio  # depth alone
     rounding = whole(settings, "granularity.rounding", 1) if "rounding" in settings else 1
     if isinstance(pruner, Pruner):
-        return policy_from_ratios(pruner, ratio, rounding)
+        policy = policy_from_ratios(pruner, ratio, rounding)
+        _tell_of_rounding(pruner.plan, policy, ratio, rounding)
+        return policy
     if settings["scope"] == "global":
         return pruner.policy(global_counts(pruner, ratio, settings["min_keep"]))
     kept = counts_from_ratios(pruner.plan, ratio, rounding, settings["min_keep"])
-    return pruner.policy(kept)
+    policy = pruner.policy(kept)
+    if settings["min_keep"] == 0:  # else that is what keeps more
+        _tell_of_rounding(pruner.plan, policy, ratio, rounding)
+    return policy
+
+
+def _tell_of_rounding(
+    plan: IndexPlan | MaskedPlan,
+    policy: Policy,
+    ratio: float | Mapping[str, float],
+    rounding: int,
+) -> None:
+    """One line where the nearest multiple is further from the ratio than half a step.
+
+    Neither nothing nor everything is kept, so that the nearest may be out of bounds.
+    """
+    from automl.fitting import round_ratio, step_for
+    from automl.pruning.grains import is_inside
+
+    if isinstance(ratio, Mapping):
+        asked = {plan.target_index(name): one for name, one in ratio.items()}
+    else:
+        asked = dict.fromkeys(range(len(plan.targets)), ratio)
+    kept, removed = policy.kept(plan.targets), []
+    for index, one in asked.items():
+        target = plan.targets[index]
+        if is_inside(target.kind) or target.kind == "head" or not one or target.units == 1:
+            continue
+        far = abs(int(kept[index]) - (1 - one) * target.units)
+        nearer = abs(round_ratio(one, target.units, 1) - (1 - one) * target.units)
+        if far > max(step_for(target.units, rounding) / 2, nearer):
+            removed.append(100 * (1 - int(kept[index]) / target.units))
+    if removed:
+        least, most = f"{min(removed):.3g}", f"{max(removed):.3g}"
+        share = most if least == most else f"{least} to {most}"
+        print(
+            f"ratio={ratio}: granularity.rounding={rounding} removes {share} % instead "
+            f"({len(removed)} of {len(asked)} targets); granularity.rounding=1 comes nearer",
+            file=sys.stderr,
+        )

@@ -145,6 +145,19 @@ def test_places_that_only_look_writable_are_refused_before_anything_is_computed(
     assert len(result.err.splitlines()) == 1
 
 
+def test_what_rounding_leaves_of_a_ratio_is_said_where_it_is_far_from_it(cli, tmp_path):
+    def said(name, *arguments):
+        result = cli("prune", *QUICK, "repair=none", *arguments, "--out", tmp_path / name)
+        assert result.code == 0, result.err
+        return result.err
+
+    line = "ratio=0.99: granularity.rounding=8 removes 75 to 87.5 % instead (8 of 8 targets); "
+    assert said("a", "ratio=.99") == f"{line}granularity.rounding=1 comes nearer\n"
+    assert "removes 75 % instead (1 of 1 targets)" in said("b", "ratio={blocks.0.conv1: .99}")
+    for number, quiet in enumerate(["ratio=.7", "ratio=.99 granularity.rounding=1", "ratio=0"]):
+        assert said(str(number), *quiet.split()) == ""
+
+
 def test_the_current_folder_can_be_pruned_into(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("prune", *QUICK, "ratio=.5", "repair=none", "--out", ".")
