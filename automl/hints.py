@@ -13,5 +13,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         For example ``"did you mean 'macs'?"`` or ``"there are macs, params"``.
     """
     names = [str(one) for one in known]
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near is not None else f"there are {', '.join(names)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like it; None where none is."""
+    return next(iter(get_close_matches(str(name), list(known), n=1, cutoff=0.5)), None)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from automl.commands.options import ROOT, default_choices, groups
 from automl.commands.shape import MISSING, misshapen, require_representable
 from automl.conf_files import conf_files
-from automl.hints import did_you_mean
+from automl.hints import did_you_mean, nearest
 from automl.paths import conf_dir
 from automl.trust import check_typed
 from automl.types import InputError
@@ -198,7 +198,18 @@ def _check_key(override: Override, known: DictConfig) -> None:
     if others:
         owners = f"{group}={' and '.join(others)}"
         raise InputError(f"{key} is a setting of {owners}; add {group}={others[0]} to set it")
-    raise InputError(f"no setting named {key!r}; {did_you_mean(key, keys)}")
+    near = nearest(key, keys)
+    hint = f"did you mean {near!r}?" if near is not None else _beside(key, keys)
+    raise InputError(f"no setting named {key!r}; {hint}")
+
+
+def _beside(key: str, keys: Sequence[str]) -> str:
+    """The settings of a key's section; all sections where that is none."""
+    section = key.rpartition(".")[0]
+    start = f"{section}." if section in keys else ""
+    there = [one for one in keys if one.startswith(start) and "." not in one[len(start) :]]
+    names = [one for one in there if not one.endswith("_target_")]
+    return f"there are {', '.join(names)} (see --help)"
 
 
 def _has(file: str, key: str) -> bool:

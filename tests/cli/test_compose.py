@@ -58,3 +58,13 @@ def test_every_experiment_composes():
 def test_a_missing_value_is_told_by_name():
     with pytest.raises(InputError, match="seed"):
         compose(["seed=???"])
+
+
+def test_a_setting_that_is_near_none_is_told_the_sections_not_all_settings():
+    with pytest.raises(InputError, match=r"no setting named 'a'; there are model, data,") as told:
+        compose(["a=b"])
+    assert "see --help" in str(told.value) and len(str(told.value)) < 500
+    assert "budget.macs" not in str(told.value)
+    with pytest.raises(InputError, match=r"there are finetune\.epochs, ") as told:
+        compose(["finetune.qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq=1"])
+    assert "budget" not in str(told.value)
