@@ -212,11 +212,12 @@ def _call(factory: str, function: Any, kwargs: Mapping[str, Any]) -> nn.Module:
     except (Exception, SystemExit) as error:
         if behind(error) is not None:  # likewise
             raise
-        if isinstance(error, refusals) and (kwargs or not called):
+        if not called or (isinstance(error, refusals) and kwargs and not place_of(error)):
             first = (str(error) or type(error).__name__).splitlines()[0]
             text = f"does not take model.kwargs {dict(kwargs)}: {first}"
         else:
-            text = f"raised {one_line(error)}{place_of(error)}"
+            given = f", given model.kwargs {dict(kwargs)}" if kwargs else ""
+            text = f"raised {one_line(error)}{place_of(error)}{given}"
         raise InputError(f"model.factory {factory} {text}") from error
     if not isinstance(model, nn.Module):
         raise InputError(

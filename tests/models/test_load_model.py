@@ -116,6 +116,21 @@ def test_factories_that_fail_or_return_something_else_are_refused():
         load_model(f"{__name__}:not_a_module", input_shape=[3, 2, 2])
 
 
+def of_width(width=8):
+    return torch.nn.Linear(width // 2, 3)
+
+
+def test_the_signature_is_blamed_only_for_what_it_does_not_take():
+    own = f"{__name__}:of_width"
+    with pytest.raises(InputError, match=r"does not take model\.kwargs {'widt': 8}"):
+        load_model(own, kwargs={"widt": 8}, input_shape=[4])
+    inside = (
+        r"of_width raised TypeError: .* \(.*\.py, line \d+\), given model\.kwargs {'width': 'a'}"
+    )
+    with pytest.raises(InputError, match=inside):
+        load_model(own, kwargs={"width": "a"}, input_shape=[4])
+
+
 @pytest.mark.parametrize(
     "error", ["RuntimeError", "AttributeError", "KeyError", "OSError", "SystemExit", "ValueError"]
 )
