@@ -112,7 +112,7 @@ class LiveOverview(Overview):
             for entry, count in running[:_NAMED]
         ]
         if len(running) > _NAMED:
-            lines.append(Text(f"... and {len(running) - _NAMED} more cells"))
+            lines.append(Text(f"... and {_cells(len(running) - _NAMED, 'more ')}"))
         return Group(_table(self._standing), *lines)
 
 
@@ -122,7 +122,7 @@ def _table(standing: Standing) -> Table:
     from rich.text import Text
 
     passed = duration(time.monotonic() - standing.started)
-    state = f"{standing.ended} of {standing.total} cells finished, {standing.failed} failed"
+    state = f"{standing.ended} of {_cells(standing.total)} finished, {standing.failed} failed"
     title = f"{state}, {passed} so far{_left(standing)}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("best test top-1 %")
@@ -144,6 +144,10 @@ def _left(standing: Standing) -> str:
     return "" if left is None else f", about {duration(left)} left"
 
 
+def _cells(count: int, which: str = "") -> str:
+    return f"{count} {which}{'cell' if count == 1 else 'cells'}"
+
+
 def _percent(top1: float | None) -> str:
     return "-" if top1 is None else f"{100 * top1:.2f}"
 
@@ -155,4 +159,4 @@ def show_end(standing: Standing, folder: Path) -> None:
     if standing.failed < standing.total:
         compare.show([folder])
     if standing.failed:
-        print(f"{standing.failed} cells failed (failed.json says why); run the command again")
+        print(f"{_cells(standing.failed)} failed (failed.json says why); run the command again")

@@ -12,6 +12,7 @@ from automl.commands.settings import Config, flag, instantiate, seed_of, whole
 from automl.data.split import stratified
 from automl.plan import IndexPlan
 from automl.pruning.criteria import Context
+from automl.pruning.criteria.context import in_words
 from automl.pruning.masked_plan import MaskedPlan
 from automl.pruning.pruner import Pruner
 from automl.pruning.refine import Refinement
@@ -187,7 +188,7 @@ def _train_under(
     data = bench.data
 
     def report(row: EpochRow) -> None:
-        line = f"training under {penalty.name} {row.epoch}/{tuning.epochs}"
+        line = f"training under {in_words(penalty.name)} {row.epoch}/{tuning.epochs}"
         print(f"{line}, loss {row.train_loss:.4f}", file=sys.stderr, flush=True)
 
     finetune(

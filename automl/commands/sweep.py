@@ -109,7 +109,8 @@ def run_sweep(overrides: Sequence[str]) -> int:
     _require_reachable(cells, configs, done)
     launcher = instantiate(configs[0]["launcher"], "launcher")
     _start(folder, [cell.name for cell in cells], overrides)
-    print(f"sweep: {folder}, {len(cells)} cells, {len(done)} done before", flush=True)
+    number = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
+    print(f"sweep: {folder}, {number}, {len(done)} done before", flush=True)
     for fault in _faults(cells):
         print(f"{fault}: the last phase of its cell runs again, from the trials", flush=True)
     standing = _standing(cells, configs, done)

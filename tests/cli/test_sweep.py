@@ -138,7 +138,7 @@ def test_a_failing_cell_stops_no_other_and_says_why(tmp_path, capsys):
     settings = [*SMALL, "strategy=uniform", "budget.macs=0.5", f"model.checkpoint=nowhere.pt,{own}"]
     assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
     out = capsys.readouterr().out
-    assert "FAILED: " in out and "1 cells failed" in out
+    assert "FAILED: " in out and "\n1 cell failed" in out
     reason = json.loads((folder / "model.checkpoint=nowhere.pt" / FAILED).read_text())["error"]
     assert "nowhere.pt" in reason
     frame = load_runs(folder)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from automl import registry
 from automl.plan import IndexPlan
-from automl.pruning.criteria.context import Context, Loss, Need, cross_entropy, require
+from automl.pruning.criteria.context import Context, Loss, Need, cross_entropy, in_words, require
 from automl.types import InputError
 
 __all__ = [
@@ -114,7 +114,8 @@ class ElementCriterion(ABC):
     def _finite(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         for weight, values in found.items():
             if not bool(values.isfinite().all()):
-                raise InputError(f"criterion {self.name} is not finite for {weight!r}{_CAUSES}")
+                name = in_words(self.name)
+                raise InputError(f"criterion {name} is not finite for {weight!r}{_CAUSES}")
         return found
 
     def __call__(self, context: Context) -> Scores:
@@ -147,8 +148,8 @@ class UnitCriterion(ABC):
             InputError: Always.
         """
         raise InputError(
-            f"criterion {self.name} scores whole channels and heads, not single weights; with a "
-            "finer granularity choose one that does, such as l1, wanda or taylor"
+            f"criterion {in_words(self.name)} scores whole channels and heads, not single weights; "
+            "with a finer granularity choose one that does, such as l1, wanda or taylor"
         )
 
     def __call__(self, context: Context) -> Scores:
@@ -158,7 +159,7 @@ class UnitCriterion(ABC):
         for values, target in zip(scores, context.plan.targets, strict=True):
             if not np.isfinite(values).all():
                 raise InputError(
-                    f"criterion {self.name} is not finite for {target.name!r}{_CAUSES}"
+                    f"criterion {in_words(self.name)} is not finite for {target.name!r}{_CAUSES}"
                 )
         return scores
 

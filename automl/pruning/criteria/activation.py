@@ -22,6 +22,7 @@ from automl.plan_axes import Axis
 from automl.pruning.criteria import Context, Scores, UnitCriterion, by_target
 from automl.pruning.criteria.activations import LayerUse, layer_uses, observe
 from automl.pruning.criteria.checks import OnInputs
+from automl.pruning.criteria.context import in_words
 from automl.types import InputError
 
 
@@ -99,8 +100,8 @@ def _read_means(
     unread = [t.name for t, n in zip(plan.targets, by_target(plan, times), strict=True) if 0 in n]
     if unread:
         raise InputError(
-            f"criterion {name} looks at what linear layers and convolutions read, and none reads "
-            f"{_listed(unread)}; exclude it, or choose a criterion such as l2 or taylor"
+            f"criterion {in_words(name)} looks at what linear layers and convolutions read, and "
+            f"none reads {_listed(unread)}; exclude it, or choose a criterion such as l2 or taylor"
         )
     return by_target(plan, totals[:-1] / times[:-1])
 

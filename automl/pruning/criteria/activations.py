@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from automl.graph.interpret import ProgramRun
 from automl.hashing import digest
 from automl.plan import IndexPlan, Instruction, LayerPlan
-from automl.pruning.criteria.context import Context
+from automl.pruning.criteria.context import Context, in_words
 from automl.pruning.geometry import Geometry, geometry_of
 from automl.types import InputError
 
@@ -157,8 +157,8 @@ def require_uses(name: str, context: Context, weights: Sequence[str]) -> list[La
     missing = sorted(set(weights) - {use.weight for use in uses})
     if missing:
         raise InputError(
-            f"criterion {name} sees the inputs of linear layers and convolutions only, not of "
-            f"{', '.join(missing)}; exclude them, or choose a criterion such as l2 or taylor"
+            f"criterion {in_words(name)} sees the inputs of linear layers and convolutions only, "
+            f"not of {', '.join(missing)}; exclude them, or choose a criterion such as l2 or taylor"
         )
     return uses
 

@@ -202,6 +202,12 @@ def require(criterion: Criterion, context: Context) -> None:
     if "labels" in missing:
         missing = ["labels"]  # says both
     if missing:
-        raise InputError(f"criterion {criterion.name} needs {_WHAT_TO_GIVE[missing[0]]}")
+        raise InputError(f"criterion {in_words(criterion.name)} needs {_WHAT_TO_GIVE[missing[0]]}")
     if "data" in criterion.needs and not context.inputs_are_finite:
-        raise InputError(f"criterion {criterion.name}: the calibration data hold NaN or infinity")
+        name = in_words(criterion.name)
+        raise InputError(f"criterion {name}: the calibration data hold NaN or infinity")
+
+
+def in_words(name: str) -> str:
+    """A criterion's name as people know it: without the settings, which journals need."""
+    return name.partition("(")[0]
