@@ -27,7 +27,11 @@ def summarise(trace: Trace) -> str:
     parts = [layers, "", f"{len(trace.groups)} prunable groups", groups]
     if trace.frozen:
         frozen = text_table(("frozen", "because"), [(f.name, f.reason) for f in trace.frozen])
-        parts += ["", f"{len(trace.frozen)} frozen parts", frozen]
+        parts += [
+            "",
+            f"{len(trace.frozen)} frozen part{'' if len(trace.frozen) == 1 else 's'}",
+            frozen,
+        ]
     parts += ["", totals(trace)]
     return "\n".join(parts)
 
