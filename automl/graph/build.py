@@ -14,8 +14,9 @@ from torch.fx import Node
 
 from automl.graph.export import Exported, module_path
 from automl.graph.form import OpenSize
+from automl.graph.lift import owner_of
 from automl.graph.ops.step import Layer, Length, Rewrite, bound_arguments
-from automl.graph.program import ProgramWriter, owner_of
+from automl.graph.program import ProgramWriter
 from automl.graph.propagate import Propagated
 from automl.plan import IndexPlan, LayerPlan, ModulePatch, TensorPlan
 from automl.plan_axes import Axis, IntArray, count_axis

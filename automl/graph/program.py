@@ -1,8 +1,7 @@
 """The exported graph as plain instructions, with layers lifted back to modules.
 
-Exported graphs call operators on bare parameters and freeze batch norm and dropout in the mode
-they were exported in. Lifting turns those calls into calls of real modules under the user's own
-names, so that the graph form trains, saves and loads like the original.
+Calls of operators become calls of real modules under the user's own names (``automl.graph.lift``),
+so that the graph form trains, saves and loads like the original.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.fx import Node
 
 from automl.graph.export import Exported, module_path, shape_of
 from automl.graph.inputs import Place, argument_names
+from automl.graph.lift import lift, multihead_dropout
 from automl.graph.ops.step import Rewrite, bound_arguments, operator_name
 from automl.plan import Instruction
 from automl.types import InputError
@@ -32,124 +32,7 @@ Resolver = Callable[[Rewrite], Any]
 BATCH_SIZE = "batch_size"
 _DROPPED = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size",
             "sym_constrain_range", "_assert_async")  # fmt: skip
-#: Operators that stand for a call of a module: the class, and which settings must be its own.
-_LIFTED: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "conv1d": (nn.Conv1d, ()),
-    "conv2d": (nn.Conv2d, ()),
-    "conv3d": (nn.Conv3d, ()),
-    "conv_transpose1d": (nn.ConvTranspose1d, ("output_padding",)),
-    "conv_transpose2d": (nn.ConvTranspose2d, ("output_padding",)),
-    "conv_transpose3d": (nn.ConvTranspose3d, ("output_padding",)),
-    "linear": (nn.Linear, ()),
-    "layer_norm": (nn.LayerNorm, ("eps",)),
-    "group_norm": (nn.GroupNorm, ("num_groups", "eps")),
-    "embedding": (nn.Embedding, ()),
-    "prelu": (nn.PReLU, ()),
-}
-_CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups")
 _VIEWS = ("view", "reshape", "_unsafe_view")
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-
-
-@dataclass(frozen=True)
-class Lifted:
-    """A call of a module that replaces an operator."""
-
-    path: str
-    data: Node
-
-
-def owner_of(node: Node, exported: Exported, model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Path and module whose ``weight`` (or running mean) the operator reads."""
-    arguments = bound_arguments(node)
-    for key in ("weight", "running_mean"):
-        source = arguments.get(key)
-        if isinstance(source, Node) and source.name in exported.tensors:
-            dotted = exported.tensors[source.name][0]
-            if dotted is not None and dotted.rpartition(".")[2] == key:
-                path = exported.home(dotted, node)
-                return path, model.get_submodule(path)
-    return None
-
-
-def lift(node: Node, exported: Exported, model: nn.Module) -> Lifted | None:
-    """The module call an operator stands for, None if there is none."""
-    name = operator_name(node)
-    arguments = bound_arguments(node)
-    if name in ("dropout", "feature_dropout", "alpha_dropout"):
-        path = module_path(node)
-        is_free = isinstance(arguments["input"], Node) and path not in exported.hooked
-        if is_free and _is_dropout(model, path):
-            return Lifted(path, arguments["input"])
-        return None
-    owner = owner_of(node, exported, model)
-    if owner is None:
-        return None
-    path, module = owner
-    if path in exported.hooked:  # what its hooks do is in the graph, and would be done twice
-        return None
-    is_its_call = _is_batch_norm if name == "batch_norm" else _is_plain
-    if not (is_its_call(module, name, arguments) and _same_tensors(module, arguments, exported)):
-        return None
-    data = arguments["indices" if name == "embedding" else "self" if name == "prelu" else "input"]
-    return Lifted(path, data)
-
-
-def _is_dropout(model: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(model.get_submodule(path), _DROPOUTS)
-    except AttributeError:
-        return False
-
-
-def _attention_dropout(model: nn.Module, path: str) -> float:
-    """Of a multihead attention, whose functional form leaves it out; 0 for any other module."""
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        return 0.0
-    return float(module.dropout) if isinstance(module, nn.MultiheadAttention) else 0.0
-
-
-def _is_batch_norm(module: nn.Module, name: str, arguments: dict[str, Any]) -> bool:
-    """Whether it is or quacks like a batch norm that would do what the operator does."""
-    fields = ("running_mean", "running_var", "eps", "momentum", "num_features")
-    if not all(hasattr(module, field) for field in fields):
-        return False
-    uses_batch = module.running_mean is None
-    return bool(arguments["eps"] == module.eps and arguments["training"] == uses_batch)
-
-
-def _is_plain(module: nn.Module, name: str, arguments: dict[str, Any]) -> bool:
-    """Whether the module, called by itself, would do what the operator does."""
-    cls, settings = _LIFTED.get(name, (None, ()))
-    if cls is None or type(module).forward is not cls.forward:
-        return False
-    if name.startswith("conv"):
-        settings = (*_CONVOLUTION_SETTINGS, *settings)
-    return all(_same(arguments.get(key), getattr(module, key)) for key in settings)
-
-
-def _same(here: Any, there: Any) -> bool:
-    """Whether a setting is the module's; lists of one stand for as many as there are."""
-    if not isinstance(here, (list, tuple)) or isinstance(there, str):
-        return bool(here == there)
-    expected = [there] * len(here) if isinstance(there, int) else list(there)
-    return list(here) == expected or (len(here) == 1 and set(expected) == set(here))
-
-
-def _same_tensors(module: nn.Module, arguments: dict[str, Any], exported: Exported) -> bool:
-    """Whether weight and bias are the module's own, not computed or another's."""
-    for key in ("weight", "bias"):
-        node = arguments.get(key)
-        has = getattr(module, key, None) is not None
-        if has != isinstance(node, Node):
-            return False
-        if isinstance(node, Node):
-            _, tensor = exported.tensors.get(node.name, (None, None))
-            if tensor is not getattr(module, key):
-                return False
-    return True
 
 
 class ProgramWriter:
@@ -261,7 +144,7 @@ class ProgramWriter:
             if len(rewrite.path) == 2:
                 holder, key = holder[key], rewrite.path[1]
             holder[key] = value
-        if name in _VIEWS:
+        if name in _VIEWS and isinstance(args[1], list):
             args[1] = self._for_any_size(node, args[1])
         return Instruction(node.name, "call_function", target, tuple(args), kwargs)
 
@@ -271,7 +154,7 @@ class ProgramWriter:
         if share is not None:
             kwargs = {**instruction.kwargs, "dropout_p": {"training": share}}
             return [replace(instruction, kwargs=kwargs)]
-        share = _attention_dropout(self._model, module_path(node))
+        share = multihead_dropout(self._model, module_path(node))
         if share and operator_name(node) == "softmax":
             weights = replace(instruction, name=_free_name(f"{node.name}_whole", self._names))
             arguments = ({"ref": weights.name}, share, False)

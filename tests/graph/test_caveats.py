@@ -211,3 +211,11 @@ def test_what_was_traced_must_be_what_the_network_is():
 
     with pytest.raises(automl.InputError, match="something else than the network"):
         automl.trace(Pretending(), IMAGE)
+
+
+def test_a_view_as_another_type_is_no_view_of_other_sizes():
+    class Bits(Halves):
+        def middle(self, x: Tensor) -> Tensor:
+            return x.view(torch.int32).view(torch.float32)
+
+    slim(Bits(), IMAGE)
