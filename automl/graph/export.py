@@ -379,7 +379,11 @@ def concrete(value: Any) -> Any:
     if isinstance(value, Node):
         return concrete(value.meta["val"])
     if isinstance(value, torch.SymInt):
-        return int(value.node.hint)
+        known = value.node.hint
+        if known is None:  # how many there are is in the data, as in point clouds
+            expression = value.node.expr
+            known = expression.subs(dict.fromkeys(expression.free_symbols, BATCH))
+        return int(known)
     if isinstance(value, (list, tuple)):
         return type(value)(concrete(item) for item in value)
     return value

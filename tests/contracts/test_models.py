@@ -23,6 +23,12 @@ from automl.models.factory import build
 from automl.paths import conf_dir
 from automl.plan import IndexPlan
 
+#: What tracing says of graph forms, of some as the time that it is given has it.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{text}")
+    for text in ("inputs of the traced sizes only", "in training alone")
+]
+
 #: Smaller images, or None for what is only deeper than another, so that all takes a minute.
 _SMALLER = {
     "automl.models.cifar.resnet32": None,

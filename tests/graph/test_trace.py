@@ -340,7 +340,7 @@ def test_the_summary_shows_layers_groups_frozen_parts_and_totals():
     text = found.summary()
     for expected in (
         "3 prunable groups",
-        "1 frozen parts",
+        "1 frozen part\n",
         "written to the network's output",
         f"{found.macs:,} MACs",
         "keep the module's own classes",
