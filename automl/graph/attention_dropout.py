@@ -13,7 +13,8 @@ from torch import nn
 from torch.fx import Graph
 from torch.nn import functional as F
 
-from automl.graph.inputs import fresh, tensors_of
+from automl.graph.inputs import fresh
+from automl.seeding import own_random_numbers
 
 
 def attention_dropout(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> dict[str, float]:
@@ -33,10 +34,9 @@ def attention_dropout(model: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -
     ]
     if not names:
         return {}
-    devices = sorted({x.device.index or 0 for x in tensors_of(inputs) if x.is_cuda})
     try:  # a copy: in training a network may write into anything it has
         trained = copy.deepcopy(model).train()
-        with torch.random.fork_rng(devices), torch.no_grad(), _shares() as shares:
+        with own_random_numbers("00000000"), torch.no_grad(), _shares() as shares:
             trained(*fresh(inputs))
     except Exception:  # whatever the user's code raises, in training alone
         return {}

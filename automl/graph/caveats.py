@@ -1,13 +1,13 @@
 """What networks in graph form cannot do that the dense one can, found by trying.
 
-The graph form holds what the forward did when it was exported: in evaluation mode, and on inputs of
-one size but for the batch.
+The graph form holds what the forward did when it was exported: in evaluation mode, and often on
+inputs of one size but for the batch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,11 @@ from automl.graph.inputs import each_tensor, fresh, tensors_of
 from automl.graph.materialise import Materialiser
 from automl.graph.same import close
 from automl.plan import IndexPlan
+from automl.seeding import own_random_numbers
 from automl.types import InputError
+
+#: Of the random numbers that both forms draw.
+_KEY = "00000000"
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,15 @@ def _remedy(plan: IndexPlan) -> str:
     """The layers that can be left alone, where that helps."""
     if not plan.module_form:
         return ""
-    names = [plan.targets[index].name for index in sorted(plan.graph_targets)]
+    return f"; excluding {layers_of(plan, plan.graph_targets)} keeps the network's own classes"
+
+
+def layers_of(plan: IndexPlan, targets: Iterable[int]) -> str:
+    """Layers whose exclusion leaves targets whole, by name: a head is no layer."""
+    firsts = (plan.targets[index].producers[0] for index in sorted(targets))
+    names = list(dict.fromkeys(firsts))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"; excluding {', '.join(names[:3])}{more} keeps the network's own classes"
+    return ", ".join(names[:3]) + more
 
 
 def _of_other_sizes(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -124,10 +134,8 @@ def _differ_in_training(model: nn.Module, graph: nn.Module, inputs: tuple[Any, .
 
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor] | None:
     """With the same random numbers each time; None where the network fails."""
-    devices = sorted({x.device.index or 0 for x in tensors_of(inputs) if x.is_cuda})
     try:
-        with torch.random.fork_rng(devices), buffers_kept(network):
-            torch.manual_seed(0)
+        with own_random_numbers(_KEY), buffers_kept(network):
             return tensors_of(network(*fresh(inputs)))
     except InputError:  # the time is over
         raise

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from automl.graph.build import PlanBuilder
-from automl.graph.caveats import find_caveats
+from automl.graph.caveats import find_caveats, layers_of
 from automl.graph.compiled import is_compiled, uncompiled
 from automl.graph.export import Deadline, Exported, export
 from automl.graph.form import choose_form, failing_targets
@@ -138,8 +138,8 @@ def trace(
     if failing:
         warnings.warn(
             f"{type(model).__name__}: slim networks in which few units are left of "
-            f"{', '.join(target.name for target in failing)} do not run; exclude these layers, and "
-            "please report the network",
+            f"{layers_of(plan, [target.index for target in failing])} do not run; exclude these "
+            "layers, and please report the network",
             stacklevel=2,
         )
     if plan.graph_targets and not plan.dynamic_batch:

@@ -12,7 +12,6 @@ import torch
 from automl.commands.build import Bench
 from automl.commands.compose import compose
 from automl.commands.prune import _Pruning
-from automl.commands.training import BenchTraining
 from automl.model_folder import load_pruned
 from automl.pruning.masks import masks_of, sparsity
 from automl.types import InputError
@@ -42,19 +41,11 @@ def test_single_weights_are_pruned_in_stages_and_shown_before_and_after(cli, tmp
         assert (network.get_parameter(name)[~mask] == 0).all()
 
 
-def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, monkeypatch):
+def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, cut_in_training):
     arguments = ("ratio=.5", "finetune=short", "finetune.epochs=2")
     prune(cli, tmp_path / "whole", *arguments)
-    report = BenchTraining._report
-
-    def interrupted(self, row, epochs, last):
-        report(self, row, epochs, last)
-        if row.epoch == 1:
-            raise KeyboardInterrupt
-
     out = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        patch.setattr(BenchTraining, "_report", interrupted)
+    with cut_in_training():
         assert cli("prune", *QUICK, *arguments, "--out", out).code == 130
     assert not out.exists()
     assert (tmp_path / "cut.training-1.pt").exists()
@@ -70,19 +61,11 @@ def test_training_that_was_cut_goes_on_where_it_was(cli, tmp_path, monkeypatch):
 
 
 def test_training_of_a_folder_without_a_name_goes_on_with_the_same_command(
-    cli, tmp_path, monkeypatch
+    cli, tmp_path, monkeypatch, cut_in_training
 ):
     monkeypatch.chdir(tmp_path)
     arguments = ("prune", *QUICK, "ratio=.5", "finetune=short", "finetune.epochs=2")
-    report = BenchTraining._report
-
-    def interrupted(self, row, epochs, last):
-        report(self, row, epochs, last)
-        if row.epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BenchTraining, "_report", interrupted)
+    with cut_in_training():
         cut = cli(*arguments)
         assert cut.code == 130
         (checkpoint,) = (tmp_path / "runs").iterdir()

@@ -10,7 +10,6 @@ import yaml
 from command import SEARCH
 
 from automl.cli import main
-from automl.commands.training import BenchTraining
 from automl.journal import Journal
 from automl.model_folder import load_pruned
 from automl.pruning.refine import Refiner
@@ -55,20 +54,6 @@ def test_training_begins_with_the_refined_network(tmp_path, capsys):
     assert capsys.readouterr().err.count("refining found") == 1  # and not once more to train it
 
 
-def cut_in_training(monkeypatch, call):
-    """Runs a command that is interrupted after the first epoch."""
-    report = BenchTraining._report
-
-    def interrupted(self, row, epochs, last):
-        report(self, row, epochs, last)
-        if row.epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BenchTraining, "_report", interrupted)
-        assert main(call) == 130
-
-
 def refuse(*arguments):
     raise AssertionError("refined a second time")
 
@@ -76,10 +61,13 @@ def refuse(*arguments):
 TUNING = ("finetune=short", "finetune.epochs=2", "data.limit=100")
 
 
-def test_what_was_refined_is_not_refined_again_after_a_cut_in_training(tmp_path, monkeypatch):
+def test_what_was_refined_is_not_refined_again_after_a_cut_in_training(
+    tmp_path, monkeypatch, cut_in_training
+):
     run, call = tmp_path / "run", [*REFINED, *STEPS, *TUNING]
     _, undisturbed = searched(tmp_path / "whole", *call)
-    cut_in_training(monkeypatch, [*call, f"run_dir={run}"])
+    with cut_in_training():
+        assert main([*call, f"run_dir={run}"]) == 130
     assert list(run.glob("refined-*"))
     # Whatever memory is free now would not be asked either.
     monkeypatch.setattr(Refiner, "__call__", refuse)
@@ -89,10 +77,11 @@ def test_what_was_refined_is_not_refined_again_after_a_cut_in_training(tmp_path,
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_prune_goes_on_from_what_it_had_refined(tmp_path, monkeypatch):
+def test_prune_goes_on_from_what_it_had_refined(tmp_path, monkeypatch, cut_in_training):
     settings = ["model=digits", "device=cpu", "threads=1", "ratio=0.5", *STEPS[:2], STEPS[3]]
     call = ["prune", *settings, *TUNING, "--out", str(tmp_path / "out")]
-    cut_in_training(monkeypatch, call)
+    with cut_in_training():
+        assert main(call) == 130
     monkeypatch.setattr(Refiner, "__call__", refuse)
     assert main(call) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -131,6 +132,7 @@ def test_a_plan_that_was_saved_says_the_same_of_dropout():
     trace = automl.trace(Attending(weights=False).eval(), TOKENS)
     read = type(trace.plan).from_json(trace.plan.to_json())
     assert read.program == trace.plan.program
+    assert {"training": 0.5} in [step.kwargs.get("dropout_p") for step in read.program]
 
 
 def test_dropout_that_is_always_on_stays_on():
@@ -140,6 +142,23 @@ def test_dropout_that_is_always_on_stays_on():
 
 def test_what_happens_in_training_alone_is_named():
     slim(StochasticDepth(), IMAGE, says="in training alone")
+
+
+class DroppedHeads(Attending):
+    """Halves of attention's output are dropped in training, which heads have no part in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found * (torch.rand(len(x), 1) < 0.5) if self.training else found
+
+
+def test_the_layers_that_a_warning_names_can_be_excluded():
+    model = DroppedHeads(weights=False).eval()
+    with pytest.warns(UserWarning, match="in training alone") as found:
+        automl.trace(model, TOKENS)
+    names = re.search("excluding (.*) keeps", str(found[0].message))[1].split(", ")
+    trace = automl.trace(model, TOKENS, exclude=names)  # which warns of nothing
+    assert trace.plan.module_form and not trace.plan.graph_targets
 
 
 def test_sizes_that_the_forward_makes_constant_are_named(monkeypatch):
