@@ -51,6 +51,9 @@ _LONGEST_TIMER_S = 1e8
 
 #: What torch.compiler says of itself while it works.
 _FLAGS = ("_is_exporting_flag", "_is_compiling_flag")
+#: Callbacks of weak references, and where.
+_REMOVING = ("remove", "_remove")
+_WEAK = ("weakref", "_weakrefset", "torch.utils.weak")
 #: Between the exceptions that end code which swallows them.
 _AGAIN_S = 0.5
 
@@ -81,6 +84,16 @@ def modes_restored() -> Iterator[None]:
                 pop_of_functions()
             for name, value in flags.items():
                 setattr(torch.compiler, name, value)
+
+
+def _is_freeing(frame: Any) -> bool:
+    """Whether code that Python runs as it frees an object is under way."""
+    while frame is not None:
+        name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+        if name == "__del__" or (name in _REMOVING and module in _WEAK):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Deadline:
@@ -117,7 +130,8 @@ class Deadline:
             return
 
         def over(signum: int, frame: Any) -> None:
-            self.check()
+            if not _is_freeing(frame):  # where what is raised would only be printed
+                self.check()
 
         before = signal.signal(signal.SIGALRM, over)
         # Again and again, since code that runs at the time may swallow what is raised; not at once,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import warnings
 
 import pytest
@@ -69,6 +70,23 @@ def no_callbacks():
 def test_an_analysis_that_takes_too_long_is_stopped(deadline_s):
     with pytest.raises(InputError, match=r"tracing took longer than .* s; give it more"):
         trace(CASES["UNet"].make().eval().double(), CASES["UNet"].inputs(), deadline_s=deadline_s)
+
+
+def test_the_time_that_ends_while_an_object_is_freed_ends_the_analysis_behind_it():
+    class Slow:
+        def __del__(self):
+            end = time.monotonic() + 0.1
+            while time.monotonic() < end:
+                pass
+            freed.append(self)
+
+    freed = []
+    with pytest.raises(InputError, match="tracing took longer"):
+        with Deadline(0.05).interrupting():
+            Slow()
+            assert len(freed) == 1  # and nothing was raised in it
+            while True:
+                pass
 
 
 def test_modes_that_an_interrupted_export_leaves_on_are_taken_off():
