@@ -6,8 +6,7 @@ and its cache, failures, repeatable random numbers, progress. Nothing here impor
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -17,25 +16,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from automl.budget import Budget, beside_limits
-from automl.engines import Done, Engine
-from automl.engines.errors import place_of
+from automl.engines import Engine
 from automl.engines.serial import Serial
+from automl.evaluation import Evaluation
 from automl.fitting import Bools, Constraints, Floats, Schedule, Space, climb, fit
 from automl.hashing import digest
 from automl.journal import Journal, Row
 from automl.policy import Policy
-from automl.racing import Floats as Losses
-from automl.racing import Leader, Leaders, Racing
-from automl.runner import Examiner, Job, Outcome, Runner, now, run_trial
+from automl.racing import Racing
+from automl.runner import Examiner, Job, Runner
 from automl.trials import (
-    KnownRows,
     SearchStopped,
-    Status,
     Trial,
     TrialLog,
     best,
-    check_row,
-    trial_of,
     trial_row,
 )
 from automl.types import CostModel, InputError, Kept, Measurement, Resource, Scorer, Target
@@ -44,11 +38,6 @@ __all__ = [
     "Plan", "Problem", "Pruner", "Ranker", "SearchStopped", "Trial", "TrialLog", "best",
     "best_within", "limited", "trial_row",
 ]  # fmt: skip
-
-_log = logging.getLogger(__name__)
-
-#: For fewer trials, what a network like them has computed is not worth computing.
-_FEWEST_NEAR = 4
 
 
 class Plan(Protocol):
@@ -188,27 +177,27 @@ class Problem:
         self.budget = Budget.parse(budget)
         self.model_hash = pruner.model_hash
         self._pruner, self._scorer = pruner, scorer
-        self._runner = Runner(pruner, scorer, prepare)
-        self._engine: Engine = Serial() if engine is None else engine
         if racing is not None and not isinstance(scorer, Examiner):
             raise InputError("racing needs the loss of every example: use a ClassifierScorer")
         self._racing, self._reuses = racing, reuse
-        self._leaders = Leaders(racing or Racing())
-        self._losses: dict[str, Losses] = {}  # of the trials of a round
         self._cost_models = dict(cost_models)
         self.dense_costs = self.costs(self.space.units)
         self._constraints = limited(self.budget, self.space, self._cost_models, self.dense_costs)
         self.limits = dict(self._constraints.limits)
-        self._journal = journal
         self._on_trial = on_trial
-        self._max_failures = max_failures
-        self._failures_in_a_row = 0
-        self._places: dict[int, str] = {}  # where failed trials failed, in the user's own code
-        self._raised: BaseException | None = None
+        self._max_failures, self._failures_in_a_row = max_failures, 0
+        self._can_resume = isinstance(journal, Journal)
         self._trials: dict[str, Trial] = {}
-        self._rows = KnownRows(journal, max_failures)
-        self._known = {row["key"]: row for row in map(check_row, known) if row["status"] == "ok"}
-        self._is_prepared = False
+        self._evaluation = Evaluation(
+            Runner(pruner, scorer, prepare),
+            Serial() if engine is None else engine,
+            cost=self.cost,
+            dense=self._unpruned,
+            journal=journal,
+            known=known,
+            max_failures=max_failures,
+            racing=racing or Racing(),
+        )
 
     # ---- arithmetic
 
@@ -275,12 +264,15 @@ class Problem:
         Raises:
             InputError: It cannot be scored, so no pruned network can.
         """
-        policy = self.policy(self.space.units.copy())
-        (trial,) = self._measured([self._job(self._key(policy), policy, -1)])
+        policy, found = self._unpruned(), self._evaluation
+        (trial,) = found.measured([self._job(self._key(policy), policy, -1)])
         if trial.measurement is None:
-            text = f"{trial.error}{self._places.get(-1, '')}"
-            raise InputError(f"the dense network cannot be scored: {text}") from self._raised
+            text = f"{trial.error}{found.place(trial)}"
+            raise InputError(f"the dense network cannot be scored: {text}") from found.raised
         return trial.measurement
+
+    def _unpruned(self) -> Policy:
+        return self.policy(self.space.units.copy())
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -341,7 +333,10 @@ class Problem:
         for jobs in self._rounds(new, race):
             if near is not None and self._reuses:
                 jobs = [replace(job, near=near) for job in jobs]
-            self._run_round(jobs, race)
+            with closing(self._evaluation.run_round(jobs, race)) as round_:
+                for job, trial in round_:
+                    self._trials[job.key] = trial
+                    self._account(trial)
         found = []
         for key in keys:  # what was known, and a policy's second time, come from the cache
             cached = new.pop(key, None) is None
@@ -380,118 +375,15 @@ class Problem:
         for start in range(0, len(jobs), size):
             yield jobs[start : start + size]
 
-    def _run_round(self, jobs: Sequence[Job], race: bool) -> None:
-        finished = []
-        with closing(self._measured(jobs, race)) as trials:
-            for job, trial in zip(jobs, trials, strict=True):
-                self._trials[job.key] = trial
-                self._account(trial)
-                if trial.status == "ok" and job.examined:
-                    finished.append(Leader(job.key, trial, self._losses.get(job.key)))
-        self._losses.clear()
-        self._leaders.add(finished)
-
-    def _measured(self, jobs: Sequence[Job], race: bool = False) -> Generator[Trial, None, None]:
-        """The trials of distinct policies in order, from the journal or by scoring them."""
-        ready: dict[int, Trial] = {}
-        for at, job in enumerate(jobs):
-            known = self._known_trial(job, race)
-            if known is not None:
-                ready[at] = known
-        missing = [at for at in range(len(jobs)) if at not in ready]
-        with closing(self._submitted([jobs[at] for at in missing], race)) as results:
-            for at in range(len(jobs)):
-                while at not in ready:
-                    done = next(results)
-                    there = missing[done.index]
-                    ready[there] = self._finished(jobs[there], done)
-                yield ready.pop(at)
-
-    def _known_trial(self, job: Job, race: bool) -> Trial | None:
-        """From the journal, or from another one that was given, and then written to the journal."""
-        rows = self._rows
-        row = rows.race(job.key, self._leaders.bar_name) if race else rows.get(job.key)
-        if row is not None:
-            return trial_of(row, job.index, job.policy, self.cost(job.policy))
-        other = None if race else self._known.get(job.key)
-        if other is None:
-            return None
-        trial = trial_of(other, job.index, job.policy, self.cost(job.policy))
-        self._write(job.key, trial)
-        return trial
-
-    def _submitted(self, jobs: Sequence[Job], race: bool) -> Generator[Done, None, None]:
-        if jobs:
-            if sum(not job.examined for job in jobs) < _FEWEST_NEAR:
-                jobs = [replace(job, near=None) for job in jobs]
-            jobs = self._against_the_leaders(jobs) if race else jobs
-            yield from self._engine.submit(run_trial, jobs, self._shared)
-
-    def _against_the_leaders(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """The jobs with a bar to pass, once there are enough leaders."""
-        last = self._leaders.last
-        if last is None:
-            return jobs
-        if last.losses is None:  # the journal knows only the score
-            job = self._job(last.key, last.trial.policy, last.trial.index)
-            (done,) = self._engine.submit(run_trial, [job], self._shared)
-            last.losses = None if done.value is None else done.value.losses
-        if last.losses is None:
-            raise SearchStopped(f"the best trial so far cannot be scored again: {_error(done)}")
-        bar = self._leaders.bar(last.losses)
-        return [replace(job, bar=bar) if job.examined else job for job in jobs]
-
-    @property
-    def _shared(self) -> int:
-        """What the engine calls the pruner and the scorer."""
-        if self._engine.isolated and not self._is_prepared:
-            self._runner.prepare(self.policy(self.space.units.copy()))
-            self._is_prepared = True
-        return self._engine.put(self._runner)
-
-    def _finished(self, job: Job, done: Done) -> Trial:
-        """The trial of a result that just came in, written to the journal."""
-        found: Outcome | None = done.value
-        error, detail, index = _error(done), done.detail, job.index
-        seconds, time = 0.0, now()
-        measurement = None
-        status: Status = "failed"
-        if found is not None:
-            detail, seconds, time = found.detail or detail, found.seconds, found.time
-            if found.score is not None:
-                measurement = Measurement(found.score, found.metrics, self.cost(job.policy))
-                status = "discarded" if found.discarded else "ok"
-            if found.losses is not None:
-                self._losses[job.key] = found.losses
-        if error is not None:
-            # The journal holds one line; whoever looks for the cause wants to see where.
-            _log.info("trial %d failed: %s\n%s", index, error, detail)
-            self._places[index] = place_of(detail)
-            self._raised = None if found is None else found.raised
-        trial = Trial(index, job.policy, measurement, status, error, seconds, time)
-        # A dense network that cannot be scored ends the search at once; journalled, it would
-        # do so even after the cause is gone.
-        if trial.status != "failed" or index >= 0:
-            self._write(job.key, trial)
-        return trial
-
-    def _write(self, key: str, trial: Trial) -> None:
-        row = {"key": key, **trial_row(trial)}
-        if trial.status == "discarded":
-            row["bar"] = self._leaders.bar_name
-        if self._journal is not None:
-            self._journal.append(row)
-        self._rows.add(row)
-
     def _account(self, trial: Trial) -> None:
         self._failures_in_a_row = self._failures_in_a_row + 1 if trial.status == "failed" else 0
         if self._on_trial is not None:
             self._on_trial(trial)
         if self._failures_in_a_row >= self._max_failures:
-            then = ", then resume" if isinstance(self._journal, Journal) else ""
+            then = ", then resume" if self._can_resume else ""
             raise SearchStopped(
                 f"{self._failures_in_a_row} trials in a row failed, the last with {trial.error}"
-                f"{self._places.get(trial.index, '')}; mend that{then}"
+                f"{self._evaluation.place(trial)}; mend that{then}"
             )
 
 
@@ -507,8 +399,3 @@ def best_within(problem: Problem, trials: Sequence[Trial]) -> Trial:
             f"none of {len(trials)} trials met the budget; allow more trials or a larger budget"
         )
     return best(allowed)
-
-
-def _error(done: Done) -> str | None:
-    """Why there is no score, one line: of the engine, or of the trial itself."""
-    return done.error if done.value is None else done.value.error

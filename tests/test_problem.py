@@ -220,7 +220,7 @@ def test_a_failing_trial_is_journalled_and_the_search_goes_on(tmp_path, fault, e
 
 def test_where_a_trial_failed_is_logged(caplog):
     problem = toy.problem(scorer=scorer(faults={0: RuntimeError("boom")}))
-    with caplog.at_level("INFO", "automl.problem"):
+    with caplog.at_level("INFO", "automl.evaluation"):
         problem.evaluate(problem.policy(problem.space.low))
     assert "trial 0 failed" in caplog.text and "in __call__" in caplog.text
 

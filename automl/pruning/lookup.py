@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from automl.graph.interpret import ProgramRun
 from automl.graph.materialise import KeptUnits
 from automl.plan import IndexPlan, Instruction
+from automl.pruning.columns import as_matrices, write
 from automl.pruning.masks import masks_of
-from automl.pruning.reconstruct import MaskChoice, Reconstruction, as_matrices, write
+from automl.pruning.reconstruct import Reconstruction
+from automl.pruning.refit import MaskChoice
 from automl.pruning.regression import Fit, moments, regularised
 from automl.pruning.sampling import channel_dim, features, layout, patches, sample, thinned
 from automl.pruning.sites import Site, find_sites
@@ -134,9 +136,7 @@ class LookupRepairer:
                 if outputs is not None:
                     keep = torch.from_numpy(np.flatnonzero(stays[outputs])).to(weight.device)
                     weight, intercept = weight[:, keep], intercept[keep]
-                norm = None if site.norm is None else slim.get_submodule(site.norm)
-                layer = slim.get_submodule(site.path)
-                write(layer, norm, Fit(weight[None], intercept[None]))
+                write(*site.modules(slim), Fit(weight[None], intercept[None]))
 
     def _inputs(
         self, model: nn.Module, site: Site, data: Tensor, generator: torch.Generator

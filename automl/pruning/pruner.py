@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from automl.engines.errors import one_line
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.graph.materialise import KeptUnits, Materialiser
 from automl.graph.trace import Trace
 from automl.hashing import digest, weights_hash
 from automl.policy import Policy
+from automl.pruning.calibration import batches, require_one_input
 from automl.pruning.criteria import Context, Criterion, Scores, load, require
 from automl.pruning.laid_back import computes_the_same, laid_back
 from automl.pruning.lookup import LookupRepairer
 from automl.pruning.masks import attach, masks_of, watch
-from automl.pruning.reconstruct import MaskChoice, Reconstruction, Repairer
+from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.pruning.refine import Refinement, Refiner
+from automl.pruning.refit import MaskChoice
 from automl.pruning.sites import fitted_together
-from automl.training.state import evaluating
 from automl.types import InputError, Kept
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 #: Inputs on which it is checked that a network laid back computes the same.
 _COMPARED = 16
-#: Inputs in a batch whose statistics batch norms take.
-_STATISTICS = 256
 
 
 class Pruner:
@@ -73,7 +71,7 @@ class Pruner:
         """Takes the network as it is now; its weights must not change afterwards."""
         self.trace = trace
         self.plan = trace.plan
-        _require_one_input(trace, calibration)
+        require_one_input(trace, calibration)
         self.criterion = _criterion(criterion)
         self.context = context or Context(trace.model, trace.plan, calibration)
         require(self.criterion, self.context)
@@ -340,7 +338,7 @@ class Pruner:
         if not isinstance(slim, GraphModule):
             network = self.materialise.finish(slim, kept)
         try:
-            recalibrate_batchnorm(network, _parts(self._calibration))
+            recalibrate_batchnorm(network, batches(self._calibration))
         except ValueError as error:
             if len(self._calibration) > 1:
                 raise
@@ -380,55 +378,6 @@ class Pruner:
         scored_by = self.context.fingerprint(self.criterion)
         refined = [] if self._refine is None else [asdict(self._refine)]  # as in older journals
         return digest(scored_by, settings, self._recalibrate, calibration, *refined)
-
-
-def _require_one_input(trace: Trace, calibration: object) -> None:
-    """Refuses calibration inputs that no repair can be made on."""
-    if calibration is None:
-        return
-    if not isinstance(calibration, Tensor):
-        raise InputError(
-            "calibration must be a tensor of unlabelled inputs, shape (images, ...), got "
-            f"{type(calibration).__name__}"
-        )
-    inputs = sum(step.op == "placeholder" for step in trace.plan.program)
-    if inputs != 1:
-        raise InputError(
-            f"the network takes {inputs} inputs, and repair needs those of one: leave calibration "
-            "out (on the command line repair=none)"
-        )
-    example = next(value for value in trace.example_inputs if isinstance(value, Tensor))
-    if calibration.dim() != example.dim():
-        raise InputError(
-            f"calibration must have the dimensions of the example inputs, {tuple(example.shape)} "
-            f"but for the first, got {tuple(calibration.shape)}"
-        )
-    if calibration.shape[1:] != example.shape[1:] or calibration.dtype != example.dtype:
-        _require_runs(trace.model, calibration, example)
-
-
-def _require_runs(model: nn.Module, calibration: Tensor, example: Tensor) -> None:
-    """Refuses inputs unlike the example that the dense network fails on."""
-    try:
-        with evaluating(model), torch.inference_mode():
-            model(calibration[: len(example)].to(example.device))
-    except Exception as error:
-        raise InputError(
-            f"the network fails on calibration, {_described(calibration)}, where its example "
-            f"inputs are {_described(example)}: {one_line(error)}"
-        ) from error
-
-
-def _described(inputs: Tensor) -> str:
-    return f"{tuple(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-
-
-def _parts(inputs: Tensor) -> list[Tensor]:
-    """Batches of 256, the last with one more where it would be alone: it has no variance."""
-    parts = list(torch.split(inputs, _STATISTICS))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

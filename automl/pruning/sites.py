@@ -49,6 +49,11 @@ class Site:
     shortcut: str | None = None
     shortcut_needs: frozenset[str] = frozenset()
 
+    def modules(self, network: nn.Module) -> tuple[Any, Any]:
+        """The layer and the batch norm behind it, None if there is none."""
+        norm = None if self.norm is None else network.get_submodule(self.norm)
+        return network.get_submodule(self.path), norm
+
     def outputs(self, layer: Any, inputs: Tensor) -> Tensor:
         """What the layer makes of the value that it reads in the program."""
         if not self.padded:

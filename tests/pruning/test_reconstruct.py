@@ -11,8 +11,9 @@ from torch import nn
 import automl
 from automl.data import load_data
 from automl.models import load_model
+from automl.pruning.columns import as_matrices, write
 from automl.pruning.pruner import Pruner, policy_from_ratios
-from automl.pruning.reconstruct import Reconstruction, as_matrices, write
+from automl.pruning.reconstruct import Reconstruction
 from automl.pruning.regression import Fit, solve
 from automl.pruning.sampling import features, gather, patches, sample, thinned
 from automl.pruning.sites import find_sites, not_refitted

@@ -82,7 +82,7 @@ SINGLE = [name for name, case in CASES.items() if len(case.inputs()) == 1]
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_every_network_scores_the_same_to_the_bit(name, monkeypatch):
-    monkeypatch.setattr("automl.problem._FEWEST_NEAR", 1)
+    monkeypatch.setattr("automl.evaluation._FEWEST_NEAR", 1)
     case = CASES[name]
     torch.manual_seed(3)
     example = case.inputs()[0]
