@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 
 from automl.commands.settings import Config, number, path, seed_of
 from automl.graph.export import Deadline
+from automl.graph.identity import identity
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint
 from automl.training.state import evaluating
 from automl.types import InputError
+
+#: So many traced networks are remembered.
+_MOST_REMEMBERED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Remembered:
+    """A network that this process has traced.
+
+    Attributes:
+        trace: Of it, with the network left out.
+        said: The warnings.
+        code: Kept, so that nothing else gets its place in memory (see ``automl.graph.identity``).
+    """
+
+    trace: Trace
+    said: tuple[Warning, ...]
+    code: tuple[Any, ...]
+
+
+_remembered: OrderedDict[tuple[Any, ...], _Remembered] = OrderedDict()
 
 
 def complete_network(config: Config, device: torch.device) -> LoadedModel:
@@ -42,6 +69,9 @@ def _require_finite(loaded: LoadedModel) -> None:
 def structure(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], config: Config) -> Trace:
     """What is connected in a network, without what ``exclude`` names.
 
+    A network that this process has traced before is not traced again: the cells of a sweep mostly
+    have the same one.
+
     Args:
         model: Which.
         inputs: Example inputs, on the network's device.
@@ -53,7 +83,24 @@ def structure(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], config: 
     exclude, deadline_s = config["exclude"], number(config, "trace_deadline_s", 0)
     if not isinstance(exclude, list) or not all(isinstance(name, str) for name in exclude):
         raise InputError(f"exclude must be a list of patterns, as [fc,layer1.*], got {exclude}")
-    return trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
+    was = identity(model, inputs)
+    key = None if was is None else (was.key, *exclude)
+    known = None if key is None else _remembered.get(key)
+    if known is not None:
+        for warning in known.said:
+            warnings.warn(warning, stacklevel=2)
+        return replace(known.trace, model=model.eval(), example_inputs=inputs)
+    with warnings.catch_warnings(record=True) as said:
+        found = trace(model, inputs, exclude=exclude, deadline_s=deadline_s)
+    told = tuple(one.message for one in said if isinstance(one.message, Warning))
+    if was is not None and key is not None and found.model is model:
+        forgotten = replace(found, model=torch.nn.Module(), example_inputs=())
+        _remembered[key] = _Remembered(forgotten, told, was.code)
+        if len(_remembered) > _MOST_REMEMBERED:
+            _remembered.popitem(last=False)
+    for warning in told:
+        warnings.warn(warning, stacklevel=2)
+    return found
 
 
 def runs_channels_last(loaded: LoadedModel, config: Config, device: torch.device) -> bool:
