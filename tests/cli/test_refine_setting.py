@@ -17,8 +17,8 @@ from automl.runs import JOURNAL, RESULT
 
 REFINED = tuple(part for part in SEARCH if not part.startswith("repair.refine"))
 STEPS = (
-    "repair.refine.steps=10", "repair.refine.batch_size=16", "trials=4",
-    "repair.calibration_images=128",
+    "repair.refine.steps=40", "repair.refine.batch_size=16", "trials=4",
+    "repair.calibration_images=256",
 )  # fmt: skip
 
 
