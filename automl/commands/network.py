@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from automl.commands.settings import Config, number, path, seed_of
-from automl.graph.export import Deadline
+from automl.graph.deadline import Deadline
 from automl.graph.identity import identity
 from automl.graph.trace import Trace, trace
 from automl.models import LoadedModel, load_model, resolve_checkpoint

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from automl.graph.buffers import buffers_kept
-from automl.graph.export import Deadline, quiet
+from automl.graph.deadline import Deadline
+from automl.graph.export import quiet
 from automl.graph.inputs import each_tensor, fresh, tensors_of
 from automl.graph.materialise import Materialiser
 from automl.graph.same import close

@@ -7,9 +7,6 @@ import inspect
 import io
 import logging
 import re
-import signal
-import threading
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -19,15 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import TracingContext, tracing
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch, _pop_mode_from_pre_dispatch
 from torch.fx import Graph, Node
-from torch.overrides import _pop_mode as _pop_mode_of_functions
-from torch.utils._python_dispatch import _pop_mode
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from automl.graph.attention_dropout import attention_dropout
 from automl.graph.buffers import buffers_kept
+from automl.graph.deadline import Deadline
 from automl.graph.hooks import modules_changed_by_hooks
 from automl.graph.inputs import (
     Place,
@@ -43,106 +37,6 @@ from automl.types import InputError
 #: Batch size at which networks are exported and symbolic shapes are read; 2, because export treats
 #: 0 and 1 as special.
 BATCH = 2
-
-
-#: Timers of the system take no more than some centuries; nobody waits for one of three years.
-_LONGEST_TIMER_S = 1e8
-
-
-#: What torch.compiler says of itself while it works.
-_FLAGS = ("_is_exporting_flag", "_is_compiling_flag")
-#: Callbacks of weak references, and where.
-_REMOVING = ("remove", "_remove")
-_WEAK = ("weakref", "_weakrefset", "torch.utils.weak")
-#: Between the exceptions that end code which swallows them.
-_AGAIN_S = 0.5
-
-
-@contextlib.contextmanager
-def modes_restored() -> Iterator[None]:
-    """Takes off the modes of torch that a block leaves on where it is cut in the midst of torch.
-
-    Left on, the mode of an export that did not end would make fake tensors of all later ones.
-    """
-    # Functions of torch's own, without types.
-    early_modes: Any = _len_torch_dispatch_stack_pre_dispatch
-    pop_early: Any = _pop_mode_from_pre_dispatch
-    pop: Any = _pop_mode
-    pop_of_functions: Any = _pop_mode_of_functions
-    dispatch, function = torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
-    early = early_modes()
-    flags = {name: getattr(torch.compiler, name, False) for name in _FLAGS}
-    with torch.set_grad_enabled(torch.is_grad_enabled()), tracing(TracingContext.try_get()):
-        try:
-            yield
-        finally:
-            while early_modes() > early:
-                pop_early()
-            while torch._C._len_torch_dispatch_stack() > dispatch:
-                pop()
-            while torch._C._len_torch_function_stack() > function:
-                pop_of_functions()
-            for name, value in flags.items():
-                setattr(torch.compiler, name, value)
-
-
-def _is_freeing(frame: Any) -> bool:
-    """Whether code that Python runs as it frees an object is under way."""
-    while frame is not None:
-        name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
-        if name == "__del__" or (name in _REMOVING and module in _WEAK):
-            return True
-        frame = frame.f_back
-    return False
-
-
-class Deadline:
-    """A time limit for the analysis, checked between steps and, where possible, inside them."""
-
-    def __init__(self, seconds: float) -> None:
-        """Starts the clock."""
-        if seconds <= 0:
-            raise InputError(f"deadline_s must be > 0, got {seconds}")
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left, more than 0."""
-        return max(self._end - time.monotonic(), 1e-3)
-
-    def check(self) -> None:
-        """Raises InputError once the time is over."""
-        if time.monotonic() > self._end:
-            raise InputError(
-                f"tracing took longer than {self.seconds:g} s; give it more (deadline_s, on the "
-                "command line trace_deadline_s) or smaller example inputs"
-            )
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Also interrupts code that never checks (POSIX, main thread; elsewhere a plain check)."""
-        if threading.current_thread() is not threading.main_thread() or not hasattr(
-            signal, "setitimer"
-        ):
-            yield
-            self.check()
-            return
-
-        def over(signum: int, frame: Any) -> None:
-            if not _is_freeing(frame):  # where what is raised would only be printed
-                self.check()
-
-        before = signal.signal(signal.SIGALRM, over)
-        # Again and again, since code that runs at the time may swallow what is raised; not at once,
-        # so that what cleans up behind the first is not cut too.
-        signal.setitimer(signal.ITIMER_REAL, min(self.left + 1e-3, _LONGEST_TIMER_S), _AGAIN_S)
-        with modes_restored():
-            try:
-                yield
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from automl.graph.buffers import buffers_kept
-from automl.graph.export import Deadline, quiet
+from automl.graph.deadline import Deadline
+from automl.graph.export import quiet
 from automl.graph.inputs import fresh, tensors_of
 from automl.graph.materialise import Materialiser
 from automl.graph.same import close

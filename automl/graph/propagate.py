@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from automl.graph.export import Deadline, Exported, concrete, module_path
+from automl.graph.deadline import Deadline
+from automl.graph.export import Exported, concrete, module_path
 from automl.graph.labels import Atoms, LabelSpace, always, squeeze_free, varies
 from automl.graph.ops import HANDLERS, Labels, Step
 from automl.graph.ops.pointwise import is_pointwise, pointwise

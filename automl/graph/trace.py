@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from automl.graph.build import PlanBuilder
 from automl.graph.caveats import find_caveats, layers_of
 from automl.graph.compiled import is_compiled, uncompiled
-from automl.graph.export import Deadline, Exported, export
+from automl.graph.deadline import Deadline
+from automl.graph.export import Exported, export
 from automl.graph.form import choose_form, failing_targets
 from automl.graph.materialise import Materialiser
 from automl.graph.propagate import Propagated, propagate
@@ -25,7 +26,7 @@ from automl.types import Frozen, InputError, LayerSpec, Target, one_or_more
 
 _log = logging.getLogger(__name__)
 
-#: How much longer a graph for all sizes of inputs may take than all before it.
+#: How many times as long as all before it a graph for all sizes of inputs may be computed on.
 _PATIENCE = 1.0
 
 
@@ -115,7 +116,7 @@ def trace(
         >>> automl.trace(model, example_inputs, exclude=["conv1"]).groups[0].name == "conv1"
         False
     """
-    started = time.perf_counter()
+    started, computing = time.perf_counter(), time.thread_time()
     inputs = _as_arguments(example_inputs)
     deadline = Deadline(deadline_s)
     model = _plain(model)
@@ -124,8 +125,7 @@ def trace(
     failing = failing_targets(model, plan, exported.example_inputs, deadline)
     caveats = find_caveats(model, plan, exported.example_inputs, deadline)
     if caveats.sizes:
-        spent = time.perf_counter() - started
-        more = Deadline(min(deadline.left, _PATIENCE * spent + 1.0))
+        more = deadline.of_computing(_PATIENCE * (time.thread_time() - computing) + 1.0)
         open_plan = _with_every_size(model, inputs, exclude, more, plan)
         if open_plan is not None:
             plan, caveats = open_plan, replace(caveats, sizes=False)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import automl
-from automl.graph.export import Deadline
+from automl.graph.deadline import Deadline
 from automl.graph.trace import trace
 from automl.types import InputError
 
@@ -87,6 +87,21 @@ def test_the_time_that_ends_while_an_object_is_freed_ends_the_analysis_behind_it
             assert len(freed) == 1  # and nothing was raised in it
             while True:
                 pass
+
+
+def test_what_else_the_machine_does_is_no_computing():
+    part = Deadline(60).of_computing(0.1)
+    with part.interrupting():
+        time.sleep(0.3)
+    with pytest.raises(InputError, match=r"longer than 0.1 s"), part.interrupting():
+        while True:
+            pass
+
+
+def test_a_part_ends_with_the_whole():
+    with pytest.raises(InputError, match="longer than"):
+        with Deadline(0.1).of_computing(60).interrupting():
+            time.sleep(5)
 
 
 def test_modes_that_an_interrupted_export_leaves_on_are_taken_off():

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_computed_again(trace, monkeypatch, most):
     apart, together = (problem(trace, reuse=reuse) for reuse in (False, True))
     near = apart.space.units.copy()
     assert scores(together, near) == scores(apart, near)
-    reference = together._runner.continuation._reference
+    reference = together._evaluation._runner.continuation._reference
     for recording in (reference.refitting, reference.scoring):
         kept = sum(v.numel() * 4 for batch in recording.values for v in batch.values())
         assert kept <= most
@@ -123,18 +123,18 @@ def test_one_reference_at_a_time_is_kept(trace):
     found = problem(trace)
     dense, smaller = found.space.units.copy(), (found.space.units * 0.7).astype(int)
     scores(found, dense)
-    first = found._runner.continuation._reference
+    first = found._evaluation._runner.continuation._reference
     scores(found, smaller)
-    second = found._runner.continuation._reference
+    second = found._evaluation._runner.continuation._reference
     assert first.policy != second.policy
     found.evaluate(found.policy(found.fit([0.3] * len(dense))))
-    assert found._runner.continuation._reference is None
+    assert found._evaluation._runner.continuation._reference is None
 
 
 def test_other_processes_get_none_of_it(trace):
     found = problem(trace)
     scores(found, found.space.units.copy())
-    copy = pickle.loads(pickle.dumps(found._runner))
+    copy = pickle.loads(pickle.dumps(found._evaluation._runner))
     assert "continuation" not in vars(copy)
     policies = candidates(found, found.space.units)
     assert copy.scored(policies[5], found.policy(found.space.units))[0] == found.trials[5].score

@@ -189,7 +189,7 @@ def test_views_count_with_all_that_they_keep(selecting, monkeypatch, most):
     monkeypatch.setattr(continuation, "_MOST_KEPT", most)
     found = problem(selecting, IMAGES)
     outcomes(found, at_least=4)
-    reference = found._runner.continuation._reference
+    reference = found._evaluation._runner.continuation._reference
     for recording in (reference.refitting, reference.scoring):
         tensors = [value for batch in recording.values for value in batch.values()]
         held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
@@ -199,9 +199,9 @@ def test_views_count_with_all_that_they_keep(selecting, monkeypatch, most):
 def test_trials_that_race_give_the_memory_back(selecting):
     found = problem(selecting, IMAGES, racing=Racing())
     outcomes(found, at_least=4)
-    assert found._runner.continuation._reference is not None
+    assert found._evaluation._runner.continuation._reference is not None
     found.evaluate_many([found.policy(found.fit([0.2] * len(found.space.units)))], race=True)
-    assert found._runner.continuation._reference is None
+    assert found._evaluation._runner.continuation._reference is None
 
 
 def test_a_batch_size_can_be_measured_on_the_network_that_others_start_from(selecting):
