@@ -6,6 +6,7 @@ scripts/model_coverage.py does the same with the published sizes.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -212,6 +213,15 @@ def timm_poolformer() -> nn.Module:
                       mlp_bias=True, norm_layers=GroupNorm1, use_mlp_head=False)  # fmt: skip
 
 
+def timm_mobilevit() -> nn.Module:
+    """Its first stages, the last of which has a block of attention."""
+    from timm.models.byobnet import ByobNet
+    from timm.models.mobilevit import model_cfgs
+
+    whole = model_cfgs["mobilevit_xxs"]
+    return ByobNet(dataclasses.replace(whole, blocks=whole.blocks[:3]), num_classes=7)
+
+
 _SMALL_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 _FOUR = {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20)}
 TIMM = {
@@ -222,7 +232,7 @@ TIMM = {
     "beit": (partial(timm, "beit_base_patch16_224", **_SMALL_VIT), (3, 16, 16)),
     "mixer": (timm_mixer, IMAGE),
     "resmlp": (timm_resmlp, IMAGE),
-    "mobilevit": (partial(timm, "mobilevit_xxs"), LARGER),
+    "mobilevit": (timm_mobilevit, IMAGE),
     "res2net": (
         partial(timm, "res2net50_26w_4s", layers=(1, 1, 1, 1), base_width=8), IMAGE
     ),
