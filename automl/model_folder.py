@@ -36,6 +36,7 @@ from automl.runs import (
     REBUILD_VERSION,
     WEIGHTS,
 )
+from automl.training.state import state_tensors
 from automl.trust import check_factory
 from automl.types import InputError, one_or_more
 
@@ -51,6 +52,7 @@ class Rebuild:
         mean: Per channel, subtracted from images in [0, 1]; None where that is not known.
         std: Per channel, divided by.
         form: ``modules`` (the user's own classes) or ``graph`` (a ``torch.fx.GraphModule``).
+        seed: Of what the factory draws, of which not all need be among the saved tensors.
     """
 
     factory: str
@@ -59,6 +61,16 @@ class Rebuild:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     form: str
+    seed: int = 0
+
+    def dense(self) -> LoadedModel:
+        """The dense network, with whatever weights the factory gives it.
+
+        Raises:
+            InputError: The factory does not make it.
+        """
+        shape = self.input_shape or None
+        return load_model(self.factory, kwargs=self.kwargs, input_shape=shape, seed=self.seed)
 
     def to_json(self) -> str:
         """Versioned JSON."""
@@ -71,6 +83,7 @@ class Rebuild:
             "mean": self.mean and list(self.mean),
             "std": self.std and list(self.std),
             "form": self.form,
+            "seed": self.seed,
         }
         return json.dumps(document, indent=2) + "\n"
 
@@ -93,6 +106,7 @@ class Rebuild:
                 mean=mean and tuple(mean),
                 std=std and tuple(std),
                 form=document["form"],
+                seed=_seed(document),
             )
         except FileNotFoundError:
             raise InputError(f"{path.parent} holds no pruned network (no {path.name})") from None
@@ -100,6 +114,13 @@ class Rebuild:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} cannot be read: {error!r}") from error
+
+
+def _seed(document: Mapping[str, Any]) -> int:
+    seed = document.get("seed", 0)  # folders of earlier versions do not say
+    if type(seed) is not int:
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    return seed
 
 
 def save_pruned(
@@ -126,7 +147,8 @@ def save_pruned(
     """
     folder = Path(folder)
     form = "graph" if plan.needs_graph_form(policy.kept(plan.targets)) else "modules"
-    rebuild = Rebuild(dense.factory, dense.kwargs, dense.input_shape, mean, std, form)
+    about = dense.factory, dense.kwargs, dense.input_shape
+    rebuild = Rebuild(*about, mean, std, form, dense.seed)
     atomic_write(folder / PLAN, plan.to_json())
     policy.save(folder / POLICY)
     atomic_write(folder / WEIGHTS, packed_weights(network))
@@ -207,8 +229,7 @@ def _factory(folder: Path, trust: Sequence[str]) -> Callable[[], nn.Module]:
         )
     rebuild = Rebuild.load(file)
     check_factory(rebuild.factory, rebuild.kwargs, trust, str(file))
-    shape = rebuild.input_shape or None
-    return lambda: load_model(rebuild.factory, kwargs=rebuild.kwargs, input_shape=shape).model
+    return lambda: rebuild.dense().model
 
 
 def _masks(
@@ -254,7 +275,7 @@ def packed_weights(network: nn.Module) -> bytes:
 def unique_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The state without second names of shared tensors, which safetensors refuses."""
     state, seen = {}, set()
-    for name, tensor in network.state_dict().items():
+    for name, tensor in state_tensors(network).items():
         key = _memory(tensor)
         if key not in seen:
             seen.add(key)
@@ -273,7 +294,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         InputError: Some are missing or of another shape.
     """
-    state = network.state_dict()
+    state = state_tensors(network)
     shared = {_memory(state[name]) for name in tensors if name in state}
     for name, tensor in state.items():
         if name not in tensors and _memory(tensor) not in shared:

@@ -44,6 +44,25 @@ class Viewing(nn.Module):
     def forward(self, x):
         x = torch.relu(self.conv(x))
         return self.head(x.view(x.shape[0], 16 * 4 * 4))
+
+
+class Shuffled(nn.Module):
+    """Draws what its state does not hold, and keeps what is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = torch.randperm(48)
+        self.register_buffer("signs", torch.randn(48).sign(), persistent=False)
+        self.body, self.head = nn.Linear(48, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x.flatten(1)[:, self.order] * self.signs)))
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
 '''
 
 
@@ -78,7 +97,9 @@ def form(folder) -> str:
     return json.loads((folder / "rebuild.json").read_text())["form"]
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("Tied", "modules"), ("Viewing", "graph")])
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("Tied", "modules"), ("Viewing", "graph"), ("Shuffled", "modules")]
+)
 def test_what_is_loaded_computes_the_same(saved, name, wanted):
     folder, network, x = saved(name)
     assert form(folder) == wanted
@@ -101,6 +122,20 @@ def test_a_network_of_the_zoo_keeps_its_classes(tmp_path):
     assert type(loaded) is type(dense.model)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=0)
+
+
+def test_folders_that_do_not_name_a_seed_are_of_the_first(saved):
+    folder, network, x = saved("Shuffled")
+    written = json.loads((folder / "rebuild.json").read_text())
+    assert written.pop("seed") == 1
+    (folder / "rebuild.json").write_text(json.dumps(written))
+    loaded = load_pruned(folder, ("made_networks",))
+    with torch.no_grad():
+        assert not torch.allclose(loaded(x), network(x))
+    for bad in ("1", 1.5, None, True):
+        (folder / "rebuild.json").write_text(json.dumps({**written, "seed": bad}))
+        with pytest.raises(InputError, match=r"rebuild.json cannot be read.*seed must be a whole"):
+            load_pruned(folder, ("made_networks",))
 
 
 def test_missing_and_damaged_files_are_told(saved, tmp_path):

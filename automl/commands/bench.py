@@ -130,16 +130,13 @@ class _Subject:
 
 def _of_run(folder: Path, trust: Sequence[str]) -> _Subject:
     from automl.model_folder import Rebuild, load_pruned
-    from automl.models import load_model
     from automl.policy import Policy
     from automl.pruning.grains import is_inside
     from automl.runs import POLICY, REBUILD
 
     rebuild = Rebuild.load(folder / REBUILD)
     network = load_pruned(folder, trust)
-    dense = load_model(
-        rebuild.factory, kwargs=rebuild.kwargs, input_shape=rebuild.input_shape or None
-    )
+    dense = rebuild.dense()
     policy = Policy.load(folder / POLICY)
     slim = any(one.kept < one.units and not is_inside(one.granularity) for one in policy.decisions)
     grains = ", ".join(dict.fromkeys(one.granularity for one in policy.decisions))

@@ -18,7 +18,6 @@ from automl.executors.latency import measure_latency
 from automl.executors.quiet import MOST_CORES, busy_cores
 from automl.graph.fold import batchnorm_pairs, fold_batchnorm
 from automl.model_folder import Rebuild, load_structure
-from automl.models import load_model
 from automl.pruning.grains import is_inside
 from automl.runs import POLICY, POLICY_UNIFORM, REBUILD
 from automl.types import InputError
@@ -104,8 +103,7 @@ def _add(
     family = families.setdefault(json.dumps(about, sort_keys=True, default=str), _Family())
     pairs = batchnorm_pairs(plan)
     if not family.networks:
-        shape = rebuild.input_shape or None
-        dense = load_model(rebuild.factory, kwargs=rebuild.kwargs, input_shape=shape)
+        dense = rebuild.dense()
         family.networks[_DENSE] = fold_batchnorm(dense.model, pairs).eval()
         family.example = tuple(x[:1] if isinstance(x, Tensor) else x for x in dense.example_inputs)
     if network == _DENSE:

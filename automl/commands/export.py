@@ -213,11 +213,7 @@ def _made_up(rebuild: Rebuild) -> Tensor:
     """Noise, or the example input again and again where inputs are ids."""
     import torch
 
-    from automl.models import load_model
-
-    shape = rebuild.input_shape or None
-    dense = load_model(rebuild.factory, kwargs=rebuild.kwargs, input_shape=shape)
-    example: Tensor = dense.example_inputs[0][:1]
+    example: Tensor = rebuild.dense().example_inputs[0][:1]
     inputs = example.expand(_EXAMPLES, *example.shape[1:])
     if not example.is_floating_point():
         return inputs.clone()

@@ -13,8 +13,9 @@ from automl.commands.settings import Config, number, path, seed_of
 from automl.graph.deadline import Deadline
 from automl.graph.identity import identity
 from automl.graph.trace import Trace, trace
+from automl.hashing import digest
 from automl.models import LoadedModel, load_model, resolve_checkpoint
-from automl.training.state import evaluating
+from automl.training.state import evaluating, state_tensors
 from automl.types import InputError
 
 #: So many traced networks are remembered.
@@ -60,7 +61,7 @@ def complete_network(config: Config, device: torch.device) -> LoadedModel:
 
 
 def _require_finite(loaded: LoadedModel) -> None:
-    for name, tensor in loaded.model.state_dict().items():
+    for name, tensor in state_tensors(loaded.model).items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             source = loaded.checkpoint or loaded.factory
             raise InputError(f"{name} of {source} holds NaN or infinite values; load other weights")
@@ -84,7 +85,9 @@ def structure(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], config: 
     if not isinstance(exclude, list) or not all(isinstance(name, str) for name in exclude):
         raise InputError(f"exclude must be a list of patterns, as [fc,layer1.*], got {exclude}")
     was = identity(model, inputs)
-    key = None if was is None else (was.key, *exclude)
+    # The settings too: a factory may have set what no attribute of the network tells.
+    made_by = digest(config["model"], config.get("depth"))
+    key = None if was is None else (was.key, made_by, deadline_s, *exclude)
     known = None if key is None else _remembered.get(key)
     if known is not None:
         for warning in known.said:

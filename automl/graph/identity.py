@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import pickle
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
 
+from automl.graph.compiled import is_compiled
 from automl.hashing import digest
 
 #: Kept by where they lie in memory: made anew under the same name they may do something else.
@@ -40,8 +41,10 @@ def identity(model: nn.Module, inputs: tuple[Any, ...]) -> Identity | None:
         inputs: What it is called with; of tensors only what they are like.
 
     Returns:
-        None where that cannot be told, because a part of it cannot be pickled.
+        None where that cannot be told, because a part of it cannot be pickled or is compiled.
     """
+    if any(map(is_compiled, model.modules())):  # which modules do not pickle
+        return None
     sink = _Digest()
     stream = _Stream(sink)
     try:
@@ -87,6 +90,9 @@ class _Stream(pickle.Pickler):
             parts = [obj, getattr(obj, "forward", None)]
             self.code += parts
             return ("code", *map(id, parts))
+        if isinstance(obj, MethodType):  # pickled, it would be whatever its object has by its name
+            self.code.append(obj.__func__)
+            return ("method", id(obj.__func__), obj.__self__)
         return None
 
     def _tensor(self, tensor: Tensor) -> Any:

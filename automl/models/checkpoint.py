@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from automl.data.roots import candidate_roots
+from automl.training.state import state_tensors
 from automl.types import InputError
 
 _TORCH_SUFFIXES = frozenset({".pt", ".pth", ".th", ".bin", ".ckpt", ".tar"})
@@ -78,7 +79,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     state = read_state_dict(path)
-    _check_fit(model.state_dict(), state, path)
+    _check_fit(state_tensors(model), state, path)
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
 
@@ -159,6 +160,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} must hold a state dict, got {type(content).__name__}: "
             "save model.state_dict()"
         )
+    content = {key: value for key, value in content.items() if not _is_extra(key, value)}
     other = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if other or not content:
         found = f"'{other[0]}' that is no tensor" if other else "nothing"
@@ -167,6 +169,11 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             f"got {found}: save model.state_dict()"
         )
     return {str(key): value for key, value in content.items()}
+
+
+def _is_extra(key: Any, value: Any) -> bool:
+    """Whether an entry is what a module keeps beside its tensors (``get_extra_state``)."""
+    return str(key).rpartition(".")[2] == "_extra_state" and not isinstance(value, Tensor)
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

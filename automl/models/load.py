@@ -38,6 +38,7 @@ class LoadedModel:
         mean: Per channel mean its weights expect of images in [0, 1]; None where only the data
             set knows.
         std: Per channel standard deviation likewise.
+        seed: Of what the factory drew.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class LoadedModel:
     input_shape: tuple[int, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    seed: int = 0
 
 
 def load_model(
@@ -104,6 +106,7 @@ def load_model(
         input_shape=shape,
         mean=built.mean,
         std=built.std,
+        seed=seed,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from automl.graph.materialise import KeptUnits
 from automl.plan import IndexPlan
 from automl.pruning.masks import SUFFIX, masks_of
-from automl.training.state import evaluating
+from automl.training.state import evaluating, state_tensors
 
 #: Largest distance of outputs that is rounding, as a fraction of their size.
 _ROUNDING = 1e-3
@@ -32,8 +32,8 @@ def laid_back(network: nn.Module, dense: nn.Module, plan: IndexPlan, units: Kept
     positions = [torch.from_numpy(at) for at in plan.positions(units)]
     axes = {tensor.name: tensor.axes for tensor in plan.tensors}
     masks = {name + SUFFIX for name in masks_of(network)}
-    theirs = whole.state_dict()
-    for name, tensor in network.state_dict().items():
+    theirs = state_tensors(whole)
+    for name, tensor in state_tensors(network).items():
         if name in masks:
             continue
         full = theirs[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -28,3 +28,9 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network's state; what modules keep beside (``get_extra_state``) is none."""
+    state = network.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from automl.commands import network
 
-CONFIG = {"exclude": [], "trace_deadline_s": 60}
+CONFIG = {"exclude": [], "trace_deadline_s": 60, "model": {"kwargs": {}}}
 
 
 class Net(nn.Module):
@@ -38,8 +38,8 @@ def traced(monkeypatch):
     return seen
 
 
-def structure(model: nn.Module, **settings: object):
-    return network.structure(model, (torch.zeros(2, 4),), {**CONFIG, **settings})
+def structure(net: nn.Module, /, **settings: object):
+    return network.structure(net, (torch.zeros(2, 4),), {**CONFIG, **settings})
 
 
 def test_the_same_network_is_traced_once_and_each_trace_holds_its_own(traced):
@@ -56,6 +56,16 @@ def test_what_is_excluded_counts(traced):
     found = [structure(Net(), exclude=names) for names in ([], ["first"], [])]
     assert len(traced) == 2
     assert [len(trace.targets) for trace in found] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"model": {"kwargs": {"skip": True}}}, {"trace_deadline_s": 30}]
+)
+def test_other_settings_of_the_network_or_the_tracing_count(traced, settings):
+    """A factory may have set what no attribute of the network tells."""
+    structure(Net())
+    structure(Net(), **settings)
+    assert len(traced) == 2
 
 
 def test_warnings_are_given_again(traced):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
@@ -62,8 +63,17 @@ def training(net):
     net.train()
 
 
+def forwarded(self, x):
+    return self.out(x)
+
+
+def another_forward(net):
+    net.forward = MethodType(forwarded, net)
+
+
 CHANGES = [
-    other_weights, equal_weights, tied_weights, hooked, an_attribute, one_of_a_weight, training
+    other_weights, equal_weights, tied_weights, hooked, an_attribute, one_of_a_weight, training,
+    another_forward,
 ]  # fmt: skip
 
 
@@ -110,6 +120,21 @@ def test_a_class_written_anew_is_another_one(monkeypatch):
     before = key(network())
     monkeypatch.setattr(Scaled, "forward", lambda self, x: x)
     assert key(network()) != before
+
+
+def test_one_forward_put_in_by_hand_is_not_another():
+    nets = [network(), network(), network()]
+    for net, function in zip(nets, (forwarded, forwarded, Scaled.forward), strict=True):
+        net.forward = MethodType(function, net)
+    first, same, other = map(key, nets)
+    assert first == same != other
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+def test_what_is_compiled_is_not_told():
+    net = network()
+    net.fc.compile()
+    assert identity(net, X) is None
 
 
 def test_what_cannot_be_pickled_is_not_told_apart():

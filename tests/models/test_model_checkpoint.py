@@ -45,6 +45,28 @@ def test_wrapped_and_prefixed_state_dicts_load(tmp_path, wrap, suffix):
     assert_equal_weights(model, other)
 
 
+class Extra(nn.Linear):
+    """Keeps more than tensors in its state."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize("network", [Extra, lambda: nn.Sequential(Extra(), nn.ReLU())])
+def test_what_modules_keep_beside_tensors_is_left_out(tmp_path, network):
+    model, other = network(), network()
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    load_checkpoint(other, tmp_path / "x.pt")
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_safetensors_load(tmp_path):
     model, other = small(), small()
     nn.init.ones_(model[0].weight)

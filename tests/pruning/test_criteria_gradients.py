@@ -50,6 +50,37 @@ def test_taylor_is_the_mean_square_of_gradient_times_weight(make):
     torch.testing.assert_close(saliency(Taylor(12, 4), context), expected, rtol=1e-9, atol=0)
 
 
+class Projecting(nn.Module):
+    """Multiplies by a buffer, whose columns can be pruned like a layer's outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("projection", torch.randn(6, 8, dtype=torch.float64))
+        self.inner, self.out = nn.Linear(8, 8).double(), nn.Linear(8, 3).double()
+
+    def forward(self, x):
+        return self.out(torch.relu(self.inner(x @ self.projection)))
+
+
+@pytest.mark.parametrize("name", ["l2", "taylor", "taylor_group", "obd_fisher", "obd_hutchinson",
+                                  "snip", "snip_momentum", "random"])  # fmt: skip
+def test_columns_of_a_buffer_are_ranked_as_those_of_the_same_parameter(name):
+    x, y = torch.randn(12, 6, dtype=torch.float64), torch.arange(12) % 3
+    buffered, other = Projecting(), Projecting()
+    other.projection = nn.Parameter(other._buffers.pop("projection"))
+    scores = []
+    for net in (buffered, other):
+        trace = automl.trace(net, x[:2])
+        assert [target.name for target in trace.targets] == ["projection", "inner"]
+        scores.append(criteria.load(name)(Context(net, trace.plan, x, y)))
+    for ours, theirs in zip(*scores, strict=True):
+        if name == "obd_hutchinson":  # probes are drawn in the order of the weights
+            assert np.isfinite(ours).all() and len(ours) == len(theirs)
+            continue
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
 @NETWORKS
 def test_fisher_is_the_mean_square_of_single_examples(make):
     context = small.context_of(make())

@@ -108,15 +108,29 @@ class Context:
             )
 
     def parameter(self, name: str) -> Tensor:
-        """A parameter by name, detached.
+        """A parameter, or other weight, by name, detached.
 
         Raises:
             ValueError: There is none of that name.
         """
         try:
-            return self.parameters[name].detach()
+            return self.weights[name].detach()
         except KeyError:
             raise ValueError(f"Context.model has no parameter {name!r}") from None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters, and the matrices among the buffers that pruning cuts.
+
+        A forward may multiply by those as well; shared ones are there under each of their names.
+        """
+        cut = {tensor.name for tensor in self.plan.tensors}
+        buffers = {
+            name: buffer
+            for name, buffer in self.model.named_buffers(remove_duplicate=False)
+            if name in cut and buffer.dim() > 1 and buffer.is_floating_point()
+        }
+        return {**self.parameters, **buffers}
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

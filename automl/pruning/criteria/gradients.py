@@ -17,12 +17,13 @@ Gradients = dict[str, Tensor]
 
 
 def leaves_of(context: Context) -> dict[str, Tensor]:
-    """The floating-point parameters, as leaves of their own that share memory with them."""
-    return {
-        name: parameter.detach().requires_grad_()
-        for name, parameter in context.model.named_parameters()
-        if parameter.is_floating_point()
-    }
+    """The floating-point weights, as leaves of their own that share memory with them."""
+    first: dict[int, str] = {}
+    for name, weight in context.weights.items():
+        if weight.is_floating_point():
+            first.setdefault(id(weight), name)
+    weights = context.weights
+    return {name: weights[name].detach().requires_grad_() for name in first.values()}
 
 
 def batch_losses(
@@ -92,9 +93,10 @@ def batch_gradients(
 
 
 def all_names(context: Context, leaves: Mapping[str, Tensor]) -> dict[str, str]:
-    """Every name of a parameter -> the first one."""
-    first = {id(p): name for name, p in context.model.named_parameters() if name in leaves}
-    return {name: first[id(p)] for name, p in context.parameters.items() if id(p) in first}
+    """Every name of a weight -> the first one."""
+    weights = context.weights
+    first = {id(weights[name]): name for name in leaves}
+    return {name: first[id(one)] for name, one in weights.items() if id(one) in first}
 
 
 @contextmanager
