@@ -55,7 +55,13 @@ def versions() -> dict[str, str | None]:
 
 def cpu_name() -> str:
     """The processor's model, as far as the system tells."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    info = _cpuinfo()
+    if name := info.get("model name"):
+        return name
+    # ARM says who made the core, and which of theirs it is.
+    core = [info[field] for field in ("CPU implementer", "CPU part") if field in info]
+    named = platform.processor() or platform.machine()
+    return " ".join([named, *core])
 
 
 def cpu_features() -> list[str]:

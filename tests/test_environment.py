@@ -7,6 +7,7 @@ import pytest
 
 from automl.environment import (
     available_memory,
+    cpu_name,
     environment,
     left_of_the_group,
     versions,
@@ -56,3 +57,19 @@ def test_the_memory_of_a_job_is_what_its_limit_leaves(tmp_path, version, monkeyp
     assert left_of_the_group(tmp_path / "none", mounted) == math.inf
     monkeypatch.setattr("automl.environment.left_of_the_group", lambda: 900.0)
     assert available_memory() == 900
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ({"model name": "AMD EPYC", "CPU part": "1"}, "AMD EPYC"),
+        ({"CPU implementer": "0x41", "CPU part": "0xd0c"}, "aarch64 0x41 0xd0c"),
+        ({"CPU implementer": "0x41", "CPU part": "0xd08"}, "aarch64 0x41 0xd08"),
+        ({}, "aarch64"),
+    ],
+)
+def test_processors_that_name_no_model_are_told_by_their_core(monkeypatch, info, name):
+    monkeypatch.setattr("automl.environment._cpuinfo", lambda: info)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert cpu_name() == name

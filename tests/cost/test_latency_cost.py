@@ -17,12 +17,12 @@ from automl.types import InputError, Target
 UNITS = (16, 24, 32)
 
 
-def plan() -> IndexPlan:
+def plan(sizes: tuple[int, ...] = UNITS) -> IndexPlan:
     """Three targets in a row, an axis each."""
-    ends = np.cumsum((0, *UNITS))
+    ends = np.cumsum((0, *sizes))
     axes = tuple(Axis(np.arange(a, b), np.full(b - a, -1)) for a, b in pairwise(ends))
     targets = tuple(
-        Target(f"t{i}", i, "channel", units, (f"t{i}",), ()) for i, units in enumerate(UNITS)
+        Target(f"t{i}", i, "channel", units, (f"t{i}",), ()) for i, units in enumerate(sizes)
     )
     empty: dict[str, object] = {}
     return IndexPlan(targets, (), (), axes, (), empty, (), (), frozenset(), 0)
@@ -45,6 +45,17 @@ def operators() -> Operators:
     network = plan()
     kepts = [np.array(UNITS), np.array([3, 5, 7]), np.array([4, 9, 6])]
     return Operators.align(network, kepts, [signatures(kept) for kept in kepts])
+
+
+def test_networks_of_other_widths_have_keys_of_their_own(operators):
+    """A calibration holds the latency of the dense network."""
+    keys = {operators.key}
+    for sizes in ((16, 24, 40), (32, 48, 64)):
+        kepts = [np.array(sizes), np.array([3, 5, 7]), np.array([4, 9, 6])]
+        other = Operators.align(plan(sizes), kepts, [signatures(kept) for kept in kepts])
+        assert other.operators[2].family == operators.operators[2].family
+        keys.add(other.key)
+    assert len(keys) == 3
 
 
 def staircase_us(signature: Signature) -> float:

@@ -107,8 +107,12 @@ class Operators:
 
     @cached_property
     def key(self) -> str:
-        """Names this sequence of operators, whatever the weights."""
-        return digest([[o.family, [s.axis for s in o.slots]] for o in self.operators])
+        """Names this sequence of operators, whatever the weights.
+
+        The dense network's sizes are in it: one of another width takes another time.
+        """
+        about = [[o.family, o.numbers, [s.axis for s in o.slots]] for o in self.operators]
+        return digest(about)
 
     @property
     def frozen(self) -> tuple[Signature, ...]:
