@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from lut_networks import EXAMPLE, NETWORKS, Attention, Fickle, Residual
+from lut_networks import EXAMPLE, NETWORKS, Attention, ByHand, Fickle, Residual
 from torch import nn
 
 from automl.commands.build import Bench
@@ -220,9 +220,10 @@ def test_convolutions_are_replayed_in_their_format():
     assert replay(signature, CPU).call().shape == (2, 6, 5, 4)
 
 
+@pytest.mark.parametrize("network", [Attention, ByHand])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_one_head_of_two_is_foreseen_but_for_how_views_lie(heads):
-    deployed = Deployed(trace(Attention(heads=2), EXAMPLE), CPU)
+def test_one_head_of_two_is_foreseen_but_for_how_views_lie(heads, network):
+    deployed = Deployed(trace(network(heads=2), EXAMPLE), CPU)
     plan = deployed.plan
     kept = plan.dense.copy()
     kept[[target.units == 2 for target in plan.targets]] = heads
@@ -232,6 +233,7 @@ def test_one_head_of_two_is_foreseen_but_for_how_views_lie(heads):
         strict=True,
     )
     for foreseen, found in pairs:
+        assert str(foreseen) == str(found)
         if foreseen.kind == "scaled_dot_product_attention":
             same = [_no_layout(json.loads(one.detail)) for one in (foreseen, found)]
             assert same[0] == same[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,7 +12,14 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from automl.cost.lut.signature import Signature, canonical, fill, flatten, without_layout
+from automl.cost.lut.signature import (
+    Signature,
+    canonical,
+    fill,
+    flatten,
+    holes_of_layout,
+    without_layout,
+)
 from automl.hashing import digest
 from automl.plan import IndexPlan
 from automl.types import InputError, Kept
@@ -242,6 +249,33 @@ class _Lookup(Sequence[int]):
         return len(self._lengths)
 
 
+def _columns(
+    skeleton: str, skeletons: Sequence[str], numbers: Sequence[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], IntArray]]:
+    """For every number of a skeleton, in which networks it is known, and what it is there.
+
+    Args:
+        skeleton: One of them.
+        skeletons: Of one operator in several networks; they differ in the layout alone.
+        numbers: What fills their holes.
+    """
+    alike = [row for row, one in enumerate(skeletons) if one == skeleton]
+    laid_out = {one: holes_of_layout(one) for one in set(skeletons)}
+    sizes = np.array(
+        [
+            [number for number, laid in zip(own, laid_out[one], strict=True) if not laid]
+            for one, own in zip(skeletons, numbers, strict=True)
+        ],
+        np.int64,
+    )
+    own_sizes = iter(sizes.T)
+    for position, laid in enumerate(laid_out[skeleton]):
+        if laid:
+            yield alike, np.array([numbers[row][position] for row in alike], np.int64)
+        else:
+            yield range(len(sizes)), next(own_sizes)
+
+
 class _AxisFinder:
     """Says which axis a column of sizes follows."""
 
@@ -258,11 +292,8 @@ class _AxisFinder:
         # Where only the layout changes, as of views of one head or of heads cut in their queries,
         # the one that most networks have stands for all.
         ((skeleton, _),) = Counter(skeletons).most_common(1)
-        rows = [row for row, one in enumerate(skeletons) if one == skeleton]
-        table = np.array([numbers[row] for row in rows], np.int64).reshape(len(rows), -1)
-        slots, constants = [], list(numbers[rows[0]])
-        for position in range(table.shape[1]):
-            sizes = table[:, position]
+        slots, constants = [], list(numbers[skeletons.index(skeleton)])
+        for position, (rows, sizes) in enumerate(_columns(skeleton, skeletons, numbers)):
             # A stride of 0 among others is that of a dimension of one element, and means nothing.
             told = sizes[sizes != 0]
             if (told != told[:1]).any():

@@ -102,6 +102,25 @@ def _laid_out_anyhow(value: Json) -> Json:
     return [_laid_out_anyhow(item) for item in value] if isinstance(value, list) else value
 
 
+def holes_of_layout(skeleton: str) -> tuple[bool, ...]:
+    """Whether a hole is of how tensors lie in memory, for each in order; the others are sizes."""
+    found: list[bool] = []
+    _look_for_layouts(json.loads(skeleton), False, found)
+    return tuple(found)
+
+
+def _look_for_layouts(value: Json, is_layout: bool, found: list[bool]) -> None:
+    if value == _HOLE:
+        found.append(is_layout)
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            inside = is_layout or ("tensor" in value and key in _LAYOUTS)
+            _look_for_layouts(value[key], inside, found)
+    elif isinstance(value, list):
+        for item in value:
+            _look_for_layouts(item, is_layout, found)
+
+
 def fill(skeleton: str, numbers: Sequence[int]) -> Signature:
     """The signature of a skeleton with its holes filled."""
     source = iter(numbers)
