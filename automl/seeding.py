@@ -23,10 +23,20 @@ def own_random_numbers(key: str) -> Iterator[None]:
     Args:
         key: A digest, of which the first eight hexadecimal digits count.
     """
-    seed = int(key[:8], 16)
+    with seeded(int(key[:8], 16)):
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generators of Python, NumPy and torch for the block, then restores them.
+
+    Args:
+        seed: From 0; of one that is too large for NumPy, the lower 32 bits are its seed.
+    """
     python, legacy = random.getstate(), np.random.get_state()
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed & MOST_SEED)
     try:
         with ExitStack() as stack:
             _seed_torch(seed, stack)

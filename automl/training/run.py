@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from automl.hashing import digest, weights_hash
 from automl.pruning.masks import protect
 from automl.scoring.errors import ScoreError
+from automl.seeding import seeded
 from automl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from automl.training.config import FinetuneConfig
 from automl.training.feed import Feed, described, epoch_seed
@@ -120,7 +121,7 @@ class Run:
         total = torch.zeros((), dtype=torch.float64, device=self.feed.device)
         seen = 0
         first_step = (epoch - 1) * self.feed.steps
-        with _seeded(epoch_seed(self.config.seed, epoch), self.feed.device):
+        with seeded(epoch_seed(self.config.seed, epoch)):  # dropout, loaders and their transforms
             for step, (x, y) in enumerate(self.feed.epoch(epoch), first_step):
                 self._set_lr(learning_rate(self.config, step, self.feed.steps))
                 total += self._step(x, y, step).double() * len(x)
@@ -271,14 +272,6 @@ class Run:
             **({} if self.after_step is None else {"after_step": described(self.after_step)}),
             **({} if self.stage is None else {"stage": self.stage}),
         }
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's global generators (dropout, data loaders) for the block, then restores them."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+import random
 
 import numpy as np
 import pytest
@@ -428,6 +429,37 @@ def test_a_finished_run_is_read_not_trained(digits, tmp_path):
     result = finetune(second, digits[0], config, **options)
     assert result == expected and not rows
     assert same_weights(first, second)
+
+
+def test_transforms_that_draw_from_python_and_numpy_resume_to_the_same_bits(digits, tmp_path):
+    class Jittered:
+        """Batches as a loader in this process makes them, with transforms of old libraries."""
+
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            for start in range(0, 64, 16):
+                x, y = digits[0].images[start : start + 16], digits[0].labels
+                yield x * random.uniform(0.5, 1) + np.random.rand(), y[start : start + 16]
+
+    def run(network, **kwargs):
+        finetune(network, Jittered(), FinetuneConfig(epochs=3, lr=0.05), **kwargs)
+
+    def cut(row):
+        if row.epoch == 1:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "training.pt"
+    whole, resumed = make_network(), make_network()
+    state = random.getstate()
+    run(whole)
+    assert random.getstate() == state  # and the caller's numbers go on as they were
+    with pytest.raises(KeyboardInterrupt):
+        run(make_network(), checkpoint=path, progress=cut)
+    _ = random.random(), np.random.rand()
+    run(resumed, checkpoint=path)
+    assert same_weights(whole, resumed)
 
 
 def test_resume_false_starts_over(digits, tmp_path):
