@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,14 +108,29 @@ def _of_model(args: argparse.Namespace) -> Network:
     plan, network = bench.trace.plan, bench.loaded.model
     if args.policy is not None:
         network = _slim(bench, args.policy)
-    parameters = _arrays(network)
     held = [plan.aliases.get(name, name) for layer in plan.layers_plan for name in layer.tensors]
+    parameters = _once_each(network, held)
     weights = {n: parameters[n] for n in held if n in parameters and parameters[n].ndim > 1}
     return bench.loaded.name, weights, _others(parameters, weights)
 
 
+def _once_each(network: nn.Module, preferred: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Every parameter under one name: of several of a tied one, the first that is preferred."""
+    named = dict(network.named_parameters(remove_duplicate=False))
+    names: dict[int, str] = {}
+    for name in (*preferred, *named):
+        if name in named:
+            names.setdefault(id(named[name]), name)
+    return {name: _array(named[name]) for name in names.values()}
+
+
 def _arrays(network: nn.Module) -> dict[str, NDArray[Any]]:
-    return {name: p.detach().cpu().numpy() for name, p in network.named_parameters()}
+    return {name: _array(p) for name, p in network.named_parameters()}
+
+
+def _array(parameter: nn.Parameter) -> NDArray[Any]:
+    found: NDArray[Any] = parameter.detach().cpu().numpy()
+    return found
 
 
 def _others(parameters: Mapping[str, NDArray[Any]], weights: Mapping[str, NDArray[Any]]) -> int:

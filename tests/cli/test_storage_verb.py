@@ -3,12 +3,30 @@ import builtins
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 from automl.cost.storage import FORMATS, largest
 from automl.model_folder import load_pruned
 from automl.models.digits import digits_cnn
 
 ON_CPU = ("threads=1", "device=cpu", "repair=none")
+ON_DIGITS = ("model.input_shape=[1,8,8]",)
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.a = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 10)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = self.b(self.a(self.stem(x).relu()).relu()).relu()
+        return self.head(x.mean((2, 3)))
 
 
 def storage(cli, *arguments):
@@ -72,6 +90,24 @@ def test_a_policy_is_measured_by_what_it_leaves(cli, tmp_path):
     frame = table(cli, tmp_path, "--densities", "1", "--policy", slim / "policy.json")
     params = sum(p.numel() for p in load_pruned(slim).parameters())
     assert frame["dense fp32"].tolist() == [4 * params]
+
+
+def test_a_weight_of_two_layers_is_stored_once_and_as_a_weight(cli, tmp_path):
+    frame = table(cli, tmp_path, "--densities", "0.5", f"model={__name__}.Tied", *ON_DIGITS)
+    matrices, others = 8 * 9 + 8 * 8 * 9 + 8 * 10, 8 + 10
+    assert frame["dense fp16"].tolist() == [2 * matrices + 4 * others]
+
+
+def test_a_weight_of_two_layers_is_stored_once_in_what_a_policy_leaves(cli, tmp_path):
+    network = (f"model={__name__}.Tied", *ON_DIGITS, *ON_CPU)
+    slim = tmp_path / "slim"
+    pruned = cli("prune", *network, "data=digits", "ratio=0.5", "--out", slim)
+    assert pruned.code == 0, pruned.err
+    frame = table(cli, tmp_path, "--densities=0.5", *network, "--policy", slim / "policy.json")
+    left = list(load_pruned(slim, trust=(__name__,)).parameters())
+    others = sum(p.numel() for p in left if p.ndim == 1)
+    matrices = sum(p.numel() for p in left if p.ndim > 1)
+    assert frame["dense fp16"].tolist() == [2 * matrices + 4 * others]
 
 
 def test_a_saved_network_is_measured_with_its_zeros(cli, tmp_path):
