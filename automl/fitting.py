@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,6 +93,12 @@ def round_ratio(ratio: float, units: int, rounding: int) -> int:
     return int(counts[::-1][np.argmin(np.abs(counts[::-1] - wish))])
 
 
+def _is_fraction(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return 0 <= float(value) <= 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Space:
     """The grids of all targets; ``level`` l of a target keeps ``min(l * step, units)`` units.
@@ -134,8 +140,8 @@ class Space:
             raise InputError(f"rounding must be one or several whole numbers, got {rounding!r}")
         if min(rounding) < 1:
             raise InputError(f"rounding must be >= 1, got {min(rounding)}")
-        if not 0 <= min_keep <= 1:
-            raise InputError(f"min_keep must be in [0, 1], got {min_keep}")
+        if not _is_fraction(min_keep):
+            raise InputError(f"min_keep must be in [0, 1], got {min_keep!r}")
         units = np.array([target.units for target in targets], np.int64)
         steps = [
             step_for(target.units, 1 if target.kind == "head" else its)

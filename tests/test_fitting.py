@@ -212,6 +212,9 @@ def test_a_wish_of_another_shape_or_range_is_refused(wish):
         (((), 8), "nothing in this network can be pruned"),
         ((toy.targets(8), 0), "rounding must be >= 1"),
         ((toy.targets(8), 8, 1.5), "min_keep must be in"),
+        ((toy.targets(8), 8, "x"), r"min_keep must be in \[0, 1\], got 'x'"),
+        ((toy.targets(8), 8, None), "min_keep must be in"),
+        ((toy.targets(8), 8, True), "min_keep must be in"),
     ],
 )
 def test_a_space_of_nothing_is_refused(arguments, message):

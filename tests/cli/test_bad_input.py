@@ -79,6 +79,7 @@ def refuses(cli, tmp_path, *arguments, says):
         (["search", "budget.macs={fraction:0.5,absolute:9}"], "both absolute and relative"),
         (["search", "granularity.rounding=0"], "granularity.rounding must be a whole number >= 1"),
         (["search", "granularity.min_keep=2"], "min_keep must be in [0, 1]"),
+        (["search", "granularity.min_keep=x"], "min_keep must be in [0, 1], got 'x'"),
         (["search", "scoring.score=acc"], "score must be one of top1, loss, kl"),
         (
             ["search", "scoring.batch_size=0"],
