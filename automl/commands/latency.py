@@ -94,13 +94,22 @@ def require_accurate(table: NetworkTable, settings: Settings) -> None:
         return
     held_out = table.calibration.held_out
     print(f"latency table {path}: {held_out}", file=sys.stderr)
-    most = number(settings, "latency.max_mape", 0)
+    most = most_mape(settings)
     if held_out.mape > most and not force:
         raise InputError(
             f"latency table {path} errs by {100 * held_out.mape:.1f} % on fresh "
             f"networks, more than the {100 * most:g} % of latency.max_mape; build it again on a "
             "quiet machine (prunepilot lut build), or use it all the same with latency.force=true"
         )
+
+
+def most_mape(settings: Settings) -> float:
+    """The mean error on fresh networks above which a table is refused.
+
+    Raises:
+        InputError: It is no number.
+    """
+    return number(settings, "latency.max_mape", 0)
 
 
 def latency_limit(budget: Any) -> Limit | None:
@@ -201,6 +210,7 @@ def network_table(bench: Bench) -> NetworkTable:
         InputError: The table is of another device (without ``latency.force``) or damaged.
     """
     settings = bench.config["latency"]
+    _require_numbers(settings)
     here = fingerprint(bench)
     table, foreign = open_table(settings, here)
     effort = Effort(repeats=whole(settings, "latency.repeats", 6))
@@ -220,6 +230,16 @@ def network_table(bench: Bench) -> NetworkTable:
         ),
         report=_report,
     )
+
+
+def _require_numbers(settings: Settings) -> None:
+    """Refuses, before anything is measured, what would only be read behind it.
+
+    Raises:
+        InputError: A setting is no number, or too small.
+    """
+    most_mape(settings)
+    whole_networks(settings)
 
 
 def _deployed(bench: Bench) -> Deployed | MaskedDeployed:

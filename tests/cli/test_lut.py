@@ -361,10 +361,22 @@ def test_a_budget_below_the_smallest_network_is_refused(cli, clock, lut, tmp_pat
         ("latency.networks=1", "latency.networks must be"),
         ("latency.force=maybe", "latency.force must be"),
         ("latency.wait_s=-1", "latency.wait_s must be"),
+        ("latency.max_mape=abc", "latency.max_mape must be a number >= 0, got 'abc'"),
+        ("latency.max_mape=null", "latency.max_mape must be a number >= 0, got None"),
+        ("granularity.min_keep=x", "min_keep must be in [0, 1], got 'x'"),
     ],
 )
 def test_settings_that_make_no_sense_are_said(cli, clock, lut, setting, says):
     one_line(cli("lut", "build", *settings(lut, setting)), says)
+    assert not clock, "something was measured first"
+
+
+def test_no_error_to_compare_with_is_refused_before_anything_is_timed(cli, clock, lut, tmp_path):
+    bad, says = "latency.max_mape=abc", "latency.max_mape must be a number >= 0, got 'abc'"
+    one_line(cli("lut", "check", *settings(lut, bad)), says)
+    one_line(search(cli, lut, tmp_path / "run", bad), says)
+    one_line(search(cli, lut, tmp_path / "run", bad, "latency.force=true"), says)
+    assert not clock and not list(lut.glob("*")) and not (tmp_path / "run").exists()
 
 
 def test_a_busy_machine_is_refused(cli, clock, lut, tmp_path, monkeypatch):
