@@ -6,8 +6,8 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from automl.seeding import MOST_SEED
 from automl.types import InputError
@@ -135,11 +135,16 @@ def _misfit(section: Config, name: str) -> str | None:
         return None
     for key, value in section.items():
         hint = parameters[key].annotation if key in parameters else None
-        kinds = get_args(hint) or (hint,)
+        kinds = _kinds(hint)
         if all(kind in _WORDS for kind in kinds) and not _is_one_of(value, kinds):
             rule = " or ".join(_WORDS[kind] for kind in kinds)
             return f"{name}.{key} must be {rule}, got {value!r}"
     return None
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of a mapping or a list, not those of what it holds."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _is_one_of(value: Any, kinds: Sequence[Any]) -> bool:

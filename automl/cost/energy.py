@@ -25,7 +25,7 @@ neither is leakage.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -106,6 +106,10 @@ class EnergyModel:
         self._check_memories()
 
     def _check_memories(self) -> None:
+        for name in ("sram_bytes", "sram_pj"):
+            value = getattr(self, name)
+            is_list = isinstance(value, Iterable) and not isinstance(value, str)
+            _require(name, is_list, "a list of numbers", value)
         sizes, costs = tuple(self.sram_bytes), tuple(self.sram_pj)
         _require("sram_pj", len(costs) == len(sizes) > 0, "one number per sram_bytes", costs)
         rising = all(is_whole(size, 1) for size in sizes) and list(sizes) == sorted(set(sizes))

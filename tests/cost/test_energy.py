@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_the_figures_in_conf_are_the_published_ones():
     made = instantiate(settings, "energy")
     given_as_lists = {"sram_bytes": tuple(made.sram_bytes), "sram_pj": tuple(made.sram_pj)}
     assert EnergyModel(**{**vars(made), **given_as_lists}) == EnergyModel()
+
+
+def added(by_name: Mapping[str, float], least: float | None, most: int) -> float:
+    return sum(by_name.values()) + least + most
+
+
+def test_a_figure_of_another_type_is_not_blamed_on_one_that_maps_names_to_numbers():
+    settings = yaml.safe_load((conf_dir() / "energy" / "horowitz_45nm.yaml").read_text())
+    with pytest.raises(InputError, match=r"^energy.sram_bytes must be a list of numbers, got 8192"):
+        instantiate({**settings, "sram_bytes": 8192}, "energy")
+
+
+def test_a_type_error_names_the_argument_and_no_mapping_before_it():
+    section = {"_target_": f"{__name__}.added", "by_name": {"a": 1.0}, "least": "x", "most": 2}
+    with pytest.raises(InputError, match=r"^energy.least must be a number or null, got 'x'$"):
+        instantiate(section, "energy")
 
 
 def test_every_problem_knows_energy():
