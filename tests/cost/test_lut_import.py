@@ -82,6 +82,8 @@ def test_imported_transposed_convolutions_are_found(tmp_path):
         {"latency": {}},
         netadapt_layer(layer_type_str="LSTM"),
         netadapt_layer(latency={(16, 32): -1.0}),
+        netadapt_layer(latency={(16, 32): 1e-12}),
+        netadapt_layer(kernel_size=(3, 3, 3)),
         netadapt_layer(latency={(16, 32): float("nan")}),
         netadapt_layer(latency={(16,): 1.0}),
         netadapt_layer(latency={(0, 32): 1.0}),
@@ -242,11 +244,30 @@ def test_json_says_the_same_as_csv(tmp_path):
     assert tables[0].entries == tables[1].entries
 
 
+def test_one_size_of_a_kernel_stands_for_all_dimensions(tmp_path):
+    (tmp_path / "a.csv").write_text(CSV.replace("3x3,2x2", "3,2"))
+    table = import_table(tmp_path / "a.csv", tmp_path / "out.json", device="phone")
+    (executed,) = record(nn.Conv2d(16, 32, 3, 2, 1), [torch.zeros(1, 16, 28, 28)])
+    assert table.entries[bare(executed)].median_us == 150.0
+
+
+def test_fused_activations_may_be_a_list(tmp_path):
+    row = dict(zip(CSV.split()[0].split(","), CSV.split()[1].split(","), strict=True))
+    rows = [{**row, "fused": ["hardswish", "sigmoid"], "detail": {"bias": True}}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    table = import_table(tmp_path / "a.json", tmp_path / "out.json", device="phone")
+    assert [signature.fused for signature in table.entries] == [("hardswish", "sigmoid")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("a.csv", CSV.replace("median_us", "ms"), "lacks the columns median_us"),
         ("a.csv", CSV.replace("150", "fast"), "line 2 cannot be read"),
+        ("a.csv", CSV.replace("150", "0"), "line 2 cannot be read: median_us must be > 0, got 0"),
+        ("a.csv", CSV.replace("3x3", "3x3x3"), "kernel of a conv2d must be 2 sizes >= 1, got 3x3"),
+        ("a.csv", CSV.replace("2x2", ""), "stride of a conv2d must be 2 sizes >= 1, got none"),
+        ("a.csv", CSV.replace("2x2", "0"), "stride of a conv2d must be 2 sizes >= 1, got 0"),
         ("a.csv", CSV.splitlines()[0], "holds no operators"),
         ("a.csv", "", "holds no operators"),
         ("a.json", "{}", "must be a list"),

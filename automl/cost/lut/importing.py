@@ -1,7 +1,8 @@
 """Tables of other programs and devices: CSV, JSON, and the pickle of the official NetAdapt.
 
 CSV files and JSON lists of objects have the columns of our own tables, of which kind, channels,
-kernel, stride, groups, height, width and ``median_us`` must be there. NetAdapt
+kernel, stride, groups, height, width and ``median_us`` must be there; a kernel or a stride may be
+one size for all dimensions. NetAdapt
 (github.com/denru01/netadapt) writes a pickle of layer name -> properties and seconds by
 ``(in_channels, out_channels)``; layers of equal shape are one entry here, under their shape.
 
@@ -26,20 +27,20 @@ from automl.cost.lut.entry import Entry
 from automl.cost.lut.fingerprint import LAYERS_ONLY, Fingerprint
 from automl.cost.lut.safe_pickle import load_plain
 from automl.cost.lut.signature import Signature
-from automl.cost.lut.table import COLUMNS, Table, json_file, read_rows
+from automl.cost.lut.table import COLUMNS, Row, Table, json_file, read_rows
 from automl.types import InputError
 
 FORMATS = ("csv", "json", "netadapt")
 
-#: Operators that tables of layers know.
-LAYER_KINDS = frozenset({
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear",
-})  # fmt: skip
+#: Operators that tables of layers know, and how many sizes their kernels and strides have.
+_SPATIAL = {
+    "conv1d": 1, "conv2d": 2, "conv3d": 3,
+    "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3,
+    "linear": 0,
+}  # fmt: skip
+LAYER_KINDS = frozenset(_SPATIAL)
 
 _KINDS = {"Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d", "Linear": "linear"}
-
-Row = tuple[Signature, Entry]
 
 
 def import_table(
@@ -82,6 +83,30 @@ def bare(signature: Signature) -> Signature:
     if signature.kind == "linear":  # rows of tokens, for which such tables have no column
         return replace(signature, fused=(), detail="{}", kernel=(), stride=())
     return replace(signature, fused=(), detail="{}")
+
+
+def _findable(row: Row) -> Row:
+    """A row as it is looked up: one size of a kernel or a stride stands for all dimensions.
+
+    Raises:
+        ValueError: No layer would ever be found under it, or it took no time.
+    """
+    signature, entry = row
+    if not entry.median_us > 0:
+        raise ValueError(f"median_us must be > 0, got {entry.median_us:g}")
+    if not _SPATIAL.get(signature.kind):
+        return row
+    kernel, stride = (_per_dimension(signature, name) for name in ("kernel", "stride"))
+    return replace(signature, kernel=kernel, stride=stride), entry
+
+
+def _per_dimension(signature: Signature, name: str) -> tuple[int, ...]:
+    sizes: tuple[int, ...] = getattr(signature, name)
+    dims = _SPATIAL[signature.kind]
+    if len(sizes) not in (1, dims) or min(sizes) < 1:
+        given = "x".join(map(str, sizes)) or "none"
+        raise ValueError(f"the {name} of a {signature.kind} must be {dims} sizes >= 1, got {given}")
+    return sizes * dims if len(sizes) == 1 else sizes
 
 
 def _form(source: Path) -> str:
@@ -138,7 +163,7 @@ def _text(source: Path) -> str:
 
 def _read_csv(source: Path, batch: int) -> Iterator[Row]:
     try:
-        yield from read_rows(_text(source), str(source), batch)
+        yield from read_rows(_text(source), str(source), batch, _findable)
     except csv.Error as error:
         raise InputError(f"{source} is no CSV: {error}") from error
 
@@ -155,17 +180,17 @@ def _read_json(source: Path, batch: int) -> Iterator[Row]:
     writer = csv.DictWriter(buffer, [name for name in columns if name in COLUMNS], restval="")
     writer.writeheader()
     writer.writerows(
-        {name: _cell(row[name]) for name in row if name in COLUMNS} for row in document
+        {name: _cell(name, row[name]) for name in row if name in COLUMNS} for row in document
     )
     try:
-        yield from read_rows(buffer.getvalue(), str(source), batch)
+        yield from read_rows(buffer.getvalue(), str(source), batch, _findable)
     except csv.Error as error:
         raise InputError(f"{source} holds what is too long for a table: {error}") from error
 
 
-def _cell(value: Any) -> Any:
+def _cell(name: str, value: Any) -> Any:
     if isinstance(value, list):
-        return "x".join(map(str, value))
+        return ("+" if name == "fused" else "x").join(map(str, value))
     return json.dumps(value) if isinstance(value, dict) else value
 
 
@@ -216,7 +241,7 @@ def _layer_rows(layer: Mapping[str, Any], batch: int) -> Iterator[Row]:
             stride=_whole(layer["stride"]) if spatial else (),
             groups=groups,
         )
-        yield signature, Entry(1, round(time_us, 3), 0.0)
+        yield _findable((signature, Entry(1, round(time_us, 3), 0.0)))
 
 
 def _whole(values: Any) -> tuple[int, ...]:

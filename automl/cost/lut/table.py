@@ -14,7 +14,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from automl.cost.lut.fingerprint import Fingerprint
 from automl.cost.lut.signature import Signature, canonical
 from automl.paths import atomic_write
 from automl.types import InputError
+
+Row = tuple[Signature, Entry]
 
 TABLE_SCHEMA = "prunepilot/latency-table"
 TABLE_VERSION = 1
@@ -282,13 +284,16 @@ def to_row(signature: Signature, entry: Entry) -> list[str | int | float]:
     ]  # fmt: skip
 
 
-def read_rows(text: str, where: str, batch: int = 1) -> Iterator[tuple[Signature, Entry]]:
+def read_rows(
+    text: str, where: str, batch: int = 1, adapt: Callable[[Row], Row] = lambda row: row
+) -> Iterator[Row]:
     """Reads rows with their header.
 
     Args:
         text: The CSV's text.
         where: Its name, for messages.
         batch: Examples in a pass, where a row does not say.
+        adapt: What becomes of each row; a ``ValueError`` says that it is none.
 
     Raises:
         InputError: A column is missing, or a row cannot be read; names the line.
@@ -301,7 +306,7 @@ def read_rows(text: str, where: str, batch: int = 1) -> Iterator[tuple[Signature
         raise InputError(f"{where} lacks the columns {', '.join(missing)}")
     for row in reader:
         try:
-            yield _from_row(row, batch)
+            yield adapt(_from_row(row, batch))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{where}, line {reader.line_num} cannot be read: {error}") from error
 
@@ -310,7 +315,7 @@ def read_rows(text: str, where: str, batch: int = 1) -> Iterator[tuple[Signature
 _REQUIRED = frozenset(COLUMNS[:8]) | {"median_us"}
 
 
-def _from_row(row: Mapping[str, str], batch: int) -> tuple[Signature, Entry]:
+def _from_row(row: Mapping[str, str], batch: int) -> Row:
     "".join(filter(None, row.values())).encode()  # halves of characters cannot be written again
     signature = Signature(
         kind=_word(row["kind"]),
