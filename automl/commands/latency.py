@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from automl.budget import Budget, Limit
-from automl.commands.lut_report import write_report
+from automl.commands.lut_report import listed, write_report
 from automl.commands.settings import flag, number, whole
 from automl.cost.latency import LatencyCost
-from automl.cost.lut.fingerprint import Fingerprint
+from automl.cost.lut.fingerprint import LAYERS_ONLY, Fingerprint
+from automl.cost.lut.importing import LAYER_KINDS
 from automl.cost.lut.table import Table
 from automl.environment import cpu_name
 from automl.executors.latency_masked import MaskedDeployed
@@ -50,6 +51,7 @@ def latency_cost(bench: Bench) -> LatencyCost:
         table.calibrate(**whole_networks(settings))
     require_in_reach(table.cost(), bench.config["budget"])
     require_accurate(table, settings)
+    _say_what_counts_as_nothing(table)
     aim(table, bench.config)
     return table.cost()
 
@@ -103,6 +105,21 @@ def require_accurate(table: NetworkTable, settings: Settings) -> None:
         )
 
 
+def _say_what_counts_as_nothing(table: NetworkTable) -> None:
+    """Names the operators of the dense network that a table of layers does not know."""
+    if table.table.fingerprint.covers != LAYERS_ONLY:
+        return
+    executed = table.operators.at(table.deployed.dense)
+    others = Counter(one.kind for one in executed if one.kind not in LAYER_KINDS)
+    others += Counter(activation for one in executed for activation in one.fused)
+    if others:
+        print(
+            f"latency table {table.table.path} knows convolutions and linear layers alone; these "
+            f"operators of the dense network count as nothing: {listed(others)}",
+            file=sys.stderr,
+        )
+
+
 def most_mape(settings: Settings) -> float:
     """The mean error on fresh networks above which a table is refused.
 
@@ -143,8 +160,9 @@ def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, Any] |
         folder: The run folder.
 
     Returns:
-        Predicted and measured ms and fractions of dense; None where latency is no budget, or
-        ``latency_budget_s`` leaves final timings out.
+        Predicted and measured ms and fractions of dense, and ``table_of``, the device of the table
+        where that is not this one; None where latency is no budget, or ``latency_budget_s`` leaves
+        final timings out.
     """
     budget_s = number(bench.config, "latency_budget_s", 0)
     if "latency_ms" not in finals.problem.limits or budget_s == 0:
@@ -164,12 +182,23 @@ def kept_promise(bench: Bench, finals: Finals, folder: Path) -> dict[str, Any] |
         "measured_ratio": measured[1] / measured[0],
         **_formats(table, found),
     }
+    elsewhere = _other_device(table.table.fingerprint, fingerprint(bench))
+    if elsewhere is not None:
+        document["table_of"] = elsewhere
     if table.calibration is not None:
         slowdown = measured[0] / table.calibration.fitted.measured_ms[0]
         mark = ("found", predicted["found"], measured[1] / slowdown)
+        marks = [mark] if elsewhere is None else []  # times of two devices are not one point
         about = {"found": document}
-        write_report(folder, table.table, table.calibration.held_out, [mark], about)
+        write_report(folder, table.table, table.calibration.held_out, marks, about)
     return document
+
+
+def _other_device(of_table: Fingerprint, here: Fingerprint) -> str | None:
+    """What a table was measured on, where that is another device than this one."""
+    if not of_table.differences(here):
+        return None
+    return of_table.processor if of_table.processor != here.processor else of_table.name
 
 
 def _formats(table: NetworkTable, kept: Any) -> dict[str, Any]:
@@ -181,18 +210,32 @@ def _formats(table: NetworkTable, kept: Any) -> dict[str, Any]:
 
 def promise_text(promise: Mapping[str, Any]) -> str:
     """One line that compares a promise with what was measured."""
-    predicted, measured = promise["predicted_ratio"], promise["measured_ratio"]
-    error = 100 * (promise["measured_ms"] / promise["predicted_ms"] - 1)
-    text = (
-        f"latency promised: {promise['predicted_ms']:.3g} ms, {100 * predicted:.1f} % of dense; "
-        f"measured: {promise['measured_ms']:.3g} ms ({error:+.1f} %), "
-        f"{100 * measured:.1f} % of dense ({100 * (measured / predicted - 1):+.1f} %)"
-    )
+    text = _compared(promise) if "table_of" not in promise else _beside_each_other(promise)
     if "formats" in promise:
         counts = Counter(how["format"] for how in promise["formats"].values())
         chosen = ", ".join(f"{count} {form}" for form, count in counts.most_common())
         text += f"; weights by format: {chosen} (latency.json says which)"
     return text
+
+
+def _compared(promise: Mapping[str, Any]) -> str:
+    """What was promised of this device, and by how much it was missed."""
+    predicted, measured = promise["predicted_ratio"], promise["measured_ratio"]
+    error = 100 * (promise["measured_ms"] / promise["predicted_ms"] - 1)
+    return (
+        f"latency promised: {promise['predicted_ms']:.3g} ms, {100 * predicted:.1f} % of dense; "
+        f"measured: {promise['measured_ms']:.3g} ms ({error:+.1f} %), "
+        f"{100 * measured:.1f} % of dense ({100 * (measured / predicted - 1):+.1f} %)"
+    )
+
+
+def _beside_each_other(promise: Mapping[str, Any]) -> str:
+    """What was promised of another device, which no time of this one can confirm."""
+    return (
+        f"latency promised of {promise['table_of']}: {promise['predicted_ms']:.3g} ms, "
+        f"{100 * promise['predicted_ratio']:.1f} % of dense; on this device, of which the table "
+        f"says nothing: {100 * promise['measured_ratio']:.1f} % of dense"
+    )
 
 
 def whole_networks(settings: Settings) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def describe(table: Table) -> str:
     device = {k: v for k, v in table.fingerprint.to_dict().items() if v not in ("", 0)}
     lines = [f"{table.path}", *(f"  {name:<12} {value}" for name, value in device.items())]
     kinds = Counter(signature.kind for signature in table.entries)
-    lines.append(f"{len(table.entries)} operators: " + _listed(kinds))
+    lines.append(f"{len(table.entries)} operators: " + listed(kinds))
     spreads = np.array([entry.spread for entry in table.entries.values()] or [0.0])
     lines.append(
         f"interquartile range: median {100 * np.median(spreads):.1f} % of an operator's time, "
@@ -45,7 +45,8 @@ def describe(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _listed(kinds: Mapping[str, int]) -> str:
+def listed(kinds: Mapping[str, int]) -> str:
+    """Counts by kind as text, the largest first."""
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {kind}" for kind, count in ordered)
 

@@ -434,6 +434,25 @@ def test_a_table_of_a_phone_serves_a_search_when_forced(cli, clock, lut, tmp_pat
     result = search(cli, imported, tmp_path / "b", "latency.force=true")
     assert result.code == 0, result.err
     assert "sums of operators are used as they are" in result.err
+    (said,) = [line for line in result.err.splitlines() if "count as nothing" in line]
+    assert "relu" in said and "adaptive_avg_pool2d" in said and "conv2d" not in said
+    (promise,) = [line for line in result.out.splitlines() if "latency promised" in line]
+    assert re.search(
+        r"promised of phone: .* ms, .* % of dense; on this device, .* % of dense$", promise
+    )
+    found = json.loads((tmp_path / "b" / "result.json").read_text())
+    assert found["latency_promise"]["table_of"] == "phone"
+
+
+def test_a_table_of_another_release_is_named_by_what_it_is_of(cli, clock, lut, tmp_path):
+    cli("lut", "build", *settings(lut))
+    path = the_table(lut)
+    document = json.loads(path.read_text())
+    document["fingerprint"]["torch"] = "1.0"
+    path.write_text(json.dumps(document))
+    result = search(cli, path, tmp_path / "run", "latency.force=true")
+    assert re.search(r"latency promised of cpu-.*-torch1\.0: ", result.out), result.out
+    assert "count as nothing" not in result.err  # it knows all operators
 
 
 def test_unknown_actions_are_said(cli):
