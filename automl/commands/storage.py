@@ -89,9 +89,10 @@ def _saved(args: argparse.Namespace) -> Network:
 
     if args.overrides:
         raise InputError("--saved takes no settings: the network is what the folder holds")
-    parameters = _arrays(load_pruned(args.saved, args.trust))
+    network = load_pruned(args.saved, args.trust)
+    parameters = _arrays(network)
     weights = {n: p for n, p in parameters.items() if p.ndim > 1 and n.endswith("weight")}
-    return args.saved.name, weights, _others(parameters, weights)
+    return args.saved.name, _outputs_first(network, weights), _others(parameters, weights)
 
 
 def _of_model(args: argparse.Namespace) -> Network:
@@ -111,7 +112,29 @@ def _of_model(args: argparse.Namespace) -> Network:
     held = [plan.aliases.get(name, name) for layer in plan.layers_plan for name in layer.tensors]
     parameters = _once_each(network, held)
     weights = {n: parameters[n] for n in held if n in parameters and parameters[n].ndim > 1}
-    return bench.loaded.name, weights, _others(parameters, weights)
+    return bench.loaded.name, _outputs_first(network, weights), _others(parameters, weights)
+
+
+def _outputs_first(network: nn.Module, weights: Weights) -> dict[str, NDArray[Any]]:
+    """Weights with a row per output, whichever way the layers hold them."""
+    from automl.cost.storage import outputs_first
+
+    turned = dict(weights)
+    for name, weight in weights.items():
+        groups = _groups_behind_inputs(network.get_submodule(name.rpartition(".")[0]))
+        if groups is not None:
+            turned[name] = outputs_first(weight, groups)
+    return turned
+
+
+def _groups_behind_inputs(layer: nn.Module) -> int | None:
+    """Groups of a layer whose weight has inputs first; None where outputs are."""
+    from torch import nn
+
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return layer.groups
+    # The linear layer of transformers, which computes x @ weight.
+    return 1 if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") else None
 
 
 def _once_each(network: nn.Module, preferred: Iterable[str]) -> dict[str, NDArray[Any]]:

@@ -316,6 +316,7 @@ def as_matrix(weight: ArrayLike) -> NDArray[np.generic]:
 
     A convolution's columns are its kernel's positions, and within each the input channels, as
     channels-last kernels read them; that is what the four neighbours of 2:4 are counted along.
+    Outputs are taken to be the first dimension; see ``outputs_first`` for where they are not.
     """
     if hasattr(weight, "detach"):  # a module's parameter, wherever it lies
         weight = weight.detach().cpu()
@@ -323,6 +324,22 @@ def as_matrix(weight: ArrayLike) -> NDArray[np.generic]:
     if array.ndim < 2:
         return array.reshape(1, -1)
     return np.moveaxis(array, 1, -1).reshape(len(array), -1)
+
+
+def outputs_first(weight: ArrayLike, groups: int = 1) -> NDArray[np.generic]:
+    """The weight of a transposed convolution as a convolution would have it.
+
+    Args:
+        weight: Shape (inputs, outputs of a group, *kernel); also that of ``x @ weight``.
+        groups: Groups of channels that do not mix.
+
+    Returns:
+        Shape (outputs, inputs of a group, *kernel).
+    """
+    array = np.asarray(weight)
+    inputs, outputs, *kernel = array.shape
+    apart = array.reshape(groups, inputs // groups, outputs, *kernel)
+    return apart.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import builtins
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 from automl.cost.storage import FORMATS, largest
@@ -27,6 +28,29 @@ class Tied(nn.Module):
     def forward(self, x):
         x = self.b(self.a(self.stem(x).relu()).relu()).relu()
         return self.head(x.mean((2, 3)))
+
+
+class Conv1D(nn.Module):
+    """As in transformers: inputs first."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight, self.bias = nn.Parameter(torch.rand(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class InputsFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(1, 6, 2, 2)
+        self.more = nn.ConvTranspose2d(6, 8, 2, groups=2)
+        self.head = Conv1D(10, 8)
+
+    def forward(self, x):
+        return self.head(self.more(self.up(x).relu()).relu().mean((2, 3)))
 
 
 def storage(cli, *arguments):
@@ -90,6 +114,12 @@ def test_a_policy_is_measured_by_what_it_leaves(cli, tmp_path):
     frame = table(cli, tmp_path, "--densities", "1", "--policy", slim / "policy.json")
     params = sum(p.numel() for p in load_pruned(slim).parameters())
     assert frame["dense fp32"].tolist() == [4 * params]
+
+
+def test_matrices_have_a_row_per_output_where_layers_have_inputs_first(cli, tmp_path):
+    frame = table(cli, tmp_path, "--densities=0.5", f"model={__name__}.InputsFirst", *ON_DIGITS)
+    fours = 6 * 1 + 8 * 3 + 10 * 2  # of 4, 12 and 8 weights an output
+    assert frame["2:4 fp32"].tolist() == [fours * 2 * 34 / 8 + 4 * (6 + 8 + 10)]
 
 
 def test_a_weight_of_two_layers_is_stored_once_and_as_a_weight(cli, tmp_path):

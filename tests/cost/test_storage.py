@@ -18,6 +18,8 @@ from automl.cost.storage import (
     RelativeCsc,
     Storage,
     TwoOfFour,
+    as_matrix,
+    outputs_first,
     padding,
     width,
 )
@@ -281,3 +283,13 @@ def test_the_weights_of_modules_are_taken_as_they_are():
     taken, array = Storage.of({"fc": weight}, 10), Storage.of({"fc": weight.detach().numpy()}, 10)
     assert taken.curve([0.05, 0.5]).equals(array.curve([0.05, 0.5]))
     assert taken.bytes(FORM["bitmap fp32"]) == array.bytes(FORM["bitmap fp32"])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_row_of_a_transposed_convolution_makes_one_output_channel(groups):
+    layer = torch.nn.ConvTranspose2d(8, 6, 3, groups=groups, bias=False).double()
+    x = torch.rand(8, dtype=torch.float64)
+    rows = as_matrix(outputs_first(layer.weight.detach(), groups)).reshape(6, 9, 8 // groups)
+    read = x.numpy().reshape(groups, 1, 8 // groups).repeat(6 // groups, axis=0)
+    written = layer(x[None, :, None, None])[0].detach().numpy()  # one position: the kernel's places
+    np.testing.assert_allclose((rows * read).sum(-1), written.reshape(6, 9))
