@@ -55,6 +55,10 @@ class MaskedCounts(Protocol):
 class Offers(Protocol):
     """Which formats could execute an operator, and at which densities they are measured."""
 
+    @property
+    def version(self) -> str:
+        """Changes with what executes them: times of another version say nothing."""
+
     def __call__(self, operator: Signature, grain: str) -> Mapping[str, Sequence[float]]:
         """Format -> densities, ascending.
 
@@ -90,8 +94,8 @@ class SparseOperators:
 
     @cached_property
     def key(self) -> str:
-        """Names this network, whatever its weights."""
-        return digest([self.dense.key, list(self.grains), list(self.weights)])
+        """Names this network, whatever its weights, and what executes it."""
+        return digest([self.dense.key, list(self.grains), list(self.weights), self.offers.version])
 
     def at(self, kept: Kept) -> tuple[Signature, ...]:
         """All operators in their dense form, in order; ``kept`` has shape (targets,)."""

@@ -32,6 +32,11 @@ NM24 = "nm24"
 class ExactFormats:
     """The exact formats, on the CPU in float32."""
 
+    @property
+    def version(self) -> str:
+        """See ``automl.cost.sparse_latency.Offers``."""
+        return kernels_version()
+
     def __call__(self, operator: Signature, grain: str) -> Mapping[str, Sequence[float]]:
         """See ``automl.cost.sparse_latency.Offers``."""
         densities = _densities(grain)
@@ -42,7 +47,7 @@ class ExactFormats:
 
     def signature(self, operator: Signature, form: str, density: float) -> Signature:
         """See ``automl.cost.sparse_latency.Offers``; times of other kernels have another one."""
-        detail = canonical({**details(operator), "kernels": kernels_version()})
+        detail = canonical({**details(operator), "kernels": self.version})
         return replace(operator, format=form, density=density, detail=detail)
 
 

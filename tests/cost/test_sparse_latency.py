@@ -156,6 +156,14 @@ def test_every_time_is_asked_for_once_and_is_reachable():
     assert cost.frozen_ms < float(cost(plan.dense))
 
 
+def test_a_calibration_is_of_the_kernels_that_it_was_timed_with(monkeypatch):
+    before = built("unstructured")[2].operators
+    keys = before.dense.key, before.key
+    monkeypatch.setattr("automl.executors.latency_sparse.kernels_version", lambda: "others")
+    after = built("unstructured")[2].operators
+    assert after.dense.key == keys[0] and after.key != keys[1]
+
+
 def test_two_of_four_has_a_format_of_its_own():
     plan, deployed, _, times = built("nm:4")
     kept = plan.dense.copy()
