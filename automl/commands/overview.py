@@ -30,7 +30,7 @@ def overview(standing: Standing, stream: TextIO | None = None) -> Overview:
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream
-    console = Console(file=stream, highlight=False)
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveOverview(standing, console) if live else Overview(standing, stream)
 
@@ -100,7 +100,7 @@ class LiveOverview(Overview):
         self._live.stop()
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _drawn(self) -> Group:
         from rich.console import Group
@@ -119,7 +119,6 @@ class LiveOverview(Overview):
 def _table(standing: Standing) -> Table:
     """Cells and the best test top-1, by strategy and by what else was varied."""
     from rich.table import Table
-    from rich.text import Text
 
     passed = duration(time.monotonic() - standing.started)
     state = f"{standing.ended} of {_cells(standing.total)} finished, {standing.failed} failed"
@@ -131,7 +130,7 @@ def _table(standing: Standing) -> Table:
     if len(settings) > _COLUMNS:
         settings = [None]
     for setting in settings:
-        table.add_column(Text(setting or "all"), justify="right")  # as it is, brackets too
+        table.add_column(setting or "all", justify="right")
     for strategy in standing.strategies:
         ended, there = standing.cells(strategy)
         best = [_percent(standing.best(strategy, setting)) for setting in settings]

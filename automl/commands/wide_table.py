@@ -27,7 +27,9 @@ def show(table: Table, piped: int = 120, lead: int = 1) -> None:
     """
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else piped)
+    # Settings of the user's are among the cells: brackets and colons in them are no markup.
+    width = None if sys.stdout.isatty() else piped
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     for part in parts(table, console, lead):
         console.print(part)
 

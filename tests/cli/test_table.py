@@ -40,3 +40,8 @@ def test_policies_that_were_tried_twice_are_told_of_and_only_they(capsys):
 def test_a_score_that_is_top1_has_no_column_of_its_own(capsys):
     print_table(ROWS[:1], {**RESULT, "score": "top1"})
     assert "val top1" not in capsys.readouterr().out
+
+
+def test_names_of_models_and_data_are_no_markup(capsys):
+    print_table(ROWS, {**RESULT, "model": "m[a,b]", "data": "d[/data/x]"})
+    assert "m[a,b] on d[/data/x]" in capsys.readouterr().out

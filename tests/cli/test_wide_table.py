@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from automl.commands.wide_table import parts
+from automl.commands.wide_table import parts, show
 
 WORDS = st.text("abc %", min_size=1, max_size=12).map(str.strip).filter(bool)
 
@@ -72,3 +72,14 @@ def test_what_names_the_rows_is_folded_before_a_figure_is_cut():
     assert all(cell in text for cell in ("macs <= 50 %", "kl 0.00812", "+1.23 (p < .01)"))
     assert all(word in text.replace("\n", " ") for word in ("netadapt,", "trials=200,"))
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys):
+    table = Table(title="m on [/data/w.pt]", caption="A: [red]")
+    table.add_column("x=[a,b]")
+    table.add_row("exclude=[conv1,bn1] model.kwargs.w=[/data/w.pt] :smile:")
+    show(table)
+    out = capsys.readouterr().out
+    for column in table.columns:
+        assert column.header in out and all(cell in out for cell in column.cells)
+    assert "m on [/data/w.pt]" in out and "A: [red]" in out
