@@ -17,7 +17,7 @@ from automl.commands.build import Bench
 from automl.commands.engine import engine_of
 from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
-from automl.commands.intact import fault_of, is_finished
+from automl.commands.intact import fault_of
 from automl.commands.landing import Landing, lands
 from automl.commands.settings import (
     flag,
@@ -96,24 +96,25 @@ class SearchRun:
         folder.check_free_for(config)
         return cls(config, bench or Bench(config), folder, tuple(known))
 
-    def execute(self, title: str = "trials") -> int:
+    def execute(self, title: str = "trials", train_again: bool = False) -> int:
         """Searches, fine-tunes, measures and writes everything; returns the exit code.
 
         Args:
             title: What the progress display is called.
+            train_again: Whether a finished run whose training failed runs its last phase again.
         """
         if self.folder.is_done:
-            fault = fault_of(self.folder)
-            if fault is None:
+            reason = self._reason_to_go_on(train_again)
+            if reason is None:
                 return self._finished_before()
-            print(f"{fault}: the last phase runs again, from the trials", flush=True)
+            print(f"{reason}: the last phase runs again, from the trials", flush=True)
         strategy, tuning, _ = self.bench.strategy(), self._tuning(), self._baselines()
         self.prove()
         with ExitStack() as engine:
             run = engine.enter_context(self.with_engine())  # may refuse: nothing is written yet
             with self.folder.lock():
-                if is_finished(self.folder):  # by another process, since this one looked
-                    return self._finished_before()
+                if self.folder.is_done and self._reason_to_go_on(train_again) is None:
+                    return self._finished_before()  # by another process, since this one looked
                 self.start()
                 print(f"run folder: {self.folder.path}", flush=True)
                 with Journal(self.folder.file(JOURNAL)) as journal:
@@ -124,6 +125,13 @@ class SearchRun:
         self._show()
         print(f"wrote {self.folder.path} (policy.json, model.safetensors, trials.parquet, ...)")
         return self._failures()
+
+    def _reason_to_go_on(self, train_again: bool) -> str | None:
+        """Why a run that has a result is not left as it is, in words; None where it is."""
+        fault = fault_of(self.folder)
+        if fault is None and train_again:
+            return next(iter(failures_of(self.folder.result())), None)
+        return fault
 
     def _finished_before(self) -> int:
         self._show()

@@ -221,7 +221,7 @@ def run_cell(cell: Cell) -> Outcome:
         config = compose(cell.overrides)
         run = SearchRun.of(config, _shared_bench(config), sister_rows(Path(cell.folder)))
         with contextlib.redirect_stdout(printed), hidden(cell.quiet):
-            code = run.execute(title=cell.name)
+            code = run.execute(title=cell.name, train_again=True)
         text, top1 = _result_of(cell)
         if code:
             text = "; ".join(failures_of(run.folder.result()))

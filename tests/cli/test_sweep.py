@@ -25,7 +25,7 @@ from automl.runs import (
     RunFolder,
     config_hash,
 )
-from automl.types import InputError
+from automl.types import FailedError, InputError
 
 SMALL = [part for part in SEARCH[1:] if not part.startswith(("strategy", "seed", "budget"))]
 SWEEP = ["search", "-m", *SMALL, "strategy=random,uniform", "budget.macs=0.5", "trials=6"]
@@ -158,6 +158,30 @@ def test_a_cell_whose_network_could_not_be_trained_has_failed_however_often_it_i
         assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
         out = capsys.readouterr().out
         assert out.count("fine-tuning diverged in epoch 1") >= 2 and "2 cells failed" in out
+
+
+def test_a_cell_whose_training_failed_is_trained_when_the_sweep_is_run_again(
+    tmp_path, capsys, monkeypatch
+):
+    def no_memory(*_):
+        raise FailedError("fine-tuning ran out of memory")
+
+    folder = tmp_path / "sweep"
+    tuning = ["finetune=short", "finetune.epochs=1", "data.limit=100"]
+    settings = [*SMALL, *tuning, "strategy=uniform", "budget.macs=0.5", f"run_dir={folder}"]
+    cell = folder / "only"
+    with monkeypatch.context() as patch:
+        patch.setattr("automl.commands.finishing._tuned", no_memory)
+        assert main(["search", "-m", *settings]) == 1
+    assert "out of memory" in json.loads((cell / FAILED).read_text())["error"]
+    trials = (cell / JOURNAL).read_bytes()
+    assert main(["search", "-m", *settings]) == 0
+    assert "FAILED" not in capsys.readouterr().out.rpartition("sweep: ")[2]
+    result = json.loads((cell / RESULT).read_text())
+    assert result["failures"] == [] and result["rows"][-1]["name"].endswith(", tuned")
+    assert not (cell / FAILED).exists() and (cell / JOURNAL).read_bytes() == trials
+    assert main(["search", "-m", *settings]) == 0
+    assert "1 done before" in capsys.readouterr().out
 
 
 def test_a_sweep_is_not_put_into_a_single_run(tmp_path, capsys):
