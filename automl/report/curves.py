@@ -28,20 +28,21 @@ def scores(rows: Sequence[Row], result: Mapping[str, Any]) -> list[_Point]:
     """(number, score) of every trial within the budget that did not fail, in order.
 
     Args:
-        rows: Of the run's journal.
+        rows: Of the run's journal. The last of a trial counts: those that failed when a search was
+            cut are scored again when it goes on, and engines write trials as they end.
         result: The run's ``result.json``.
     """
     limits, found = result.get("limits", {}), []
     # What comes after the search's own is the uniform policy, for the table. Earlier versions did
     # not say how many networks there were, which are fewer where policies were tried twice.
     networks = result.get("networks", result["trials"])
-    own = (row for row in rows if 0 <= row["index"] < networks)
-    for number, row in enumerate(own, 1):
+    own = {row["index"]: row for row in rows if 0 <= row["index"] < networks}
+    for index, row in sorted(own.items()):
         within = row["status"] == "ok" and all(
             row["costs"].get(name, 0.0) <= most * (1 + 1e-9) for name, most in limits.items()
         )
         if within:
-            found.append((number, float(row["score"])))
+            found.append((index + 1, float(row["score"])))
     return found
 
 

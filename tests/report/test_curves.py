@@ -27,6 +27,13 @@ def test_trials_of_policies_tried_twice_leave_no_room_for_the_baselines():
     assert scores(rows, {"trials": 3, "networks": 2}) == [(1, -2.0), (2, -3.0)]
 
 
+def test_trials_keep_their_numbers_where_some_were_scored_again_or_ended_out_of_order():
+    cut = [row(-1, (4, 4), 0.0), row(0, (2, 4), -2.0), row(1, (1, 4), None, "failed")]
+    resumed = [row(2, (3, 4), -0.5), row(1, (1, 4), -3.0)]
+    found = scores([*cut, *resumed], {"trials": 3})
+    assert found == [(1, -2.0), (2, -3.0), (3, -0.5)]
+
+
 def test_curves_are_means_over_seeds_and_stay_where_a_search_ended():
     runs = [("p", "a", [(1, 1.0), (2, 3.0)]), ("p", "a", [(1, 2.0)]), ("q", "a", [])]
     (problem,) = search_curves(runs)
