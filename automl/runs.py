@@ -293,6 +293,19 @@ def read_result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def row_of_found(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a result's rows that of the network that was found, in its last form.
+
+    Where its training failed, it stands before a baseline that was trained.
+
+    Args:
+        result: As from :func:`read_result`.
+    """
+    rows: list[dict[str, Any]] = result["rows"]
+    own = [row for row in rows if "found" in row["name"].split(", ")[0].split(" = ")]
+    return own[-1]
+
+
 def to_yaml(config: Mapping[str, Any]) -> str:
     """Plain settings as YAML, in their own order."""
     import yaml

@@ -33,7 +33,7 @@ from automl.journal import Journal, Row
 from automl.paths import atomic_write
 from automl.problem import SearchStopped
 from automl.progress import hidden
-from automl.runs import FAILED, FINALISTS, JOURNAL, SWEEP, InUseError, RunFolder
+from automl.runs import FAILED, FINALISTS, JOURNAL, SWEEP, InUseError, RunFolder, row_of_found
 from automl.signals import behind, exit_code, word
 from automl.trials import check_row
 from automl.types import InputError
@@ -306,7 +306,7 @@ def _lost(cell: Cell, outcome: Any) -> Outcome:
 def _result_of(cell: Cell) -> tuple[str, float]:
     """The result in one line, and test top-1."""
     result = RunFolder(Path(cell.folder)).result()
-    row = result["rows"][-1]
+    row = row_of_found(result)
     score = f"{result['score']} {row['score']:.4f}, " if result["score"] != "top1" else ""
     return f"{score}test top-1 {100 * row['test_top1']:.2f} %", float(row["test_top1"])
 

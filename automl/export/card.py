@@ -8,6 +8,7 @@ from typing import Any
 from automl._version import __version__
 from automl.executors.latency import Latency, described
 from automl.export import Exported
+from automl.runs import row_of_found
 
 
 def model_card(
@@ -30,8 +31,7 @@ def model_card(
     """
     rows = result["rows"]
     dense = rows[0]
-    # Where training failed, what was saved stands before a baseline that was trained.
-    found = [row for row in rows if "found" in row["name"].split(", ")[0].split(" = ")][-1]
+    found = row_of_found(result)
     model, choices = config["model"], config.get("choices", {})
     strategy = choices.get("strategy", "?")
     lines = [

@@ -11,7 +11,15 @@ from command import SEARCH, Result, start
 from automl.cli import main
 from automl.commands.compare_time import timed
 from automl.commands.compose import compose
-from automl.commands.sweep import Cell, _key, _shared_bench, cells_of, run_cell, sister_rows
+from automl.commands.sweep import (
+    Cell,
+    _key,
+    _result_of,
+    _shared_bench,
+    cells_of,
+    run_cell,
+    sister_rows,
+)
 from automl.journal import Journal
 from automl.report.loading import load_runs
 from automl.runs import (
@@ -158,6 +166,17 @@ def test_a_cell_whose_network_could_not_be_trained_has_failed_however_often_it_i
         assert main(["search", "-m", *settings, f"run_dir={folder}"]) == 1
         out = capsys.readouterr().out
         assert out.count("fine-tuning diverged in epoch 1") >= 2 and "2 cells failed" in out
+
+
+def test_a_strategy_is_not_credited_with_a_trained_baseline(swept, tmp_path):
+    folder = Path(shutil.copytree(swept[0] / "strategy=random,seed=0", tmp_path / "cell"))
+    result = json.loads((folder / RESULT).read_text())
+    own = result["rows"][-1]
+    assert own["name"].startswith("found")
+    result["rows"].append({**own, "name": "uniform, tuned", "test_top1": own["test_top1"] / 2})
+    (folder / RESULT).write_text(json.dumps(result))
+    _, top1 = _result_of(Cell("cell", "", (), str(folder)))
+    assert top1 == own["test_top1"]
 
 
 def test_a_cell_whose_training_failed_is_trained_when_the_sweep_is_run_again(
