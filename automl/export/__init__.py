@@ -7,6 +7,7 @@ real inputs, of several batch sizes, before anyone relies on it.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -80,7 +81,7 @@ def export_program(name: str, network: nn.Module, inputs: Tensor, folder: Path) 
 
     Args:
         name: A key of ``RUN_PROGRAMS``.
-        network: What to write; any batch size can be run afterwards.
+        network: What to write, which stays on its device; any batch size can be run afterwards.
         inputs: Real inputs, shape (examples, ...), at least two.
         folder: Where to write; exists.
 
@@ -88,11 +89,18 @@ def export_program(name: str, network: nn.Module, inputs: Tensor, folder: Path) 
         InputError: The format is unknown or not installed, or does not know an operator.
     """
     module = load_format(name)
-    inputs = inputs.cpu()
-    network.cpu()
+    inputs, network = inputs.cpu(), _on_cpu(network)
     with evaluating(network), torch.no_grad():
         file: Path = module.write(network, inputs[:2], folder)
     return compared(name, file, partial(module.run, file), network, inputs)
+
+
+def _on_cpu(network: nn.Module) -> nn.Module:
+    """The network where it is on the CPU, else a copy: the caller's may be computing elsewhere."""
+    tensors = (*network.parameters(), *network.buffers())
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return network
+    return copy.deepcopy(network).cpu()
 
 
 def compared(

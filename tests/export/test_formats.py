@@ -79,6 +79,23 @@ def test_several_outputs_are_all_compared(tmp_path, name, monkeypatch):
     assert not export_program(name, network, inputs, tmp_path).is_right
 
 
+class Elsewhere(nn.Linear):
+    """Has its weights on a device without any memory; asked for it, gets some on the CPU."""
+
+    def cpu(self):
+        self.to_empty(device="cpu")
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+        return self
+
+
+def test_a_network_on_another_device_stays_there(tmp_path):
+    installed("pt2")
+    network = Elsewhere(4, 2, device="meta").eval()
+    assert export_program("pt2", network, torch.randn(3, 4), tmp_path).is_right
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+
+
 class Endless(nn.Module):
     def forward(self, x):
         while x.sum() > 0:
