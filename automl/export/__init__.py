@@ -86,13 +86,18 @@ def export_program(name: str, network: nn.Module, inputs: Tensor, folder: Path) 
         folder: Where to write; exists.
 
     Raises:
-        InputError: The format is unknown or not installed, or does not know an operator.
+        InputError: The format is unknown or not installed, does not know an operator, or what was
+            written cannot be run, and is removed.
     """
     module = load_format(name)
     inputs, network = inputs.cpu(), _on_cpu(network)
     with evaluating(network), torch.no_grad():
         file: Path = module.write(network, inputs[:2], folder)
-    return compared(name, file, partial(module.run, file), network, inputs)
+    try:
+        return compared(name, file, partial(module.run, file), network, inputs)
+    except InputError:
+        file.unlink()
+        raise
 
 
 def _on_cpu(network: nn.Module) -> nn.Module:
@@ -138,10 +143,15 @@ def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[floa
     if any(one.shape != other.shape for one, other in zip(wanted, found, strict=True)):
         return math.inf, 0.0
     pairs = zip(wanted, found, strict=True)
-    errors = [(other.double() - one.double()).abs().max().item() for one, other in pairs]
+    errors = [_largest(other.double() - one.double()) for one, other in pairs]
     # max() would drop a NaN that does not come first.
     error = max(errors, key=lambda one: math.inf if math.isnan(one) else one)
-    return error, max(one.double().abs().max().item() for one in wanted)
+    return error, max(map(_largest, wanted))
+
+
+def _largest(output: Tensor) -> float:
+    """Largest magnitude; 0 where there are no elements, which agree as soon as shapes do."""
+    return output.double().abs().max().item() if output.numel() else 0.0
 
 
 def _relative(difference: tuple[float, float]) -> float:

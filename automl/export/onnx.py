@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from automl.engines.errors import one_line
 from automl.executors.onnx_runtime import PACKAGES, quiet_exporter
 from automl.export.pt2 import batch
 from automl.types import InputError
@@ -46,9 +47,18 @@ def write(network: nn.Module, inputs: Tensor, folder: Path) -> Path:
 
 
 def run(file: Path, inputs: Tensor) -> Any:
-    """The output of a written model, or the list of them, by ONNX Runtime on the CPU."""
+    """The output of a written model, or the list of them, by ONNX Runtime on the CPU.
+
+    Raises:
+        InputError: It has no kernel for an operator or a type.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {"input": inputs.numpy()})
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        outputs = session.run(None, {"input": inputs.numpy()})
+    except Exception as error:  # its errors have no base of their own
+        raise InputError(
+            f"this network cannot be run by ONNX Runtime: {one_line(error)}"
+        ) from error
     return outputs[0] if len(outputs) == 1 else outputs

@@ -109,6 +109,27 @@ def test_what_torch_cannot_export_is_one_line(tmp_path):
         module.write(Endless(), torch.randn(2, 3), tmp_path)
 
 
+class WithNothing(nn.Linear):
+    """Has an output without elements."""
+
+    def forward(self, x):
+        return {"y": super().forward(x), "none": x.new_zeros(x.shape[0], 0)}
+
+
+def test_outputs_without_elements_agree(tmp_path):
+    installed("pt2")
+    assert export_program("pt2", WithNothing(8, 3).eval(), torch.randn(5, 8), tmp_path).is_right
+
+
+@pytest.mark.slow
+def test_what_onnx_runtime_cannot_run_is_one_line_and_no_file(tmp_path):
+    installed("onnx")
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU()).bfloat16().eval()
+    with pytest.raises(InputError, match="cannot be run by ONNX Runtime: ") as refused:
+        export_program("onnx", network, torch.randn(4, 8).bfloat16(), tmp_path)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
 def test_a_program_that_computes_something_else_is_refused(tmp_path, network, monkeypatch):
     module = installed("pt2")
     other = copy.deepcopy(network)
