@@ -50,8 +50,9 @@ def _write_all(paths: list[Path], out: Path) -> int:
     from automl.report.loading import load_runs
     from automl.report.page import plotly_script, write_page
 
-    atomic_write(out.parent / SCRIPT, plotly_script())
+    content = plotly_script()  # refuses before anything is written, as a page of no runs does
     print(f"wrote {write_page(paths, out, SCRIPT)}")
+    atomic_write(out.parent / SCRIPT, content)
     runs = load_runs(*paths)
     for folder in map(Path, runs[runs["status"] == "done"]["run"].unique()):
         page = folder / "report.html"

@@ -93,6 +93,11 @@ def test_where_the_page_cannot_go_is_one_line(sweep, tmp_path, capsys, out):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_nothing_is_written_where_there_are_no_runs(tmp_path, capsys):
+    assert main(["report", str(tmp_path), "--each"]) == 2
+    assert "holds no runs" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
