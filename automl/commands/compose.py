@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -140,6 +140,21 @@ def _quoted(text: str) -> str:
         return text
     given = [f"{key}={mark}{value}{mark}" for mark in "\"'" if mark not in value]
     return next((one for one in given if _is_read(one)), text)
+
+
+def quoted(text: str) -> str:
+    """Any text as a value in Hydra's syntax."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def unquoted(value: str) -> str:
+    """The text that a value in Hydra's quotes stands for; of others, the value itself.
+
+    Raises:
+        InputError: The quotes are not closed.
+    """
+    found = _parse(f"text={value}").value() if value.startswith(("'", '"')) else value
+    return found if isinstance(found, str) else value
 
 
 def _is_read(text: str) -> bool:

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.commands.build import Bench
-from automl.commands.compose import compose, expand
+from automl.commands.compose import compose, expand, quoted, unquoted
 from automl.commands.depth import blocks_to_remove
 from automl.commands.intact import fault_of, is_finished
 from automl.commands.overview import overview, show_end
@@ -197,19 +198,38 @@ def cells_of(overrides: Sequence[str], folder: Path) -> list[Cell]:
     Raises:
         InputError: An override cannot be read, or two cells would be the same.
     """
-    fixed = [text for text in overrides if not text.startswith("run_dir=")]
+    named = _named_settings(overrides)
+    names = [name for name, _, _ in named]
+    if len(set(names)) < len(names):
+        raise InputError("two cells of the sweep would be the same; give every value once")
+    paths = [folder / name for name in _folder_names(names)]
+    return [
+        Cell(name, setting, (*texts, f"run_dir={quoted(str(path))}"), str(path))
+        for (name, setting, texts), path in zip(named, paths, strict=True)
+    ]
+
+
+def _named_settings(overrides: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Name, setting and overrides of every cell, the last without ``run_dir``."""
+    fixed = [text for text in overrides if not _is_run_dir(text)]
     combinations = expand(fixed)
     varied = [i for i, texts in enumerate(zip(*combinations, strict=True)) if len(set(texts)) > 1]
-    cells = []
+    named = []
     for texts in combinations:
         changed = [texts[i] for i in varied]
-        name = ",".join(changed) or "only"
         setting = ",".join(text for text in changed if not text.startswith(_OWN_AXES))
-        path = folder / "".join(c if c in _SAFE else "_" for c in name)
-        cells.append(Cell(name, setting, (*texts, f"run_dir='{path}'"), str(path)))
-    if len({cell.folder for cell in cells}) < len(cells):
-        raise InputError("two cells of the sweep would be the same; give every value once")
-    return cells
+        named.append((",".join(changed) or "only", setting, texts))
+    return named
+
+
+def _folder_names(names: Sequence[str]) -> list[str]:
+    """What cells' folders are called: those that would be called alike get a part of a hash."""
+    plain = ["".join(c if c in _SAFE else "_" for c in name) for name in names]
+    counts = Counter(plain)
+    return [
+        short if counts[short] == 1 else f"{short}-{digest(name)[:8]}"
+        for name, short in zip(names, plain, strict=True)
+    ]
 
 
 def run_cell(cell: Cell) -> Outcome:
@@ -311,10 +331,14 @@ def _result_of(cell: Cell) -> tuple[str, float]:
     return f"{score}test top-1 {100 * row['test_top1']:.2f} %", float(row["test_top1"])
 
 
+def _is_run_dir(override: str) -> bool:
+    return override.lstrip("+").startswith("run_dir=")
+
+
 def _run_dir(overrides: Sequence[str]) -> str:
-    given = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
+    given = [text.partition("=")[2] for text in overrides if _is_run_dir(text)]
     if given and given[-1]:
-        return given[-1].strip("'\"")
+        return unquoted(given[-1])
     return f"runs/sweep-{f'{datetime.now():%Y%m%d-%H%M%S-%f}'[:-3]}"
 
 

@@ -15,6 +15,7 @@ from automl.commands.sweep import (
     Cell,
     _key,
     _result_of,
+    _run_dir,
     _shared_bench,
     cells_of,
     run_cell,
@@ -305,6 +306,35 @@ def test_cells_are_named_after_what_varies(tmp_path):
     ]  # fmt: skip
     with pytest.raises(InputError, match="cannot read"):
         cells_of(["seed"], tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["it's", 'a "b"', "both '\"", "a,b", "a b", "a\\b", "end\\"])
+def test_a_sweep_goes_into_a_folder_of_any_name(folder):
+    overrides = ["model=digits", "seed=0,1", f"run_dir=runs/{folder}"]
+    assert _run_dir(overrides) == f"runs/{folder}"
+    for cell in cells_of(overrides, Path("runs", folder)):
+        assert cell.folder == str(Path("runs", folder, cell.name))
+        assert compose(cell.overrides)["run_dir"] == cell.folder
+
+
+@pytest.mark.parametrize("mark", ["", "+", "++"])
+@pytest.mark.parametrize("value", ["runs/a", "'runs/a'", '"runs/a"'])
+def test_the_folder_of_a_sweep_is_where_the_command_says(mark, value):
+    overrides = ["model=digits", "seed=0,1", f"{mark}run_dir={value}"]
+    assert _run_dir(overrides) == "runs/a"
+    for cell in cells_of(overrides, Path("runs/a")):
+        assert compose(cell.overrides)["run_dir"] == cell.folder
+
+
+def test_cells_whose_folders_would_be_called_alike_are_kept_apart(tmp_path):
+    def folders(values):
+        cells = cells_of(["model=digits", f"data.root={values}"], tmp_path)
+        return {cell.name: Path(cell.folder).name for cell in cells}
+
+    found = folders("/a/b,/a_b,/c")
+    assert len(set(found.values())) == 3 and found["data.root=/c"] == "data.root=_c"
+    assert found["data.root=/a/b"].startswith("data.root=_a_b-")
+    assert folders("/a_b,/c,/a/b") == found  # in whatever order
 
 
 def test_cells_that_differ_in_the_seed_share_what_no_seed_changes():
