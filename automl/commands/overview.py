@@ -60,7 +60,7 @@ class Overview:
 
         Args:
             name: Of the cell.
-            status: ``done`` or ``failed``.
+            status: ``done``, ``failed`` or ``elsewhere``.
             text: The result, or the reason.
             seconds: How long it took.
             top1: Test top-1 of what it found.
@@ -121,7 +121,10 @@ def _table(standing: Standing) -> Table:
     from rich.table import Table
 
     passed = duration(time.monotonic() - standing.started)
-    state = f"{standing.ended} of {_cells(standing.total)} finished, {standing.failed} failed"
+    finished = standing.ended - standing.elsewhere
+    state = f"{finished} of {_cells(standing.total)} finished, {standing.failed} failed"
+    if standing.elsewhere:
+        state += f", {standing.elsewhere} left to another command"
     title = f"{state}, {passed} so far{_left(standing)}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("best test top-1 %")
@@ -155,7 +158,10 @@ def show_end(standing: Standing, folder: Path) -> None:
     """Shows the comparison, and says what to do next."""
     from automl.commands import compare
 
-    if standing.failed < standing.total:
+    if standing.failed + standing.elsewhere < standing.total:
         compare.show([folder])
     if standing.failed:
         print(f"{_cells(standing.failed)} failed (failed.json says why); run the command again")
+    if standing.elsewhere:
+        left = _cells(standing.elsewhere)
+        print(f"{left} left to another command; run this one again when that has ended")

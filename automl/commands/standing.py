@@ -39,6 +39,7 @@ class Standing:
 
     Attributes:
         failed: How many cells failed.
+        elsewhere: How many were left to another command that runs them.
         started: When this began, on the monotonic clock.
     """
 
@@ -50,7 +51,7 @@ class Standing:
             done: Names of those that were done before.
         """
         self.entries = {entry.name: entry for entry in entries}
-        self.failed = 0
+        self.failed = self.elsewhere = 0
         self.started = time.monotonic()
         self._before = len(done)
         self._ended = set(done)
@@ -66,7 +67,7 @@ class Standing:
 
     @property
     def ended(self) -> int:
-        """Cells that are done or failed, those of before included."""
+        """Cells that are done, failed or left to others, those of before included."""
         return len(self._ended)
 
     def add(self, name: str, status: str, top1: float | None) -> None:
@@ -74,11 +75,12 @@ class Standing:
 
         Args:
             name: Of the cell.
-            status: ``done`` or ``failed``.
+            status: ``done``, ``failed`` or ``elsewhere``.
             top1: Test top-1 of what it found.
         """
         self._ended.add(name)
         self.failed += status == "failed"
+        self.elsewhere += status == "elsewhere"
         self.known(name, top1)
 
     def known(self, name: str, top1: float | None) -> None:

@@ -76,10 +76,10 @@ class Outcome:
     """What became of a cell.
 
     Attributes:
-        status: ``done`` or ``failed``.
+        status: ``done``, ``failed``, or ``elsewhere`` where another command runs it.
         text: The result, or the reason, in one line.
         seconds: How long it took.
-        top1: Test top-1 of what it found, in [0, 1]; None where it failed.
+        top1: Test top-1 of what it found, in [0, 1]; None where there is no result.
     """
 
     status: str
@@ -249,8 +249,9 @@ def run_cell(cell: Cell) -> Outcome:
             return Outcome("failed", text, time.monotonic() - started, top1)
         failed.unlink(missing_ok=True)
         return Outcome("done", text, time.monotonic() - started, top1)
-    except InUseError as error:  # another command runs it; nothing is wrong with it
-        return Outcome("failed", str(error), time.monotonic() - started)
+    except InUseError:  # nothing is wrong with it
+        text = "another command runs it, left alone"
+        return Outcome("elsewhere", text, time.monotonic() - started)
     except Exception as error:
         if (stop := behind(error)) is not None:
             raise stop from None

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from automl.commands.overview import LiveOverview, Overview, overview
+from automl.commands.overview import LiveOverview, Overview, _table, overview
 from automl.commands.standing import Entry, Standing, duration
 from automl.progress import Nothing, hidden, progress
 from automl.runs import JOURNAL
@@ -57,6 +57,17 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path, terminal, m
     monkeypatch.setenv("TERM", "dumb")
     shown = overview(Standing(entries(tmp_path)), terminal)
     assert type(shown) is Overview and not shown.live
+
+
+def test_a_cell_that_another_command_runs_is_neither_finished_nor_failed(tmp_path, terminal):
+    standing = Standing(entries(tmp_path)[:2])
+    with overview(standing, terminal) as shown:
+        shown.add("amc,macs=0.3,seed=0", "done", "test top-1 90.00 %", 2.0, 0.9)
+        shown.add("amc,macs=0.5,seed=0", "elsewhere", "another command runs it", 0.0, None)
+    out = terminal.getvalue()
+    assert "[2/2] amc,macs=0.5,seed=0: another command runs it" in out and "FAILED" not in out
+    title = "1 of 2 cells finished, 0 failed, 1 left to another command, "
+    assert str(_table(standing).title).startswith(title)
 
 
 def test_running_cells_are_those_whose_journals_grow(tmp_path, terminal):
