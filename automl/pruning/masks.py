@@ -4,9 +4,12 @@ A mask is a buffer beside its parameter (``weight`` -> ``weight_mask``, True whe
 stays), so that it is part of every ``state_dict``, is copied with the network and moves with it.
 Three things keep the zeros:
 
-- a hook on the network zeroes masked weights before every forward pass in training, and their
-  gradients after every backward pass, so that momentum never gathers for them. With an optimiser
-  made after pruning this alone keeps them 0.0, whatever the number of steps;
+- a hook on every masked parameter zeroes the gradients of pruned weights after every backward
+  pass, so that momentum never gathers for them, in training and in eval mode, compiled or not,
+  whichever module is called. With an optimiser made after pruning this alone keeps them 0.0,
+  whatever the number of steps. A hook on the network zeroes the weights themselves before every
+  forward pass that records gradients. At the first it also gives copies of the network, which lose
+  the hooks of their parameters, new ones; a copy that is compiled before needs :func:`watch`;
 - :func:`protect` adds a hook to an optimiser that zeroes weights and the optimiser's state after
   every step. It is needed where the optimiser was used before pruning (its momentum would move
   pruned weights) or mixes coordinates; ``automl.training.finetune`` always calls it;
@@ -31,10 +34,12 @@ PACKED = "_mask.packed"
 
 
 class Masked(NamedTuple):
-    """A parameter and its mask, as they are now."""
+    """A parameter and its mask, as they are now, and the module that has both."""
 
     weight: nn.Parameter
     mask: Tensor
+    owner: nn.Module
+    leaf: str
 
 
 def attach(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -76,16 +81,15 @@ def watch(network: nn.Module) -> None:
     hooks = network._forward_pre_hooks.values()
     if not any(isinstance(hook, _KeepZero) for hook in hooks):
         network.register_forward_pre_hook(_KeepZero())
+    _mask_gradients(network)
 
 
 def detach(network: nn.Module) -> None:
     """Takes all masks off: the zeros stay, as plain weights that training may change."""
-    for name in masks_of(network):
-        owner, leaf = _owner(network, name)
-        del owner._buffers[leaf + SUFFIX]
+    for _, masked in list(_masked(network)):
+        del masked.owner._buffers[masked.leaf + SUFFIX]
     for key, hook in list(network._forward_pre_hooks.items()):
         if isinstance(hook, _KeepZero):
-            hook.forget()
             del network._forward_pre_hooks[key]
 
 
@@ -104,7 +108,7 @@ def sparsity(network: nn.Module) -> float:
 @torch.no_grad()
 def enforce(network: nn.Module) -> None:
     """Sets every pruned weight to 0.0, whatever it is now (NaN too)."""
-    for _, (weight, mask) in _masked(network):
+    for _, (weight, mask, *_) in _masked(network):
         weight.masked_fill_(~mask, 0.0)
 
 
@@ -116,7 +120,7 @@ def protect(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
 
     def after_step(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         with torch.no_grad():
-            for _, (weight, mask) in _masked(network):
+            for _, (weight, mask, *_) in _masked(network):
                 weight.masked_fill_(~mask, 0.0)
                 for value in optimizer.state.get(weight, {}).values():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
@@ -126,51 +130,51 @@ def protect(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
 
 
 class _KeepZero:
-    """Forward pre-hook of a network; one instance each, copies start anew."""
-
-    def __init__(self) -> None:
-        self._hooked: dict[str, tuple[Any, Any, Any]] = {}
+    """Forward pre-hook of a network; has no state, so that copies of the network may share it."""
 
     def __call__(self, network: nn.Module, args: Any) -> None:
-        if not (network.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if traced or not torch.is_grad_enabled():
             return
-        enforce(network)
-        for name, (weight, mask) in _masked(network):
-            self._mask_gradient(name, weight, mask)
+        for _, (weight, mask, *_) in _masked(network):
+            # What torch.func puts in a parameter's place is not ours to change.
+            if weight.requires_grad and isinstance(weight, nn.Parameter):
+                # By .data, which autograd does not count: there may be a graph that has read them.
+                weight.data.masked_fill_(~mask, 0.0)
+        _mask_gradients(network)
 
-    def _mask_gradient(self, name: str, weight: nn.Parameter, mask: Tensor) -> None:
-        if name in self._hooked:
-            known_weight, known_mask, handle = self._hooked[name]
-            if known_weight() is weight and known_mask() is mask:
-                return
-            handle.remove()
-        if weight.requires_grad:
+
+def _mask_gradients(network: nn.Module) -> None:
+    """Gives every masked parameter that is trained its hook, unless it has one."""
+    for _, (weight, _, owner, leaf) in _masked(network):
+        if not (weight.requires_grad and isinstance(weight, nn.Parameter)):
+            continue
+        hooks = (weight._post_accumulate_grad_hooks or {}).values()
+        known = [hook for hook in hooks if isinstance(hook, _GradientMask)]
+        if not any(hook.is_of(owner, leaf) for hook in known):
             # After accumulation, so that torch.autograd.grad still sees dense gradients (RigL).
-            handle = weight.register_post_accumulate_grad_hook(_GradientMask(mask))  # type: ignore[no-untyped-call]
-            self._hooked[name] = (weakref.ref(weight), weakref.ref(mask), handle)
-
-    def forget(self) -> None:
-        """Takes the hooks off the parameters."""
-        for _, _, handle in self._hooked.values():
-            handle.remove()
-        self._hooked.clear()
-
-    def __deepcopy__(self, memo: Any) -> _KeepZero:
-        return _KeepZero()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_KeepZero, ())
+            weight.register_post_accumulate_grad_hook(_GradientMask(owner, leaf))  # type: ignore[no-untyped-call]
 
 
 class _GradientMask:
-    """Zeroes the gradient of pruned weights; holds the mask alone, so that no cycle arises."""
+    """Zeroes the gradient of pruned weights, by the mask that its module has at that moment.
 
-    def __init__(self, mask: Tensor) -> None:
-        self._mask = mask
+    Masks are replaced, move to other devices and are taken off. The module is held weakly, so
+    that no cycle arises.
+    """
+
+    def __init__(self, owner: nn.Module, leaf: str) -> None:
+        self._owner, self._leaf = weakref.ref(owner), leaf
+
+    def is_of(self, owner: nn.Module, leaf: str) -> bool:
+        """Whether it is the hook of this module's parameter."""
+        return self._owner() is owner and self._leaf == leaf
 
     def __call__(self, weight: Tensor) -> None:
-        if weight.grad is not None:
-            weight.grad.masked_fill_(~self._mask, 0.0)
+        owner = self._owner()
+        mask = None if owner is None else owner._buffers.get(self._leaf + SUFFIX)
+        if mask is not None and mask.shape == weight.shape and weight.grad is not None:
+            weight.grad.masked_fill_(~mask, 0.0)
 
 
 # ---- on disk
@@ -222,7 +226,7 @@ def _masked(network: nn.Module) -> Iterator[tuple[str, Masked]]:
                 continue
             if mask.dtype == torch.bool and mask.shape == weight.shape:
                 leaf = key.removesuffix(SUFFIX)
-                yield f"{path}.{leaf}" if path else leaf, Masked(weight, mask)
+                yield f"{path}.{leaf}" if path else leaf, Masked(weight, mask, module, leaf)
 
 
 def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:

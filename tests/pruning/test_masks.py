@@ -22,6 +22,7 @@ from automl.pruning.masks import (
     protect,
     sparsity,
     unpack,
+    watch,
 )
 from automl.training.config import FinetuneConfig
 from automl.training.finetune import finetune
@@ -99,6 +100,71 @@ def test_pruned_weights_are_zero_after_any_step_of_an_optimizer_made_later(name)
         for value in optimizer.state[weight].values():
             if isinstance(value, torch.Tensor) and value.shape == weight.shape:
                 assert (value[~mask] == 0).all()
+
+
+def in_eval_mode(network: Net):
+    return network.eval()
+
+
+def compiled(network: Net):
+    return torch.compile(network.train(), backend="eager")
+
+
+def layers_alone(network: Net):
+    network.train()
+    return lambda x: network.linear(network.conv(x).mean((2, 3)))
+
+
+def unfrozen(network: Net):
+    network.requires_grad_(False).train()(torch.randn(2, 2, 5, 5))
+    return network.requires_grad_(True)
+
+
+def masked_anew(network: Net):
+    attach(network, masks_of(network))
+    return network.train()
+
+
+@pytest.mark.parametrize("called", [in_eval_mode, compiled, layers_alone, unfrozen, masked_anew])
+@pytest.mark.parametrize("copied", [False, True])
+def test_pruned_weights_stay_zero_however_the_network_is_called(called, copied):
+    network, masks = made()
+    if copied:
+        network = copy.deepcopy(network)
+        watch(network)
+    optimizer, call = OPTIMIZERS["sgd"](network.parameters()), called(network)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        optimizer.zero_grad()
+        call(torch.randn(8, 2, 5, 5, generator=generator)).square().sum().backward()
+        optimizer.step()
+        assert_zero(network, masks)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_copies_keep_zeros_in_eval_mode_from_their_first_forward_pass_on(copied):
+    network, masks = made()
+    other = copied(network).eval()
+    optimizer = OPTIMIZERS["sgd"](other.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        other(torch.randn(8, 2, 5, 5)).square().sum().backward()
+        optimizer.step()
+        assert_zero(other, masks)
+
+
+def test_two_forward_passes_may_come_before_a_backward_pass():
+    network, masks = made()
+    (network(torch.randn(4, 2, 5, 5)) + network(torch.randn(4, 2, 5, 5))).sum().backward()
+    assert (network.conv.weight.grad[~masks["conv.weight"]] == 0).all()
+
+
+def test_weights_in_place_of_the_networks_are_left_alone():
+    network, masks = made()
+    given = {name: torch.ones_like(p) for name, p in network.named_parameters()}
+    torch.func.functional_call(network, given, (torch.randn(4, 2, 5, 5),))
+    assert all((tensor == 1).all() for tensor in given.values())
+    assert_zero(network, masks)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
