@@ -26,7 +26,7 @@ from automl.paths import atomic_write
 from automl.plan import IndexPlan
 from automl.policy import Policy
 from automl.pruning.grains import is_inside
-from automl.pruning.masked_plan import MaskedPlan
+from automl.pruning.masked_plan import MaskedPlan, parameter_of
 from automl.pruning.masks import PACKED, attach, pack, unpack
 from automl.runs import (
     PLAN,
@@ -240,8 +240,10 @@ def _masks(
         masks = unpack(tensors, network)
     except InputError as error:
         raise InputError(f"{folder / WEIGHTS}: {error}") from None
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     for one in policy.decisions:
-        if is_inside(one.granularity) and one.kept < one.units and one.target not in masks:
+        is_masked = is_inside(one.granularity) and one.kept < one.units
+        if is_masked and parameter_of(one.target, parameters) not in masks:
             raise InputError(f"{folder / WEIGHTS} lacks the mask of {one.target}")
     return masks
 

@@ -8,7 +8,9 @@ from automl.graph.trace import trace
 from automl.model_folder import load_pruned, save_pruned
 from automl.models import LoadedModel, load_model
 from automl.policy import Policy
-from automl.pruning.pruner import Pruner
+from automl.pruning.granularities import CHANNEL
+from automl.pruning.masks import masks_of
+from automl.pruning.sparse_pruner import pruner_for
 from automl.types import InputError
 
 FACTORIES = '''
@@ -63,6 +65,18 @@ class Shuffled(nn.Module):
 
     def set_extra_state(self, state):
         pass
+
+
+class Bare(nn.Module):
+    """Multiplies by a parameter of no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 48))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(nn.functional.linear(x.flatten(1), self.w)))
 '''
 
 
@@ -70,26 +84,26 @@ class Shuffled(nn.Module):
 def saved(tmp_path, monkeypatch):
     """Prunes a network of FACTORIES by half and saves it: (folder, network, example)."""
 
-    def save(name: str):
+    def save(name: str, grain=CHANNEL):
         (tmp_path / "made_networks.py").write_text(FACTORIES)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(tmp_path))
         dense = load_model(f"made_networks.{name}", input_shape=(3, 4, 4), seed=1)
-        return save_half(dense, tmp_path / "slim")
+        return save_half(dense, tmp_path / "slim", grain)
 
     return save
 
 
-def save_half(dense: LoadedModel, folder):
+def save_half(dense: LoadedModel, folder, grain=CHANNEL):
     traced = trace(dense.model, dense.example_inputs)
-    pruner = Pruner(traced, reconstruct=None)
-    policy = pruner.policy(np.maximum(traced.plan.dense // 2, 1))
+    pruner = pruner_for(traced, grain, reconstruct=None)
+    policy = pruner.policy(np.maximum(pruner.plan.dense // 2, 1))
     network = pruner.prune(policy)
     with torch.no_grad():  # as if it had been trained since
         for parameter in network.parameters():
             parameter.mul_(1.25)
     folder.mkdir()
-    save_pruned(folder, network, dense=dense, plan=traced.plan, policy=policy)
+    save_pruned(folder, network, dense=dense, plan=pruner.plan, policy=policy)
     return folder, network, dense.example_inputs[0]
 
 
@@ -113,6 +127,14 @@ def test_shared_weights_stay_shared(saved):
     folder, _, _ = saved("Tied")
     loaded = load_pruned(folder, ("made_networks",))
     assert loaded.left.weight is loaded.right.weight
+
+
+@pytest.mark.parametrize("grain", ["unstructured", ["channel", "unstructured"]])
+def test_masks_of_a_parameter_of_no_module_come_back(saved, grain):
+    folder, network, example = saved("Bare", grain)
+    loaded = load_pruned(folder, trust="made_networks")
+    assert masks_of(loaded)["w"].equal(masks_of(network)["w"])
+    assert torch.equal(loaded(example), network(example))
 
 
 def test_a_network_of_the_zoo_keeps_its_classes(tmp_path):

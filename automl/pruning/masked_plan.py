@@ -11,7 +11,7 @@ weight has, rounded, at least one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -110,9 +110,7 @@ class MaskedPlan:
         inside = [one for one in policy.decisions if is_inside(one.granularity)]
         weights = []
         for decision in inside:
-            name = decision.target
-            if name not in found:
-                name = name.removesuffix(_OF_NO_MODULE)
+            name = parameter_of(decision.target, found)
             if name not in found:
                 raise InputError(
                     "policy was learned on another network: it prunes target "
@@ -270,6 +268,16 @@ class MaskedPlan:
     def to_json(self) -> str:
         """The structure of the dense network; grains are in the policy."""
         return self.base.to_json()
+
+
+def parameter_of(target: str, parameters: Container[str]) -> str:
+    """The parameter that is pruned inside by a decision of this target.
+
+    Args:
+        target: Its name in a policy.
+        parameters: Names of the network's parameters.
+    """
+    return target if target in parameters else target.removesuffix(_OF_NO_MODULE)
 
 
 def _refusal(weight: MaskedWeight, exclude: Sequence[str]) -> str | None:
