@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +156,22 @@ def _tuned(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfi
     schedule = schedule_of(bench.config, grains_of(final.policy), config.epochs)
     checkpoints = folder.path / f"finetune-{final.name.split()[0]}"
     training = BenchTraining(bench, config, final.name, checkpoints)
-    # Trained for a moment, it is not what the pruner makes of the policy.
-    ready = final.network if bench.finalist_pruner is bench.pruner else None
+    ready = partial(_untrained, bench, folder, final, final.policy)
     session = open_session(bench.refining_pruner, final.policy, training, ready)
     network = schedule.run(session, config.epochs)
     score, metrics = bench.careful_scorer(network)
     measured = Measurement(score, metrics, final.measurement.costs)
     return _Final(f"{final.name}, tuned", network, session.policy, measured)
+
+
+def _untrained(bench: Bench, folder: RunFolder, final: _Final, policy: Policy) -> nn.Module:
+    """What the pruner makes of the policy; a network trained for a moment is not that."""
+    if bench.finalist_pruner is bench.pruner:
+        return final.network
+    pruner = bench.refining_pruner
+    if not bench.refines:
+        return pruner.prune(policy)
+    return kept(folder.path / "refined-untrained", bench, pruner, policy)
 
 
 def _shared(bench: Bench, folder: RunFolder, final: _Final, config: FinetuneConfig) -> _Final:

@@ -220,7 +220,7 @@ class _Pruning:
         networks = {**self._dense(), "pruned": pruner.prune(policy) if first is None else first}
         if tuning.epochs:
             training = BenchTraining(self.bench, tuning, "pruned", checkpoints)
-            session = open_session(pruner, policy, training, networks["pruned"])
+            session = open_session(pruner, policy, training, lambda: networks["pruned"])
             networks[f"trained, {schedule.name}"] = schedule.run(session, tuning.epochs)
             policy = session.policy
         if codebook is not None:

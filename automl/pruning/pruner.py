@@ -164,7 +164,7 @@ class Pruner:
         masks: Mapping[str, Tensor] | None = None,
         choose: Mapping[str, MaskChoice] | None = None,
     ) -> nn.Module:
-        """The slim network of chosen units, repaired, in eval mode.
+        """The slim network of chosen units, repaired and refined, in eval mode.
 
         Args:
             kept: Kept counts, shape (targets,).
@@ -176,17 +176,32 @@ class Pruner:
         Raises:
             ValueError: Masks are to be chosen within a repair that is turned off.
         """
-        if choose and not self.repairs:
-            raise ValueError("Pruner.make: choose must be empty without repair")
-        slim = self.materialise.module_form(units)
-        attach(slim, masks or {})
-        self.repair(slim, kept, units, choose)
+        slim = self._repaired(kept, units, masks, choose)
         if self._refiner is not None and self._is_damaged(slim, kept):
             self._refiner(slim, kept, units)
         network = self.materialise.finish(slim, kept)
         if masks or choose:
             watch(network)
         return network
+
+    def unrefined(self, kept: Kept, units: KeptUnits) -> nn.Module:
+        """The slim network of chosen units, repaired and no more; see :meth:`make`."""
+        return self.materialise.finish(self._repaired(kept, units), kept)
+
+    def _repaired(
+        self,
+        kept: Kept,
+        units: KeptUnits,
+        masks: Mapping[str, Tensor] | None = None,
+        choose: Mapping[str, MaskChoice] | None = None,
+    ) -> nn.Module:
+        """The slim network in module form."""
+        if choose and not self.repairs:
+            raise ValueError("Pruner.make: choose must be empty without repair")
+        slim = self.materialise.module_form(units)
+        attach(slim, masks or {})
+        self.repair(slim, kept, units, choose)
+        return slim
 
     @property
     def repairs(self) -> bool:

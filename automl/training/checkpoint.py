@@ -46,13 +46,13 @@ def load_checkpoint(path: Path, identity: Identity, device: torch.device) -> dic
         reason = str(error).strip().splitlines()[:1]
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}{': ' if reason else ''}"
-            f"{''.join(reason)}); delete it, or start over with resume=False"
+            f"{''.join(reason)}); delete it to start over"
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise InputError(f"{path} is no fine-tuning checkpoint ({_FORMAT}); name another file")
     saved, state = content.get("identity"), content.get("state")
     if not isinstance(saved, dict) or not isinstance(state, dict):
-        raise InputError(f"{path} is damaged; delete it, or start over with resume=False")
+        raise InputError(f"{path} is damaged; delete it to start over")
     _check_identity(path, saved, identity)
     return state
 
@@ -67,8 +67,7 @@ def _check_identity(path: Path, saved: Identity, asked: Identity) -> None:
             f"another {name}" if both_opaque else f"{name}={_told(before)}, not {_told(now)}"
         )
         raise InputError(
-            f"{path} was made with {difference}; delete it, name another file, or start over "
-            "with resume=False"
+            f"{path} was made with {difference}; delete it to start over, or name another file"
         )
 
 

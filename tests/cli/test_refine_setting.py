@@ -77,6 +77,24 @@ def test_what_was_refined_is_not_refined_again_after_a_cut_in_training(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_training_after_a_moments_training_goes_on_from_what_was_refined(
+    tmp_path, monkeypatch, cut_in_training
+):
+    run, refined, refine = tmp_path / "run", [], Refiner.__call__
+    short = ("short_term=brief", "short_term.of=finalists", "short_term.images=16")
+    with cut_in_training():
+        assert main([*REFINED, *STEPS, *TUNING, *short, "trials=2", f"run_dir={run}"]) == 130
+
+    def counted(*arguments):
+        refined.append(arguments)
+        refine(*arguments)
+
+    monkeypatch.setattr(Refiner, "__call__", counted)
+    assert main(["resume", str(run)]) == 0
+    assert len(refined) == 1  # the network whose training had not begun
+    assert not list(run.glob("refined-*"))
+
+
 def test_prune_goes_on_from_what_it_had_refined(tmp_path, monkeypatch, cut_in_training):
     settings = ["model=digits", "device=cpu", "threads=1", "ratio=0.5", *STEPS[:2], STEPS[3]]
     call = ["prune", *settings, *TUNING, "--out", str(tmp_path / "out")]

@@ -91,7 +91,7 @@ def train(model, penalty, tuning, images) -> None:
     finetune(model, [(x, y)], replace(tuning, epochs=1), regularizer=penalty)
 
 
-def pruner_of(trace: Trace, grain: str, criterion: str = "l2", *, repairs: bool = False):
+def pruner_of(trace: Trace, grain: str, criterion: str = "l2", *, repairs=False, refine=None):
     """Of a grain, or several joined by ``+``."""
     images, labels = data()
     context = Context(trace.model, trace.plan, images, labels, trainer=train, trained_on="noise")
@@ -99,7 +99,8 @@ def pruner_of(trace: Trace, grain: str, criterion: str = "l2", *, repairs: bool 
         "criterion": criteria.load(criterion),
         "context": context,
         "reconstruct": Reconstruction() if repairs else None,
-        "calibration": images if repairs else None,
+        "calibration": images if repairs or refine else None,
+        "refine": refine,
     }
     if grain == CHANNEL:
         return Pruner(trace, **settings)

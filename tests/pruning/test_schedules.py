@@ -28,6 +28,7 @@ from automl.models import load_model
 from automl.pruning import schedules
 from automl.pruning.masks import masks_of
 from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.refine import Refinement, Refiner
 from automl.pruning.schedules.gradual import RAMPS, Gradual
 from automl.pruning.schedules.lottery import Lottery
 from automl.pruning.schedules.rigl import RigL
@@ -354,6 +355,36 @@ def test_masks_that_stop_halfway_are_cut_at_the_end(traces):
     session = open_session(pruner, policy, Training("vit"))
     session.blend(0.5)
     assert_pruned(pruner, policy, session.finish())
+
+
+@pytest.mark.parametrize("grain", ["channel", "channel+unstructured", "unstructured"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_networks_are_refined_where_all_is_pruned_at_once_and_not_in_stages(
+    traces, monkeypatch, name, grain
+):
+    if name == "rigl" and grain != "unstructured":
+        pytest.skip("rigl moves single weights")
+    refined = []
+    monkeypatch.setattr(Refiner, "__call__", lambda *arguments: refined.append(arguments))
+    pruner = pruner_of(traces["cnn"], grain, refine=Refinement(steps=1))
+    session = open_session(pruner, policy_of(pruner, 0.5), Training("cnn"))
+    schedules.load(name).run(session, EPOCHS)
+    assert len(refined) == (1 if name in ("one_shot", "rigl") else 0)
+
+
+def test_a_network_that_was_kept_is_copied_where_all_is_pruned_at_once(traces):
+    pruner = pruner_of(traces["cnn"], "unstructured")
+    policy, asked = policy_of(pruner, 0.5), []
+    kept = pruner.prune(policy)
+
+    def ready():
+        asked.append(kept)
+        return kept
+
+    for name, times in (("linear", 0), ("one_shot", 1)):
+        session = open_session(pruner, policy, Training("cnn"), ready)
+        assert schedules.load(name).run(session, EPOCHS) is not kept
+        assert len(asked) == times
 
 
 # ---- refusals

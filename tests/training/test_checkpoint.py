@@ -45,7 +45,7 @@ def test_another_runs_checkpoint_is_refused_by_one_line_that_says_why(path, chan
     with pytest.raises(InputError, match=told) as caught:
         load_checkpoint(path, {**IDENTITY, **change}, CPU)
     assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value) and "resume=False" in str(caught.value)
+    assert str(path) in str(caught.value) and "delete it to start over" in str(caught.value)
 
 
 def test_a_field_that_one_side_lacks_is_a_difference(path):

@@ -17,7 +17,7 @@ from automl.graph.materialise import Materialiser
 from automl.policy import Policy
 from automl.pruning.granularities.ranking import top
 from automl.pruning.laid_back import laid_back
-from automl.pruning.masks import SUFFIX, attach, enforce, masks_of
+from automl.pruning.masks import SUFFIX, attach, enforce, masks_of, watch
 from automl.pruning.pruner import Pruner
 from automl.pruning.schedules import AfterStep
 from automl.pruning.sparse_pruner import SparsePruner
@@ -47,7 +47,7 @@ def open_session(
     pruner: Pruner | SparsePruner,
     policy: Policy,
     training: Training,
-    pruned: nn.Module | None = None,
+    pruned: Callable[[], nn.Module] | None = None,
 ) -> MaskSession | ChannelSession:
     """The session that leads to a policy.
 
@@ -55,8 +55,8 @@ def open_session(
         pruner: Of the dense network.
         policy: What is kept in the end; which units, the sessions decide on the way.
         training: How to train.
-        pruned: What the pruner makes of the policy, if it is there: it is copied where everything
-            is pruned at once.
+        pruned: Gives what the pruner makes of the policy, if that is kept: asked, and copied,
+            where everything is pruned at once. What is pruned in stages is not refined.
     """
     if isinstance(pruner, SparsePruner):
         return MaskSession(pruner, policy, training, pruned)
@@ -99,7 +99,7 @@ class MaskSession(_Session):
         pruner: SparsePruner,
         policy: Policy,
         training: Training,
-        pruned: nn.Module | None = None,
+        pruned: Callable[[], nn.Module] | None = None,
     ) -> None:
         """Prunes nothing yet."""
         super().__init__(training)
@@ -114,8 +114,8 @@ class MaskSession(_Session):
         kept = _counts([w.units for w in self._pruner.plan.weights], self._inside, ratio)
         if not self._started and (kept == self._inside).all():
             self._started = True
-            ready = copy.deepcopy(self._pruned)
-            self.network = self._pruner.prune(self.policy) if ready is None else ready
+            ready = self._pruned
+            self.network = self._pruner.prune(self.policy) if ready is None else _copied(ready())
             return
         self._start()
         aim = self._aim()
@@ -143,7 +143,7 @@ class MaskSession(_Session):
     def _start(self) -> None:
         if not self._started:
             self._started = True
-            self.network = self._pruner.channels.make(self._channels, self._units)
+            self.network = self._pruner.channels.unrefined(self._channels, self._units)
 
     def _chosen(self, kept: Kept) -> dict[str, Tensor]:
         """Masks by the scores of the network as it is; pruned weights go first."""
@@ -229,7 +229,7 @@ class ChannelSession(_Session):
         pruner: Pruner,
         policy: Policy,
         training: Training,
-        pruned: nn.Module | None = None,
+        pruned: Callable[[], nn.Module] | None = None,
     ) -> None:
         """Prunes nothing yet."""
         super().__init__(training)
@@ -257,8 +257,8 @@ class ChannelSession(_Session):
         kept = _counts([target.units for target in pruner.plan.targets], self._final, ratio)
         if self._untouched and (kept == self._final).all():
             self._units = list(pruner.units_of(self._asked))
-            ready = copy.deepcopy(self._pruned)
-            self.network = pruner.make(kept, self._units) if ready is None else ready
+            ready = self._pruned
+            self.network = pruner.make(kept, self._units) if ready is None else _copied(ready())
         else:
             whole = laid_back(self.network, pruner.trace.model, pruner.plan, self._units)
             aim = self._aim()
@@ -407,6 +407,13 @@ def _counts(units: Sequence[int], final: Kept, ratio: Callable[[float], float]) 
         for count, kept in zip(units, final.tolist(), strict=True)
     ]
     return np.maximum(np.array(wished, np.int64), final)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy whose masks are kept in training from the start."""
+    copied = copy.deepcopy(network)
+    watch(copied)
+    return copied
 
 
 def _like(network: nn.Module, model: nn.Module) -> nn.Module:
