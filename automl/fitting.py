@@ -93,6 +93,15 @@ def round_ratio(ratio: float, units: int, rounding: int) -> int:
     return int(counts[::-1][np.argmin(np.abs(counts[::-1] - wish))])
 
 
+def fewest(targets: Sequence[Target], rounding: int | Sequence[int], min_keep: float) -> Kept:
+    """Fewest units that every target may keep, on its grid; see :meth:`Space.of`.
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+    return Space.of(targets, rounding, min_keep).low if targets else np.zeros(0, np.int64)
+
+
 def _is_fraction(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False

@@ -296,16 +296,15 @@ def policy_from_settings(bench: Bench) -> Policy:
     settings, pruner = bench.config["granularity"], bench.pruner
     ratio = bench.config["ratio"]
     ratio = 0.0 if ratio is None else ratio  # depth alone
+    min_keep = settings["min_keep"]
     rounding = whole(settings, "granularity.rounding", 1) if "rounding" in settings else 1
     if isinstance(pruner, Pruner):
-        policy = policy_from_ratios(pruner, ratio, rounding)
-        _tell_of_rounding(pruner.plan, policy, ratio, rounding)
-        return policy
-    if settings["scope"] == "global":
-        return pruner.policy(global_counts(pruner, ratio, settings["min_keep"]))
-    kept = counts_from_ratios(pruner.plan, ratio, rounding, settings["min_keep"])
-    policy = pruner.policy(kept)
-    if settings["min_keep"] == 0:  # else that is what keeps more
+        policy = policy_from_ratios(pruner, ratio, rounding, min_keep)
+    elif settings["scope"] == "global":
+        return pruner.policy(global_counts(pruner, ratio, min_keep))
+    else:
+        policy = pruner.policy(counts_from_ratios(pruner.plan, ratio, rounding, min_keep))
+    if min_keep == 0:  # else that is what keeps more
         _tell_of_rounding(pruner.plan, policy, ratio, rounding)
     return policy
 

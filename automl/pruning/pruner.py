@@ -399,18 +399,21 @@ def _criterion(criterion: str | Criterion) -> Criterion:
     return load(criterion) if isinstance(criterion, str) else criterion
 
 
-def policy_from_ratios(pruner: Pruner, ratios: float | dict[str, float], rounding: int) -> Policy:
+def policy_from_ratios(
+    pruner: Pruner, ratios: float | dict[str, float], rounding: int, min_keep: float = 0.0
+) -> Policy:
     """A policy that removes the given fraction of every target, or of the named ones.
 
     Args:
         pruner: The pruner.
         ratios: Fraction REMOVED in [0, 1), of all targets or by group or layer name.
         rounding: Kept counts are multiples of this where a target is large enough.
+        min_keep: Least fraction of its units that every target keeps.
 
     Raises:
-        InputError: For ratios out of range and unknown names.
+        InputError: For arguments out of range and unknown names.
     """
-    from automl.fitting import round_ratio
+    from automl.fitting import fewest, round_ratio
 
     targets = pruner.plan.targets
     asked = np.zeros(len(targets))
@@ -426,7 +429,7 @@ def policy_from_ratios(pruner: Pruner, ratios: float | dict[str, float], roundin
         ],
         dtype=np.int64,
     )
-    return pruner.policy(kept)
+    return pruner.policy(np.maximum(kept, fewest(targets, rounding, min_keep)))
 
 
 def _checked(ratio: float, name: str) -> float:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl.fitting import round_ratio
+from automl.fitting import fewest, round_ratio
 from automl.graph.materialise import KeptUnits
 from automl.graph.trace import Trace
 from automl.hashing import digest
@@ -281,14 +281,14 @@ def counts_from_ratios(
         Shape (targets,).
 
     Raises:
-        InputError: For ratios out of range or that would empty a layer, and unknown names.
+        InputError: For arguments out of range, ratios that would empty a layer, and unknown names.
     """
     asked = np.zeros(len(plan.targets))
     for name, ratio in ratios.items() if isinstance(ratios, Mapping) else [("all", ratios)]:
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
             raise InputError(f"pruning ratio of {name!r} must be in [0, 1), got {ratio!r}")
         asked[plan.target_index(name) if isinstance(ratios, Mapping) else slice(None)] = ratio
-    kept = []
+    kept, steps = [], []
     for target, ratio in zip(plan.targets, asked.tolist(), strict=True):
         inside = is_inside(target.kind)
         if inside and (1 - ratio) * target.units < 0.5:
@@ -298,7 +298,8 @@ def counts_from_ratios(
             )
         step = 1 if inside or target.kind == "head" else rounding
         kept.append(round_ratio(ratio, target.units, step) if target.units > 1 else 1)
-    least = np.ceil(min_keep * plan.dense - 1e-9).astype(np.int64)
+        steps.append(step)
+    least = fewest(plan.targets, steps, min_keep)
     return np.asarray(np.maximum(np.array(kept, np.int64), least), np.int64)
 
 
@@ -319,22 +320,22 @@ def global_counts(pruner: SparsePruner, ratio: float, min_keep: float = 0.0) -> 
 
     Raises:
         InputError: The ratio is not one number, channels are pruned, too, or so few weights
-            cannot be kept.
+            cannot be kept, or ``min_keep`` is out of range.
     """
     plan = pruner.plan
     if not isinstance(ratio, int | float):
         raise InputError("granularity.scope=global takes one ratio for all layers")
     if plan.channels:
         raise InputError("granularity.scope=global ranks single layers' units, not channels")
-    scores, sizes, least = [], [], []
+    least = fewest(plan.targets, 1, min_keep)
+    scores, sizes = [], []
     for weight in plan.weights:
         grain = weight.granularity
         size = int(grain.nonzeros(np.asarray(1), weight.sizes))
         unit_scores = grain.unit_scores(weight.canonical(pruner.saliency[weight.name]))
         scores.append(np.sort(unit_scores.cpu().numpy())[::-1] / size)
         sizes.append(size)
-        least.append(max(1, int(np.ceil(min_keep * weight.units - 1e-9))))
-    return _largest_prefix(scores, np.array(sizes), np.array(least), ratio)
+    return _largest_prefix(scores, np.array(sizes), least, ratio)
 
 
 def _largest_prefix(

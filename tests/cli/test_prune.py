@@ -141,6 +141,14 @@ def test_what_rounding_leaves_of_a_ratio_is_said_where_it_is_far_from_it(cli, tm
         assert said(str(number), *quiet.split()) == ""
 
 
+@pytest.mark.parametrize("grain", ["channel", "unstructured", "[channel,unstructured]"])
+def test_every_target_keeps_what_min_keep_says(cli, tmp_path, grain):
+    out, settings = tmp_path / "out", [f"granularity={grain}", "granularity.min_keep=0.5"]
+    assert cli("prune", *QUICK, "repair=none", "ratio=.75", *settings, "--out", out).code == 0
+    decisions = json.loads((out / "policy.json").read_text())["decisions"]
+    assert {one["kept"] / one["units"] for one in decisions} == {0.5}
+
+
 def test_the_current_folder_can_be_pruned_into(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("prune", *QUICK, "ratio=.5", "repair=none", "--out", ".")
@@ -231,6 +239,12 @@ def test_one_ranking_over_all_layers_gives_them_ratios_of_their_own(cli, tmp_pat
         (["granularity=nm", "granularity.layers={linear: nm:8}"], "is not for granularity=nm"),
         (["granularity=mixed", "granularity.grains=channel"], "granularity.grains is a list"),
         (["granularity=unstructured", "granularity.scope=all"], "must be layer or global"),
+        (["granularity.min_keep=half"], "min_keep must be in [0, 1], got 'half'"),
+        (["granularity=unstructured", "granularity.min_keep=1.5"], "min_keep must be in [0, 1]"),
+        (
+            ["granularity=unstructured", "granularity.scope=global", "granularity.min_keep=-1"],
+            "min_keep must be in [0, 1], got -1",
+        ),
         (["granularity=unstructured", "criterion=apoz"], "scores whole channels"),
         (["granularity=nm", "ratio=.95"], "would empty blocks.0.conv1.weight"),
         (["schedule=cubic"], "schedule cubic trains in 4 stages, but finetune.epochs is 0"),
