@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from automl.graph.rebuild import build_graph_module
 from automl.plan import IndexPlan
+from automl.pruning.masks import SUFFIX, is_mask
 from automl.types import InputError, Kept
 
 #: Which units of each target stay, ascending; one sequence per target.
@@ -144,7 +145,9 @@ class Materialiser:
                     if id(tensor) not in self._slot_of:
                         self._slot_of[id(tensor)] = len(self._slots)
                         is_parameter = store == "_parameters"
-                        cut = cuts.get(prefix + name, ())
+                        # No forward reads a mask, so that the plan does not know it.
+                        like = name.removesuffix(SUFFIX) if is_mask(module, name) else name
+                        cut = cuts.get(prefix + like, ())
                         self._slots.append(_Slot(tensors, name, cut, is_parameter))
                     place = (self._number[id(module)], store, name, self._slot_of[id(tensor)])
                     self._places.append(place)

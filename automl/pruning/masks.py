@@ -218,14 +218,20 @@ def unpack(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tenso
 # ---- where masks are
 
 
+def is_mask(owner: nn.Module, name: str) -> bool:
+    """Whether a module's tensor of this name is the mask of one of its parameters."""
+    mask, weight = owner._buffers.get(name), owner._parameters.get(name.removesuffix(SUFFIX))
+    if mask is None or weight is None:
+        return False
+    return name.endswith(SUFFIX) and mask.dtype == torch.bool and mask.shape == weight.shape
+
+
 def _masked(network: nn.Module) -> Iterator[tuple[str, Masked]]:
     for path, module in network.named_modules():
         for key, mask in module._buffers.items():
-            weight = module._parameters.get(key.removesuffix(SUFFIX))
-            if weight is None or mask is None or not key.endswith(SUFFIX):
-                continue
-            if mask.dtype == torch.bool and mask.shape == weight.shape:
-                leaf = key.removesuffix(SUFFIX)
+            leaf = key.removesuffix(SUFFIX)
+            weight = module._parameters.get(leaf)
+            if weight is not None and mask is not None and is_mask(module, key):
                 yield f"{path}.{leaf}" if path else leaf, Masked(weight, mask, module, leaf)
 
 

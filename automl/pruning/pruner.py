@@ -179,14 +179,17 @@ class Pruner:
         slim = self._repaired(kept, units, masks, choose)
         if self._refiner is not None and self._is_damaged(slim, kept):
             self._refiner(slim, kept, units)
-        network = self.materialise.finish(slim, kept)
-        if masks or choose:
-            watch(network)
-        return network
+        return self._finished(slim, kept)
 
     def unrefined(self, kept: Kept, units: KeptUnits) -> nn.Module:
         """The slim network of chosen units, repaired and no more; see :meth:`make`."""
-        return self.materialise.finish(self._repaired(kept, units), kept)
+        return self._finished(self._repaired(kept, units), kept)
+
+    def _finished(self, slim: nn.Module, kept: Kept) -> nn.Module:
+        network = self.materialise.finish(slim, kept)
+        if masks_of(network):  # may be the dense network's, too
+            watch(network)
+        return network
 
     def _repaired(
         self,

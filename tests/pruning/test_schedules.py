@@ -23,6 +23,7 @@ from small import (
     traced,
 )
 
+from automl.graph.trace import trace
 from automl.model_folder import load_pruned, save_pruned
 from automl.models import load_model
 from automl.pruning import schedules
@@ -229,7 +230,6 @@ def test_repair_between_stages_does_not_undo_what_was_learned(traces, network, g
 def test_channels_cut_in_stages_are_named_by_the_dense_networks_numbers(traces, tmp_path):
     torch.manual_seed(0)
     dense = load_model("small.cnn", input_shape=(1, 8, 8))
-    from automl.graph.trace import trace
 
     pruner = Pruner(trace(dense.model, dense.example_inputs))
     session = open_session(pruner, policy_from_ratios(pruner, 0.5, 1), Training("cnn"))
@@ -370,6 +370,20 @@ def test_networks_are_refined_where_all_is_pruned_at_once_and_not_in_stages(
     session = open_session(pruner, policy_of(pruner, 0.5), Training("cnn"))
     schedules.load(name).run(session, EPOCHS)
     assert len(refined) == (1 if name in ("one_shot", "rigl") else 0)
+
+
+@pytest.mark.parametrize("name", ["one_shot", "linear", "progressive"])
+def test_channels_of_a_masked_network_go_in_stages_and_its_zeros_stay(traces, name):
+    pruner = pruner_of(traces["cnn"], "unstructured")
+    sparse = trace(pruner.prune(policy_of(pruner, 0.5)), torch.zeros(2, 1, 8, 8))
+    channels = pruner_of(sparse, "channel")
+    session = open_session(channels, policy_of(channels, 0.5), Training("cnn"))
+    network = schedules.load(name).run(session, EPOCHS)
+    masks, before = masks_of(network), masks_of(sparse.model)
+    assert masks.keys() == before.keys()
+    for name, mask in masks.items():
+        assert mask.numel() < before[name].numel()
+        assert (network.get_parameter(name)[~mask] == 0).all() and not mask.all()
 
 
 def test_a_network_that_was_kept_is_copied_where_all_is_pruned_at_once(traces):

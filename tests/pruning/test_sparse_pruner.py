@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import data, made, traced
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import automl
@@ -527,3 +528,38 @@ def test_channels_and_weights_of_a_parameter_of_no_module_are_two_targets():
     again = MaskedPlan.for_policy(model, traced.plan, policy)
     assert [target.name for target in again.targets] == names
     assert [t.name for t in pruner(traced, "unstructured").plan.targets][1] == "w"
+
+
+class MayView(nn.Module):
+    """Writes a size into forward where asked, so that its slim form must be a graph."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+        self.first, self.second, self.last = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = x.reshape(-1, 16) if self.writes else x
+        return self.last(torch.relu(self.second(x)))
+
+
+@pytest.mark.parametrize("calibration", [None, torch.randn(32, 8)])
+@pytest.mark.parametrize("writes", [False, True])
+def test_channels_of_a_masked_network_go_with_their_part_of_the_masks(writes, calibration):
+    torch.manual_seed(0)
+    x = torch.randn(8, 8)
+    sparse = automl.prune(MayView(writes), x, 0.5, granularity="unstructured")
+    slim = automl.prune(sparse, x, {"first": 0.5}, calibration=calibration)
+    assert isinstance(slim, GraphModule) == writes
+    masks, before = masks_of(slim), masks_of(sparse)
+    assert masks.keys() == before.keys() and masks["first.weight"].shape == (8, 8)
+    rows = {tuple(row) for row in before["first.weight"].tolist()}
+    assert {tuple(row) for row in masks["first.weight"].tolist()} <= rows
+    optimizer = torch.optim.SGD(slim.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        slim(x).square().mean().backward()
+        optimizer.step()
+    for name, mask in masks.items():
+        assert (slim.get_parameter(name)[~mask] == 0).all() and not mask.all()

@@ -239,6 +239,7 @@ class ChannelSession(_Session):
         self._point: nn.Module | None = None
         #: Whether the network is still a copy of the dense one.
         self._untouched = True
+        self._is_blended = False
         self.network = pruner.trace.materialise(self._units)
 
     @property
@@ -278,6 +279,7 @@ class ChannelSession(_Session):
         """Cuts the network out of one of the dense network's shapes, and repairs it."""
         materialise = Materialiser(whole, self._pruner.plan)
         slim = materialise.module_form(self._units)
+        enforce(slim)  # where the dense network has masks
         self._pruner.repair(slim, kept, self._units, towards=aim)
         self.network = materialise.finish(slim, kept)
 
@@ -295,6 +297,7 @@ class ChannelSession(_Session):
         what is trained and chosen last has to be the network that is returned.
         """
         pruner, aim = self._pruner, self._aim()
+        self._is_blended = share < 1
         _blend(self.network, self._target, share)
         if share < 1:
             pruner.repair(self.network, pruner.plan.dense, self._units, towards=aim)
@@ -351,7 +354,7 @@ class ChannelSession(_Session):
 
     def finish(self) -> nn.Module:
         """The slim network."""
-        if masks_of(self.network):  # blended, but not to the end
+        if self._is_blended:  # but not to the end
             self.blend(1.0)
         return self.network.eval()
 
@@ -385,12 +388,11 @@ def _blend(network: nn.Module, target: dict[str, Tensor], share: float) -> None:
         doomed = int((~stays).sum())
         if not doomed:
             continue
-        magnitude = parameters[name].detach().abs().double()
-        if name in before:
-            magnitude = magnitude.masked_fill(~before[name], -1.0)
+        there = before.get(name, torch.ones_like(stays))
+        magnitude = parameters[name].detach().abs().double().masked_fill(~there, -1.0)
         magnitude = magnitude.masked_fill(stays, torch.inf)
         kept = stays.numel() - round(share * doomed)
-        masks[name] = top(magnitude.flatten(), kept).reshape(stays.shape)
+        masks[name] = top(magnitude.flatten(), kept).reshape(stays.shape) & there
     attach(network, masks)
 
 
