@@ -401,6 +401,21 @@ def test_a_network_that_was_kept_is_copied_where_all_is_pruned_at_once(traces):
         assert len(asked) == times
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_rigl_moves_nothing_in_layers_that_are_frozen_or_not_masked(ratio):
+    network = made("cnn")
+    frozen = next(n for n, p in network.named_parameters() if p.dim() > 1)
+    network.get_parameter(frozen).requires_grad_(False)
+    pruner = pruner_of(trace(network.eval(), torch.zeros(2, 1, 8, 8)), "unstructured")
+    policy = policy_of(pruner, ratio)
+    before = masks_of(pruner.prune(policy))
+    session = open_session(pruner, policy, Training("cnn"))
+    after = masks_of(RigL(every=2, drop=0.5, updates=2).run(session, 6))
+    moved = {name for name in before if not after[name].equal(before[name])}
+    assert after.keys() == before.keys()
+    assert moved == before.keys() - {frozen}
+
+
 # ---- refusals
 
 

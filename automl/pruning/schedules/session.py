@@ -185,9 +185,12 @@ class MaskSession(_Session):
 
     def regrow(self, fraction: float, number: int) -> None:
         """Moves the least weights of every mask to where the gradient is largest."""
-        masks = masks_of(self.network)
-        gradients = self._gradients(list(masks), number)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        # Layers that are frozen do not learn: their weights stay where they are.
+        masks = {n: m for n, m in masks_of(self.network).items() if parameters[n].requires_grad}
+        if not masks:
+            return
+        gradients = self._gradients(list(masks), number)
         moved = {
             name: regrown(mask, parameters[name].detach(), gradients[name], fraction)
             for name, mask in masks.items()
