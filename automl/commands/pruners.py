@@ -121,14 +121,28 @@ def for_trials(bench: Bench) -> Pruner | SparsePruner | TrainedPruner:
     return bench.finalist_pruner if quick is bench.pruner else training(bench, quick)
 
 
+def short_term_of(config: Config) -> FinetuneConfig:
+    """How trials or finalists are trained.
+
+    Raises:
+        InputError: A setting is off.
+    """
+    tuning: FinetuneConfig = instantiate(config["short_term"]["finetune"], "short_term.finetune")
+    if tuning.epochs and tuning.early_stop_patience is not None:
+        raise InputError(
+            "short_term.finetune.early_stop_patience must be null: no validation images are looked "
+            f"at in a short training, got {tuning.early_stop_patience}"
+        )
+    return tuning
+
+
 def training(bench: Bench, pruner: Pruner | SparsePruner) -> Pruner | SparsePruner | TrainedPruner:
     """A pruner that trains as ``short_term.*`` says; the pruner itself without epochs.
 
     Raises:
         InputError: A setting is off, or the type cannot be trained in.
     """
-    settings = bench.config["short_term"]
-    config: FinetuneConfig = instantiate(settings["finetune"], "short_term.finetune")
+    settings, config = bench.config["short_term"], short_term_of(bench.config)
     if config.epochs == 0:
         return pruner
     # As in finetune: a precision of its own comes before the run's type.

@@ -19,6 +19,7 @@ from automl.commands.finishing import Finals, finish
 from automl.commands.granularity import read_grains
 from automl.commands.intact import fault_of
 from automl.commands.landing import Landing, lands
+from automl.commands.pruners import short_term_of
 from automl.commands.settings import (
     flag,
     instantiate,
@@ -92,6 +93,7 @@ class SearchRun:
         _logger(config)  # says what is not installed before anything is computed
         instantiate(config["strategy"], "strategy")
         tuning_of(config)
+        short_term_of(config)
         folder = RunFolder(run_dir(config) or Path(_new_run_dir(config)))
         folder.check_free_for(config)
         return cls(config, bench or Bench(config), folder, tuple(known))

@@ -257,10 +257,21 @@ def test_finalists_may_train_for_a_moment_before_one_is_chosen(tmp_path):
     assert found["score"] == pytest.approx(-max(row["score"] for row in again[1:]))
 
 
-def test_what_trains_is_checked(tmp_path, capsys):
-    settings = ["short_term=brief", "short_term.of=everything", f"run_dir={tmp_path / 'run'}"]
-    assert main([*SEARCH, *settings]) == 2
-    assert "short_term.of must be trials or finalists" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["short_term.of=everything"], "short_term.of must be trials or finalists"),
+        (
+            ["short_term.of=finalists", "+short_term.finetune.early_stop_patience=2"],
+            "short_term.finetune.early_stop_patience must be null",
+        ),
+    ],
+)
+def test_what_trains_is_checked(tmp_path, capsys, settings, says):
+    run = tmp_path / "run"
+    assert main([*SEARCH, "short_term=brief", *settings, f"run_dir={run}"]) == 2
+    assert says in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_trials_may_repair_on_fewer_images_than_the_last_round(tmp_path):
