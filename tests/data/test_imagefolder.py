@@ -50,6 +50,12 @@ def test_folders_of_their_own_are_used(picture_root, name):
     assert sizes(load(picture_root, validation_size=3)) == [60, 3, 5]
 
 
+def test_a_test_folder_alone_stays_whole(picture_root):
+    write_pictures(picture_root / "test", {"bee": 5}, seed=2)
+    data = load(picture_root)
+    assert sizes(data) == [54, 6, 5] and data.from_train == ("validation",)
+
+
 @pytest.mark.parametrize("folder", ["val", "test"])
 def test_test_halves_share_the_held_out_folder_class_by_class(picture_root, folder):
     write_pictures(picture_root / folder, {"ant": 6, "bee": 6, "cat": 6}, seed=1)

@@ -1,7 +1,8 @@
 """Folders of pictures: ``root/train/CLASS/*.png`` and, if there are, ``root/val``, ``root/test``.
 
-What has no folder is held out of the training pictures. Classes are the folders' names, sorted.
-Pictures are scaled by their shorter side, cropped at the centre, and kept decoded in the cache.
+What has no folder is held out of the training pictures, but where there is ``val`` and no ``test``:
+then the two are halves of ``val``. Classes are the folders' names, sorted. Pictures are scaled by
+their shorter side, cropped at the centre, and kept decoded in the cache.
 """
 
 from __future__ import annotations
