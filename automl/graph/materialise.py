@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl.graph.mask_buffers import SUFFIX, is_mask
 from automl.graph.rebuild import build_graph_module
 from automl.plan import IndexPlan
-from automl.pruning.masks import SUFFIX, is_mask
 from automl.types import InputError, Kept
 
 #: Which units of each target stay, ascending; one sequence per target.

@@ -7,9 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from automl.graph.mask_buffers import SUFFIX
 from automl.graph.materialise import KeptUnits
 from automl.plan import IndexPlan
-from automl.pruning.masks import SUFFIX, masks_of
+from automl.pruning.masks import masks_of
 from automl.training.state import evaluating, state_tensors
 
 #: Largest distance of outputs that is rounding, as a fraction of their size.

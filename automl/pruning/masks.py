@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from automl.graph.mask_buffers import SUFFIX, is_mask
 from automl.types import InputError
 
-SUFFIX = "_mask"
 #: Ending of a mask's name on disk, where eight weights share a byte.
 PACKED = "_mask.packed"
 
@@ -216,14 +216,6 @@ def unpack(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tenso
 
 
 # ---- where masks are
-
-
-def is_mask(owner: nn.Module, name: str) -> bool:
-    """Whether a module's tensor of this name is the mask of one of its parameters."""
-    mask, weight = owner._buffers.get(name), owner._parameters.get(name.removesuffix(SUFFIX))
-    if mask is None or weight is None:
-        return False
-    return name.endswith(SUFFIX) and mask.dtype == torch.bool and mask.shape == weight.shape
 
 
 def _masked(network: nn.Module) -> Iterator[tuple[str, Masked]]:

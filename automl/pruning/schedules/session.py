@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl.graph.mask_buffers import SUFFIX
 from automl.graph.materialise import Materialiser
 from automl.policy import Policy
 from automl.pruning.granularities.ranking import top
 from automl.pruning.laid_back import laid_back
-from automl.pruning.masks import SUFFIX, attach, enforce, masks_of, watch
+from automl.pruning.masks import attach, enforce, masks_of, watch
 from automl.pruning.pruner import Pruner
 from automl.pruning.schedules import AfterStep
 from automl.pruning.sparse_pruner import SparsePruner
