@@ -104,6 +104,8 @@ def instantiate(section: Config, name: str) -> Any:
     from hydra.utils import instantiate as hydra_instantiate
     from omegaconf.errors import OmegaConfBaseException
 
+    if not isinstance(section.get("_target_"), str):  # Hydra would give the section back
+        raise InputError(f"{name}._target_ must name a class, got {section.get('_target_')!r}")
     try:
         return hydra_instantiate(dict(section), _convert_="all")
     except OmegaConfBaseException as error:  # a key that is no text, say

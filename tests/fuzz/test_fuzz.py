@@ -182,6 +182,12 @@ def test_journal_lines_that_no_table_holds_are_damaged(value, tmp_path):
         Journal.read(path)
 
 
+def test_a_section_that_names_no_class_is_refused():
+    for section in ({"epochs": 1}, {"_target_": None, "epochs": 1}):
+        with pytest.raises(InputError, match=r"finetune._target_ must name a class, got None"):
+            instantiate(section, "finetune")
+
+
 def test_a_key_that_is_no_text_is_refused():
     section = {"_target_": "automl.cost.energy_tables.EnergyTable", "multiply_pj": {None: 1.0}}
     with pytest.raises(InputError, match="energy: Incompatible key type"):
