@@ -18,12 +18,11 @@ Gradients = dict[str, Tensor]
 
 def leaves_of(context: Context) -> dict[str, Tensor]:
     """The floating-point weights, as leaves of their own that share memory with them."""
-    first: dict[int, str] = {}
+    first: dict[int, tuple[str, Tensor]] = {}
     for name, weight in context.weights.items():
         if weight.is_floating_point():
-            first.setdefault(id(weight), name)
-    weights = context.weights
-    return {name: weights[name].detach().requires_grad_() for name in first.values()}
+            first.setdefault(id(weight), (name, weight))
+    return {name: weight.detach().requires_grad_() for name, weight in first.values()}
 
 
 def batch_losses(
