@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	    trials=60 seed=0 threads=1 run_dir=$(RUN)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -135,7 +135,6 @@ def _call(
 @contextmanager
 def _no_garbage_collector() -> Iterator[None]:
     """Keeps the collector from running inside what is timed."""
-    gc.collect()
     collecting = gc.isenabled()
     gc.disable()
     try:
