@@ -110,17 +110,20 @@ def show(
 
 
 def _front(table: pd.DataFrame, columns: str) -> pd.DataFrame:
-    """One front for every network and data set."""
+    """One front for every network and data set of which there are figures."""
     import pandas as pd
 
-    from automl.report.comparing import pareto_front
+    from automl.report.comparing import pareto_front, require_figures
 
     cost, _, gain = columns.partition(",")
+    gain = gain or "test_top1"
+    require_figures(table, (cost, gain))
     fronts = [
-        pareto_front(part, cost, gain or "test_top1")
+        pareto_front(part, cost, gain)
         for _, part in table.groupby(["model", "data"], sort=False)
+        if part[[cost, gain]].notna().all(axis=1).any()
     ]
-    return pd.concat(fronts)
+    return pd.concat(fronts) if fronts else table[:0]
 
 
 def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:

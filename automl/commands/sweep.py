@@ -339,7 +339,12 @@ def _is_run_dir(override: str) -> bool:
 def _run_dir(overrides: Sequence[str]) -> str:
     given = [text.partition("=")[2] for text in overrides if _is_run_dir(text)]
     if given and given[-1]:
-        return unquoted(given[-1])
+        folder = unquoted(given[-1])
+        if "${" in folder:
+            raise InputError(
+                f"run_dir of a sweep is one folder for all cells, got {folder}: write it out"
+            )
+        return folder
     return f"runs/sweep-{f'{datetime.now():%Y%m%d-%H%M%S-%f}'[:-3]}"
 
 

@@ -89,13 +89,7 @@ def pareto_front(frame: pd.DataFrame, cost: str, gain: str = "test_top1") -> pd.
     Raises:
         InputError: A column is not there or holds no numbers.
     """
-    figures = [name for name in frame.select_dtypes("number") if frame[name].notna().any()]
-    for column in (cost, gain):
-        if column not in figures:
-            measured = "; --time 60 measures latencies" if "latency" in column else ""
-            raise InputError(
-                f"no figures in column {column!r}; there are {', '.join(figures)}{measured}"
-            )
+    require_figures(frame, (cost, gain))
     found = frame.dropna(subset=[cost, gain])
     values = found[gain] * _sign(found, gain)
     order = values.sort_values(ascending=False, kind="stable").index
@@ -103,6 +97,21 @@ def pareto_front(frame: pd.DataFrame, cost: str, gain: str = "test_top1") -> pd.
     ordered = values.loc[order]
     better = ordered > ordered.cummax().shift(fill_value=-math.inf)
     return found.loc[order][better]
+
+
+def require_figures(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuses columns without a figure.
+
+    Raises:
+        InputError: A column is not there or holds no numbers.
+    """
+    figures = [name for name in frame.select_dtypes("number") if frame[name].notna().any()]
+    for column in columns:
+        if column not in figures:
+            measured = "; --time 60 measures latencies" if "latency" in column else ""
+            raise InputError(
+                f"no figures in column {column!r}; there are {', '.join(figures)}{measured}"
+            )
 
 
 def _sign(frame: pd.DataFrame, gain: str) -> float:

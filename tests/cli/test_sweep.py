@@ -210,6 +210,11 @@ def test_a_sweep_is_not_put_into_a_single_run(tmp_path, capsys):
     assert "holds a single run" in capsys.readouterr().err
 
 
+def test_a_folder_of_a_sweep_is_not_made_of_settings(capsys):
+    assert main([*SWEEP, "run_dir=runs/${seed}"]) == 2
+    assert "one folder for all cells, got runs/${seed}" in capsys.readouterr().err
+
+
 def test_damaged_rows_of_other_cells_are_left_out(swept, tmp_path):
     folder = Path(shutil.copytree(swept[0], tmp_path / "sweep"))
     rows = len(sister_rows(folder / "another"))

@@ -132,3 +132,12 @@ def test_fronts_are_of_one_network_each(make_run, tmp_path):
     make_run(model="large", top1=0.9, uniform=0.8)
     front = _front(compare(finals(load_runs(tmp_path))), "macs")
     assert sorted(front["model"]) == ["large", "small"]
+
+
+def test_networks_without_figures_have_no_front_beside_those_with_some():
+    timed = {"model": "a", "data": "d", "latency_ratio": 0.5, "test_top1": 0.9}
+    frame = pd.DataFrame([timed, {**timed, "model": "b", "latency_ratio": math.nan}])
+    assert list(_front(frame, "latency_ratio")["model"]) == ["a"]
+    with pytest.raises(InputError, match="no figures in column 'latency_ratio'"):
+        _front(frame[1:], "latency_ratio")
+    assert _front(frame.assign(test_top1=[math.nan, 0.9]), "latency_ratio").empty
