@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: A real search on the digits, small enough for a test.
 SEARCH = (
-    "search", "model=digits", "data=digits", "strategy=random", "budget.macs=0.5", "trials=24",
+    "search", "model=digits", "data=digits", "strategy=random", "budget.macs=0.5", "trials=12",
     "seed=3", "threads=1", "device=cpu",
     "repair.calibration_images=64", "repair.refine=null", "latency_budget_s=0.05",
 )  # fmt: skip

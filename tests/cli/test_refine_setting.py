@@ -17,7 +17,7 @@ from automl.runs import JOURNAL, RESULT
 
 REFINED = tuple(part for part in SEARCH if not part.startswith("repair.refine"))
 STEPS = (
-    "repair.refine.steps=40", "repair.refine.batch_size=16", "trials=4",
+    "repair.refine.steps=40", "repair.refine.batch_size=16", "trials=2",
     "repair.calibration_images=256",
 )  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_prune_goes_on_from_what_it_had_refined(tmp_path, monkeypatch, cut_in_tr
 
 def test_training_that_diverges_leaves_the_run_with_its_untrained_networks(tmp_path, capsys):
     run = tmp_path / "run"
-    settings = [*SEARCH, *TUNING, "trials=2", "finetune.lr=1e9", f"run_dir={run}"]
+    settings = [*SEARCH, *TUNING, "trials=1", "finetune.lr=1e9", f"run_dir={run}"]
     assert main(settings) == 1
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("prunepilot: failed: ")]
@@ -128,7 +128,7 @@ def test_training_that_diverges_is_one_line_of_prune_too(tmp_path, capsys):
 
 def test_a_run_from_before_the_setting_goes_on_without(tmp_path, capsys):
     run = tmp_path / "run"
-    searched(run, *SEARCH, "trials=4")
+    searched(run, *SEARCH, "trials=2")
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["repair"]["refine"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -140,7 +140,7 @@ def test_a_run_from_before_the_setting_goes_on_without(tmp_path, capsys):
 
 def test_apply_refines_too(tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
-    searched(run, *SEARCH, "trials=4")
+    searched(run, *SEARCH, "trials=2")
     capsys.readouterr()
     settings = ["model=digits", "device=cpu", "threads=1", *STEPS[:2], STEPS[3]]
     call = ["apply", str(run), *settings, "--out", str(out)]

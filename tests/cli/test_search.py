@@ -78,8 +78,8 @@ def test_the_saved_network_scores_as_the_table_says(finished):
 def test_a_pipe_gets_a_few_plain_lines(finished):
     _, out, err = finished
     lines = err.splitlines()
-    assert lines[0] == "trials 0/24"
-    assert lines[-1].startswith("trials 24/24  best: kl ")
+    assert lines[0] == "trials 0/12"
+    assert lines[-1].startswith("trials 12/12  best: kl ")
     assert len(lines) < 15
     assert "\x1b" not in out + err
 

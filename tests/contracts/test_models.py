@@ -30,6 +30,8 @@ pytestmark = [
     for text in ("inputs of the traced sizes only", "in training alone")
 ]
 
+#: What is another in other sizes of images or strides.
+_ALIKE = {"mobilenet_v1_32", "mobilenet_v2_32"}
 #: Smaller images, or None for what is only deeper than another, so that all takes a minute.
 _SMALLER = {
     "automl.models.cifar.resnet32": None,
@@ -46,7 +48,9 @@ def zoo() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
     found = {}
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
         config = yaml.safe_load(path.read_text())
-        if config["factory"] is None or _SMALLER.get(config["factory"], ()) is None:
+        if path.stem in _ALIKE or config["factory"] is None:
+            continue
+        if _SMALLER.get(config["factory"], ()) is None:
             continue
         shape = _SMALLER.get(config["factory"]) or tuple(config["input_shape"])
         make = partial(lambda factory, kwargs: build(factory, kwargs).model,
