@@ -15,8 +15,9 @@ demo: $(VENV)/.installed
 	$(BIN)/prunepilot search model=digits data=digits strategy=amc baselines=[random] budget.macs=0.25 \
 	    trials=60 seed=0 threads=1 run_dir=$(RUN)
 
+# Three at a time on two cores, since some tests wait; with bytecode, since many start processes.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
