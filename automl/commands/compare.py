@@ -114,16 +114,16 @@ def _front(table: pd.DataFrame, columns: str) -> pd.DataFrame:
     import pandas as pd
 
     from automl.report.comparing import pareto_front, require_figures
+    from automl.types import InputError
 
     cost, _, gain = columns.partition(",")
     gain = gain or "test_top1"
     require_figures(table, (cost, gain))
-    fronts = [
-        pareto_front(part, cost, gain)
-        for _, part in table.groupby(["model", "data"], sort=False)
-        if part[[cost, gain]].notna().all(axis=1).any()
-    ]
-    return pd.concat(fronts) if fronts else table[:0]
+    found = table.dropna(subset=[cost, gain])
+    if found.empty:
+        raise InputError(f"no network has figures in both columns, {cost!r} and {gain!r}")
+    networks = found.groupby(["model", "data"], sort=False)
+    return pd.concat([pareto_front(part, cost, gain) for _, part in networks])
 
 
 def _print(table: pd.DataFrame, runs: pd.DataFrame) -> None:

@@ -30,8 +30,6 @@ pytestmark = [
     for text in ("inputs of the traced sizes only", "in training alone")
 ]
 
-#: What is another in other sizes of images or strides.
-_ALIKE = {"mobilenet_v1_32", "mobilenet_v2_32"}
 #: Smaller images, or None for what is only deeper than another, so that all takes a minute.
 _SMALLER = {
     "automl.models.cifar.resnet32": None,
@@ -48,9 +46,7 @@ def zoo() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
     found = {}
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
         config = yaml.safe_load(path.read_text())
-        if path.stem in _ALIKE or config["factory"] is None:
-            continue
-        if _SMALLER.get(config["factory"], ()) is None:
+        if config["factory"] is None or _SMALLER.get(config["factory"], ()) is None:
             continue
         shape = _SMALLER.get(config["factory"]) or tuple(config["input_shape"])
         make = partial(lambda factory, kwargs: build(factory, kwargs).model,
@@ -269,7 +265,8 @@ WHOLE = {"timm:resnetv2_standardised"}
 UNCOUNTED = {"torchvision:maxvit"}
 #: PyTorch's counter does not know convolutions on points; tests/graph/test_points.py counts them.
 UNKNOWN = {"zoo:shapes_tiny"}
-#: torch finds no graph for all sizes of their inputs, and takes seconds to see that it does not.
+#: torch finds no graph for all sizes of their inputs in the time that it is given, seconds each;
+#: tests/graph/test_caveats.py has what becomes of such networks.
 SIZED = {"torchvision:swin", "torchvision:swin_v2", "timm:mobilevit", "timm:xcit"}
 
 

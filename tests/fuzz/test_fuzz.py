@@ -22,7 +22,7 @@ import fuzz_inputs
 from fuzz_kinds import KINDS, Kind
 
 #: Files of each kind; whole networks take longest to read.
-FILES = dict.fromkeys(KINDS, 40) | {"packed network": 8}
+FILES = dict.fromkeys(KINDS, 40) | {"packed network": 15}
 SPARSE = [name for name in formats.names() if name != "dense"]
 
 

@@ -140,4 +140,5 @@ def test_networks_without_figures_have_no_front_beside_those_with_some():
     assert list(_front(frame, "latency_ratio")["model"]) == ["a"]
     with pytest.raises(InputError, match="no figures in column 'latency_ratio'"):
         _front(frame[1:], "latency_ratio")
-    assert _front(frame.assign(test_top1=[math.nan, 0.9]), "latency_ratio").empty
+    with pytest.raises(InputError, match="no network has figures in both"):
+        _front(frame.assign(test_top1=[math.nan, 0.9]), "latency_ratio")
