@@ -1,5 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP as exceptions, so that locks and files are in order; a second ends.
 
+Python drops an exception that is raised while a finaliser or a callback of a weak reference runs.
+One that a signal raised there is raised again a moment later.
+
 Nothing depends on it: whatever is on the disk is whole at any moment, and a process that is killed
 outright loses no finished trial. It is for the line that says how to go on.
 """
@@ -8,15 +11,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+#: Seconds until a signal that was dropped is raised again: until its finaliser has ended.
+_AGAIN_S = 0.01
 
 
 class Terminated(KeyboardInterrupt):
@@ -57,17 +64,44 @@ def as_exceptions() -> Iterator[None]:
     Signals that are ignored (as under ``nohup``) or handled by someone else are left alone, and so
     is everything outside of the main thread.
     """
-    replaced = {}
-    if threading.current_thread() is threading.main_thread():
-        usual = (signal.SIG_DFL, signal.default_int_handler)
-        for number in _SIGNALS:
-            if signal.getsignal(number) in usual:
-                replaced[number] = signal.signal(number, _first)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    replaced = {number: handler for number, handler in before.items() if handler in usual}
+    hook = sys.unraisablehook
     try:
+        for number in replaced:
+            signal.signal(number, _first)
+        if replaced:
+            sys.unraisablehook = lambda dropped: _raise_again(dropped, hook)
         yield
     finally:
+        if replaced:
+            sys.unraisablehook = hook
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+def _raise_again(dropped: Any, hook: Any) -> None:
+    """Sends a signal again whose exception Python could not raise; all else is for the hook."""
+    stop = dropped.exc_value
+    ours = [number for number in _SIGNALS if signal.getsignal(number) in (_first, _second)]
+    if not isinstance(stop, KeyboardInterrupt) or not ours:
+        hook(dropped)
+        return
+    for number in ours:
+        signal.signal(number, _first)
+    again = threading.Timer(_AGAIN_S, _send_again, (exit_code(stop) - 128,))
+    again.daemon = True
+    again.start()
+
+
+def _send_again(number: int) -> None:
+    main = threading.main_thread().ident
+    if main is not None and signal.getsignal(number) is _first:  # or else the command has ended
+        signal.pthread_kill(main, number)  # to that thread, so that it wakes up if it waits
 
 
 def _first(number: int, _frame: FrameType | None) -> NoReturn:
