@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from automl.hints import did_you_mean
-from automl.signals import as_exceptions, behind, exit_code, word
+from automl.signals import as_exceptions, exit_code, unmasked, word
 
 #: The verbs, in the order of ``prunepilot --help``; each is a module of ``automl.commands``
 #: with SUMMARY, EXAMPLE, ``add_arguments(parser)`` and ``run(args) -> exit code``.
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
     """
     try:
-        with as_exceptions():
+        with as_exceptions(), unmasked():
             try:
                 args = _parse(_parser(argv), argv)
             except SystemExit as stop:  # argparse has printed the help or the error
@@ -90,9 +90,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.close()
         return FAILED
     except Exception as error:
-        # A library may break while it cleans up, such as Hydra in the middle of opening a file.
-        signalled = behind(error)
-        return _known_or_raise(error) if signalled is None else _stopped(signalled)
+        return _known_or_raise(error)
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:

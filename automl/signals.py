@@ -1,7 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP as exceptions, so that locks and files are in order; a second ends.
 
 Python drops an exception that is raised while a finaliser or a callback of a weak reference runs.
-One that a signal raised there is raised again a moment later.
+One that a signal raised there is raised again a moment later. Some code makes another error of it,
+which is then taken for what it is.
 
 Nothing depends on it: whatever is on the disk is whole at any moment, and a process that is killed
 outright loses no finished trial. It is for the line that says how to go on.
@@ -24,6 +25,19 @@ _SIGNALS = tuple(
 
 #: Seconds until a signal that was dropped is raised again: until its finaliser has ended.
 _AGAIN_S = 0.01
+
+
+class _State:
+    """Of this process.
+
+    Attributes:
+        raised: The signal that ``as_exceptions`` has raised since it was entered.
+    """
+
+    raised: int | None = None
+
+
+_state = _State()
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,11 +64,23 @@ def word(stop: KeyboardInterrupt) -> str:
 
 
 def behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The signal that an error is due to: raised while that one was on its way out."""
+    """The signal that an error is due to: raised while that one was on its way out, or after it."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, KeyboardInterrupt):
         seen = seen.__cause__ if seen.__suppress_context__ else seen.__context__
-    return seen
+    return _exception(_state.raised) if seen is None and _state.raised is not None else seen
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Errors from within that are due to a signal become its ``KeyboardInterrupt``."""
+    try:
+        yield
+    except Exception as error:
+        stop = behind(error)
+        if stop is None:
+            raise
+        raise stop from error
 
 
 @contextmanager
@@ -75,11 +101,13 @@ def as_exceptions() -> Iterator[None]:
         for number in replaced:
             signal.signal(number, _first)
         if replaced:
+            _state.raised = None
             sys.unraisablehook = lambda dropped: _raise_again(dropped, hook)
         yield
     finally:
         if replaced:
             sys.unraisablehook = hook
+            _state.raised = None
         for number, handler in replaced.items():
             signal.signal(number, handler)
 
@@ -108,7 +136,12 @@ def _first(number: int, _frame: FrameType | None) -> NoReturn:
     for other in _SIGNALS:
         if signal.getsignal(other) is _first:
             signal.signal(other, _second)
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+    _state.raised = number
+    raise _exception(number)
+
+
+def _exception(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
 def _second(number: int, _frame: FrameType | None) -> NoReturn:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from automl.signals import Terminated, as_exceptions, exit_code, word
+from automl.signals import Terminated, as_exceptions, behind, exit_code, unmasked, word
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,30 @@ def test_other_errors_of_finalisers_are_shown_as_before():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "on it goes\n")
     assert "ValueError: of a finaliser" in done.stderr
+
+
+def signalled(number):
+    """A library that makes another error of a signal, and does not say of which."""
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    raise ValueError("could not determine the shape")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_after_a_signal_is_that_signal(number):
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught, as_exceptions(), unmasked():
+            signalled(number)
+        assert exit_code(caught.value) == 128 + number
+        assert isinstance(caught.value.__cause__, ValueError)
+        # One that came earlier, to another command of this process, is of no account.
+        with pytest.raises(ValueError, match="another"), as_exceptions(), unmasked():
+            raise ValueError("another")
+    finally:
+        signal.signal(number, before)
+    assert behind(ValueError("later")) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl.commands.options import add_override_arguments
-from automl.signals import exit_code, word
+from automl.signals import exit_code, unmasked, word
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,8 @@ def execute(config: Mapping[str, Any], out: Path | None, policy: Policy | None) 
     start = folder.absolute() if out is not None else pruning.start_of_checkpoints.absolute()
     checkpoints = start.with_name(f"{start.name}.training")
     try:
-        return pruning.run(folder, checkpoints)
+        with unmasked():
+            return pruning.run(folder, checkpoints)
     except KeyboardInterrupt as stop:
         begun = _begun(checkpoints)
         hint = f"; go on with: the same command, which finds {begun}" if begun else ""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from automl.commands.options import add_override_arguments
-from automl.signals import exit_code, word
+from automl.signals import exit_code, unmasked, word
 
 SUMMARY = "find how much to prune from every layer, within a budget"
 EXAMPLE = (
@@ -51,7 +51,8 @@ def execute(config: Mapping[str, Any]) -> int:
 
     run = SearchRun.of(config)
     try:
-        return run.execute()
+        with unmasked():
+            return run.execute()
     except KeyboardInterrupt as stop:
         kept = run.folder.is_run
         hint = f"; go on with: {run.folder.how_to_resume}" if kept else ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from automl.commands.options import add_override_arguments
-from automl.signals import exit_code, word
+from automl.signals import exit_code, unmasked, word
 
 if TYPE_CHECKING:
     from automl.commands.running import SearchRun
@@ -85,7 +85,8 @@ def execute(config: Mapping[str, Any], args: argparse.Namespace | None = None) -
         args = parser.parse_args([])
     run = SearchRun.of({VERB: "sensitivity", **config})
     try:
-        _execute(run, args)
+        with unmasked():
+            _execute(run, args)
         return 0
     except KeyboardInterrupt as stop:
         kept = run.folder.is_run

@@ -35,7 +35,7 @@ from automl.paths import atomic_write
 from automl.problem import SearchStopped
 from automl.progress import hidden
 from automl.runs import FAILED, FINALISTS, JOURNAL, SWEEP, InUseError, RunFolder, row_of_found
-from automl.signals import behind, exit_code, word
+from automl.signals import behind, exit_code, unmasked, word
 from automl.trials import check_row
 from automl.types import InputError
 
@@ -116,7 +116,7 @@ def run_sweep(overrides: Sequence[str]) -> int:
         print(f"{fault}: the last phase of its cell runs again, from the trials", flush=True)
     standing = _standing(cells, configs, done)
     try:
-        with overview(standing) as shown:
+        with unmasked(), overview(standing) as shown:
             to_run = [replace(cell, quiet=shown.live) for cell in cells if cell not in done]
             for cell, outcome in launcher.launch(run_cell, to_run, folder):
                 ended = _lost(cell, outcome)

@@ -14,8 +14,8 @@ from automl.policy import Policy
 from automl.problem import Problem, Trial, best
 from automl.types import SearchResult
 
-#: Points asked for per trial before there are taken to be no more policies.
-_ASKED = 5
+#: Points asked for in a row without a new policy after which there are taken to be no more.
+_STALE = 200
 
 
 class Optimiser(Protocol):
@@ -34,11 +34,15 @@ class Optimiser(Protocol):
     def tell(self, score: float) -> None:
         """The score of the point asked for first of those that were not told yet."""
 
+    def widen(self) -> None:
+        """Looks further away: the last batch, of which all is told, held nothing new."""
+
 
 def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchResult:
     """Scores ``trials`` policies, fewer where the optimiser has no new ones.
 
-    Points that round to a policy known already are answered at once and do not count. A failed
+    Points that round to a policy known already are answered at once and do not count; where all of
+    a batch are known, the optimiser is asked to look further away. A failed
     trial is told as the worst score so far, since these optimisers know no failures: once there is
     a score. One that fell behind in a race is told as its estimate.
 
@@ -50,7 +54,9 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
         raise ValueError(f"trials must be >= 1, got {trials}")
     found: dict[str, Trial] = {}
     waiting: list[Trial] = []  # to be told
-    for _ in range(-(-_ASKED * trials // optimiser.batch)):
+    stale = 0
+    while len(found) < trials and stale < _STALE:
+        known = len(found)
         asked = [problem.policy(problem.fit(optimiser.ask())) for _ in range(optimiser.batch)]
         waiting += problem.evaluate_many(_leading(asked, found, trials), race=True)
         for trial in waiting:
@@ -59,8 +65,9 @@ def ask_and_tell(problem: Problem, optimiser: Optimiser, trials: int) -> SearchR
         if scores:
             _tell(optimiser, waiting, min(scores))
             waiting = []
-        if len(found) == trials:
-            break
+        stale = stale + len(asked) if len(found) == known else 0
+        if stale and not waiting:
+            optimiser.widen()
     tried = tuple(found.values())
     return SearchResult(best(tried).policy, tried, len(tried) < trials)
 

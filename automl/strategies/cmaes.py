@@ -1,7 +1,9 @@
 """CMA-ES over keep fractions: a strong black-box search to compare with.
 
 Hansen and Ostermeier, "Completely Derandomized Self-Adaptation in Evolution Strategies" (2001), by
-the package ``cmaes`` (Nomura and Shibata, arXiv 2402.01373).
+the package ``cmaes`` (Nomura and Shibata, arXiv 2402.01373). Where a generation rounds to policies
+that are all known, it begins anew with twice the points per generation (Auger and Hansen, "A
+Restart CMA Evolution Strategy With Increasing Population Size", CEC 2005).
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from automl.strategies.asking import ask_and_tell
 from automl.types import InputError, SearchResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cmaes import CMA  # type: ignore[import-untyped]
+
+#: Between the seeds of a search's starts, so that those of other searches are others.
+_BETWEEN_SEEDS = 1_000_003
 
 
 class CmaEs:
@@ -57,22 +64,29 @@ class CmaEs:
             raise InputError("strategy=cmaes needs the package: pip install cmaes") from None
         # One target is a line, for which the package has no covariance: an idle second axis.
         axes = max(len(problem.targets), 2)
-        cma = CMA(
-            mean=np.full(axes, 0.5),
-            sigma=self.sigma,
-            bounds=np.tile([0.0, 1.0], (axes, 1)),
-            seed=seed,
-            population_size=self.population,
-        )
-        return ask_and_tell(problem, _Generations(cma, len(problem.targets)), trials)
+
+        def begin(start: int, population: int | None) -> CMA:
+            return CMA(
+                mean=np.full(axes, 0.5),
+                sigma=self.sigma,
+                bounds=np.tile([0.0, 1.0], (axes, 1)),
+                seed=seed + start * _BETWEEN_SEEDS,
+                population_size=population,
+            )
+
+        generations = _Generations(begin, self.population, len(problem.targets))
+        return ask_and_tell(problem, generations, trials)
 
 
 class _Generations:
     """The package's interface, which is told a whole generation, as one point at a time."""
 
-    def __init__(self, cma: CMA, targets: int) -> None:
-        self._cma, self._targets = cma, targets
-        self.batch = int(cma.population_size)
+    def __init__(
+        self, begin: Callable[[int, int | None], CMA], population: int | None, targets: int
+    ) -> None:
+        self._begin, self._targets = begin, targets
+        self._starts, self._cma = 1, begin(0, population)
+        self.batch = int(self._cma.population_size)
         self._asked: deque[Floats] = deque()
         self._told: list[tuple[Floats, float]] = []
 
@@ -86,3 +100,8 @@ class _Generations:
         if len(self._told) == self._cma.population_size:
             self._cma.tell(self._told)
             self._told = []
+
+    def widen(self) -> None:
+        self.batch *= 2
+        self._cma = self._begin(self._starts, self.batch)
+        self._starts += 1

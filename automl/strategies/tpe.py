@@ -1,6 +1,7 @@
 """Tree-structured Parzen estimators over keep fractions: another search to compare with.
 
 Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (NeurIPS 2011), by Optuna.
+Where it proposes policies that are all known, the next points are drawn at random.
 """
 
 from __future__ import annotations
@@ -59,19 +60,24 @@ class Tpe:
             n_startup_trials=self.startup, multivariate=self.multivariate, seed=seed
         )
         study = optuna.create_study(sampler=sampler, direction="maximize")
-        return ask_and_tell(problem, _Study(study, len(problem.targets), self.batch), trials)
+        return ask_and_tell(problem, _Study(study, len(problem.targets), self.batch, seed), trials)
 
 
 class _Study:
-    def __init__(self, study: Study, targets: int, batch: int) -> None:
-        self._study, self._targets, self.batch = study, targets, batch
+    def __init__(self, study: Study, targets: int, batch: int, seed: int) -> None:
+        self._study, self.batch = study, batch
+        self._names = [f"keep{i}" for i in range(targets)]
+        self._rng = np.random.default_rng(seed)
         self._asked: deque[Trial] = deque()
 
     def ask(self) -> Floats:
         trial = self._study.ask()
         self._asked.append(trial)
-        names = (f"keep{i}" for i in range(self._targets))
-        return np.array([trial.suggest_float(name, 0.0, 1.0) for name in names])
+        return np.array([trial.suggest_float(name, 0.0, 1.0) for name in self._names])
 
     def tell(self, score: float) -> None:
         self._study.tell(self._asked.popleft(), score)
+
+    def widen(self) -> None:
+        for point in self._rng.random((self.batch, len(self._names))):
+            self._study.enqueue_trial(dict(zip(self._names, point.tolist(), strict=True)))

@@ -9,7 +9,7 @@ class Recorder:
     """Asks for random points and notes what it is told."""
 
     def __init__(self, batch):
-        self.batch, self.told = batch, []
+        self.batch, self.told, self.widened = batch, [], 0
         self._rng = np.random.default_rng(0)
 
     def ask(self):
@@ -17,6 +17,9 @@ class Recorder:
 
     def tell(self, score):
         self.told.append(score)
+
+    def widen(self):
+        self.widened += 1
 
 
 def scorer(failing):
@@ -48,3 +51,22 @@ def test_nothing_is_told_before_there_is_a_score():
     optimiser = Watched(1)
     ask_and_tell(problem, optimiser, 8)
     assert optimiser.told[:5] == [pytest.approx(-4.6)] * 5
+
+
+class Repeating(Recorder):
+    """Asks for the same point again and again, a new one only after it was told to look further."""
+
+    def ask(self):
+        return np.array([0.5 + 0.15 * min(self.widened, 3), 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_who_asks_for_known_policies_only_is_told_to_look_further_and_ends_in_time(batch):
+    optimiser = Repeating(batch)
+    problem = toy.problem(scorer=scorer(set()), rounding=1)
+    result = ask_and_tell(problem, optimiser, 9)
+    assert len({t.policy.key for t in result.trials}) == len(result.trials) < 9
+    assert len(result.trials) > 1  # further away there was more
+    assert result.exhausted
+    assert optimiser.widened >= 20
+    assert len(optimiser.told) < 1000  # it came to an end

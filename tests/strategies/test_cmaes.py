@@ -59,7 +59,7 @@ def test_generations_are_scored_together_and_change_nothing(monkeypatch):
 
     together, alone = toy.problem(UNITS), toy.problem(UNITS)
     batches = Batches(together)
-    first = CmaEs(population=8).search(together, 30, 0)
+    first = CmaEs(population=8).search(together, 24, 0)
     assert batches.sizes[0] == 8 and len(batches.sizes) < 10
 
     class OneByOne(cmaes._Generations):
@@ -67,7 +67,19 @@ def test_generations_are_scored_together_and_change_nothing(monkeypatch):
             super().__init__(*arguments)
             self.batch = 1
 
+        def widen(self):
+            """A point that is known is no generation that is."""
+
     monkeypatch.setattr(cmaes, "_Generations", OneByOne)
-    second = CmaEs(population=8).search(alone, 30, 0)
+    second = CmaEs(population=8).search(alone, 24, 0)
     assert [t.policy for t in first.trials] == [t.policy for t in second.trials]
-    assert len(first.trials) == 30
+    assert len(first.trials) == 24
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_trials_are_used_up_where_most_points_round_to_known_policies(seed):
+    weights = np.array([3.0, 2.0, 1.0, 1.0])
+    problem = toy.problem((12, 12, 12, 12), scorer=toy.Scorer(weights), rounding=1)
+    found = CmaEs().search(problem, 80, seed)
+    assert len({t.policy for t in found.trials}) == len(found.trials) == 80
+    assert not found.exhausted
