@@ -216,6 +216,8 @@ CSV = """kind,in_channels,out_channels,kernel,stride,groups,height,width,median_
 conv2d,16,32,3x3,2x2,1,28,28,150
 linear,64,10,,,1,1,1,4.5
 """
+#: As a table of layers may hold beside them, but not alone.
+OTHERS = "\n".join([CSV.splitlines()[0], "relu,16,16,,,1,28,28,3"])
 
 
 def test_a_csv_of_layers_is_read(tmp_path):
@@ -268,6 +270,8 @@ def test_fused_activations_may_be_a_list(tmp_path):
         ("a.csv", CSV.replace("3x3", "3x3x3"), "kernel of a conv2d must be 2 sizes >= 1, got 3x3"),
         ("a.csv", CSV.replace("2x2", ""), "stride of a conv2d must be 2 sizes >= 1, got none"),
         ("a.csv", CSV.replace("2x2", "0"), "stride of a conv2d must be 2 sizes >= 1, got 0"),
+        ("a.csv", CSV.replace("conv2d", "Conv2d"), "has the kind 'Conv2d'; write 'conv2d'"),
+        ("a.csv", OTHERS, "holds no layers: kinds are conv1d, .*, got 'relu'"),
         ("a.csv", CSV.splitlines()[0], "holds no operators"),
         ("a.csv", "", "holds no operators"),
         ("a.json", "{}", "must be a list"),

@@ -17,7 +17,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,10 +72,28 @@ def import_table(
     if not found:
         raise InputError(f"{source} holds no operators")
     whole = all(signature.detail != "{}" for signature, _ in found)
+    if not whole:
+        _require_layers({signature.kind for signature, _ in found}, source)
     rows = _once(found if whole else [(bare(s), e) for s, e in found], source)
     table = Table(out, _fingerprint(device, f"{form} file", rows, whole))
     table.add(rows.items())
     return table
+
+
+def _require_layers(kinds: Collection[str], source: Path) -> None:
+    """Refuses kinds that are layers by another name, since no layer would be found under them.
+
+    Other operators count as nothing in a table of layers, and may be there.
+    """
+    known = {kind.replace("_", ""): kind for kind in _SPATIAL}
+    for kind in sorted(set(kinds) - LAYER_KINDS):
+        meant = known.get(kind.lower().replace("_", ""))
+        if meant is not None:
+            raise InputError(f"{source} has the kind {kind!r}; write {meant!r}")
+    if LAYER_KINDS.isdisjoint(kinds):
+        raise InputError(
+            f"{source} holds no layers: kinds are {', '.join(_SPATIAL)}, got {min(kinds)!r}"
+        )
 
 
 def bare(signature: Signature) -> Signature:
