@@ -3,6 +3,8 @@ import pytest
 import toy
 
 from automl.strategies.asking import ask_and_tell
+from automl.strategies.cmaes import CmaEs
+from automl.strategies.tpe import Tpe
 
 
 class Recorder:
@@ -70,3 +72,13 @@ def test_who_asks_for_known_policies_only_is_told_to_look_further_and_ends_in_ti
     assert result.exhausted
     assert optimiser.widened >= 20
     assert len(optimiser.told) < 1000  # it came to an end
+
+
+@pytest.mark.parametrize("strategy", [CmaEs, Tpe])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_trials_are_used_up_where_most_points_round_to_known_policies(strategy, seed):
+    weights = np.array([3.0, 2.0, 1.0, 1.0])
+    problem = toy.problem((12, 12, 12, 12), scorer=toy.Scorer(weights), rounding=1)
+    found = strategy().search(problem, 80, seed)
+    assert len({t.policy for t in found.trials}) == len(found.trials) == 80
+    assert not found.exhausted

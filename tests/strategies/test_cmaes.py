@@ -74,12 +74,3 @@ def test_generations_are_scored_together_and_change_nothing(monkeypatch):
     second = CmaEs(population=8).search(alone, 24, 0)
     assert [t.policy for t in first.trials] == [t.policy for t in second.trials]
     assert len(first.trials) == 24
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_trials_are_used_up_where_most_points_round_to_known_policies(seed):
-    weights = np.array([3.0, 2.0, 1.0, 1.0])
-    problem = toy.problem((12, 12, 12, 12), scorer=toy.Scorer(weights), rounding=1)
-    found = CmaEs().search(problem, 80, seed)
-    assert len({t.policy for t in found.trials}) == len(found.trials) == 80
-    assert not found.exhausted

@@ -40,12 +40,3 @@ def test_batches_are_proposed_together():
     assert best(Tpe(batch=4), 40) > best(Random(), 40)
     with pytest.raises(ValueError, match=r"Tpe.batch must be >= 1, got 0"):
         Tpe(batch=0)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_trials_are_used_up_where_most_points_round_to_known_policies(seed):
-    weights = np.array([3.0, 2.0, 1.0, 1.0])
-    problem = toy.problem((12, 12, 12, 12), scorer=toy.Scorer(weights), rounding=1)
-    found = Tpe().search(problem, 80, seed)
-    assert len({t.policy for t in found.trials}) == len(found.trials) == 80
-    assert not found.exhausted
