@@ -57,20 +57,22 @@ class Batches:
 def test_generations_are_scored_together_and_change_nothing(monkeypatch):
     from automl.strategies import cmaes
 
-    together, alone = toy.problem(UNITS), toy.problem(UNITS)
-    batches = Batches(together)
-    first = CmaEs(population=8).search(together, 24, 0)
-    assert batches.sizes[0] == 8 and len(batches.sizes) < 10
+    class Endless(cmaes._Generations):
+        def widen(self):
+            """No start anew, which one known point is no ground for and a generation of them is."""
 
-    class OneByOne(cmaes._Generations):
+    class OneByOne(Endless):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self.batch = 1
 
-        def widen(self):
-            """A point that is known is no generation that is."""
+    together, alone = toy.problem(UNITS), toy.problem(UNITS)
+    batches = Batches(together)
+    monkeypatch.setattr(cmaes, "_Generations", Endless)
+    first = CmaEs(population=8).search(together, 30, 0)
+    assert batches.sizes[0] == 8 and len(batches.sizes) < 10
 
     monkeypatch.setattr(cmaes, "_Generations", OneByOne)
-    second = CmaEs(population=8).search(alone, 24, 0)
+    second = CmaEs(population=8).search(alone, 30, 0)
     assert [t.policy for t in first.trials] == [t.policy for t in second.trials]
-    assert len(first.trials) == 24
+    assert len(first.trials) == 30
