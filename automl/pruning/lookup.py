@@ -88,16 +88,17 @@ class LookupRepairer:
         generator = torch.Generator().manual_seed(settings.seed)
         calls: dict[str, list[Site]] = {}
         for site in self._sites.values():
-            calls.setdefault(site.path, []).append(site)
+            calls.setdefault(site.weight, []).append(site)
         read: dict[str, list[Tensor]] = {}
 
         def before(run: ProgramRun, call: Instruction) -> None:
             site = self._sites.get(call.name)
             if site is not None:
-                inputs = self._inputs(model, site, run.value(call.args[0]["ref"]), generator)
-                read.setdefault(site.path, []).append(inputs)
-                if site is calls[site.path][-1]:
-                    self._layers |= _layers(model, calls[site.path], read.pop(site.path))
+                data = run.value(call.args[0]["ref"])
+                inputs = self._inputs(model, site, data, len(rows), generator)
+                read.setdefault(site.weight, []).append(inputs)
+                if site is calls[site.weight][-1]:
+                    self._layers |= _layers(model, calls[site.weight], read.pop(site.weight))
 
         with torch.inference_mode():
             ProgramRun(model, plan, plan.dense, [rows], before).run()
@@ -139,13 +140,19 @@ class LookupRepairer:
                 write(*site.modules(slim), Fit(weight[None], intercept[None]))
 
     def _inputs(
-        self, model: nn.Module, site: Site, data: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        site: Site,
+        data: Tensor,
+        images: int,
+        generator: torch.Generator,
     ) -> Tensor:
         """What makes up sampled outputs of a call, shape (1, samples, features)."""
-        module: Any = model.get_submodule(site.path)
+        module: Any = site.module(model)
         one = site.outputs(module, data[:1])
         outputs = one.expand(len(data), *one.shape[1:])
-        places = sample(outputs, channel_dim(module), self._settings.points, generator)
+        points = self._settings.points
+        places = sample(outputs, channel_dim(module), points, images, generator)
         places = thinned(places, features(module))
         return patches(data, module, places, site.padded)
 
@@ -175,7 +182,7 @@ class LookupRepairer:
 
 def _layers(model: nn.Module, sites: Sequence[Site], inputs: Sequence[Tensor]) -> dict[str, _Layer]:
     """Of each call of a layer, from what its calls read; the weight is fitted on all of that."""
-    module: Any = model.get_submodule(sites[0].path)
+    module: Any = sites[0].module(model)
     weight = as_matrices(module, 1)[0].double()
     bias = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
     if getattr(module, "bias", None) is not None:  # one intercept for all calls
@@ -194,4 +201,4 @@ def _layers(model: nn.Module, sites: Sequence[Site], inputs: Sequence[Tensor]) -
 
 
 def _can_change(model: nn.Module, site: Site) -> bool:
-    return getattr(model.get_submodule(site.path), "groups", 1) == 1
+    return getattr(site.module(model), "groups", 1) == 1

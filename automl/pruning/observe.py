@@ -75,10 +75,10 @@ def observe(
     with torch.inference_mode():
         for name, value in _values(model, plan, rows, wanted):
             for site in sites.values():
-                layer, call = model.get_submodule(site.path), site.call.name
+                layer, call = site.module(model), site.call.name
                 channels = channel_dim(layer)
                 if call == name:
-                    places = sample(value, channels, points, generator)
+                    places = sample(value, channels, points, len(rows), generator)
                     positions[name] = thinned(places, features(layer))
                     output = gather(value, channels, positions[name])
                     targets[name] = Targets(output, None, value.shape)

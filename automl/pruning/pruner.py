@@ -25,7 +25,7 @@ from automl.pruning.masks import attach, masks_of, watch
 from automl.pruning.reconstruct import Reconstruction, Repairer
 from automl.pruning.refine import Refinement, Refiner
 from automl.pruning.refit import MaskChoice
-from automl.pruning.sites import fitted_together
+from automl.pruning.sites import find_sites, fitted_together
 from automl.types import InputError, Kept
 
 if TYPE_CHECKING:
@@ -395,7 +395,12 @@ class Pruner:
         settings = None if self._reconstruct is None else self._reconstruct.settings()
         scored_by = self.context.fingerprint(self.criterion)
         refined = [] if self._refine is None else [asdict(self._refine)]  # as in older journals
-        return digest(scored_by, settings, self._recalibrate, calibration, *refined)
+        functions = []  # older journals are of repairs that left them alone
+        if self._reconstruct is not None:
+            sites = find_sites(self.trace.model, self.plan)
+            functions = [site.weight for site in sites if site.leaves is not None]
+        more = [*refined, functions] if functions else refined
+        return digest(scored_by, settings, self._recalibrate, calibration, *more)
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

@@ -157,7 +157,7 @@ class Repairer:
             run.run()
             return {name: run.value(name) for name in keep}, refit.fitted
 
-        shared = {id(slim.get_submodule(dense.sites[name].path).weight) for name in dense.shared}
+        shared = {id(dense.sites[name].module(slim).weight) for name in dense.shared}
         with torch.no_grad():
             at_first = self._own_tensors(slim)
             values, fitted = one_pass()

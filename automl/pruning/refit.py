@@ -81,7 +81,7 @@ class Refit:
             or self._choice(site) is not None
         )
         wanted = damaged or (self._is_drifted and self._scope == "downstream")
-        weight = id(self._slim.get_submodule(site.path).weight)
+        weight = id(site.module(self._slim).weight)
         if weight in self._leave:
             self._fit_intercept(run, site)
         elif wanted:
@@ -127,7 +127,7 @@ class Refit:
 
     def _samples(self, run: ProgramRun, site: Site) -> tuple[Tensor, Tensor]:
         """What a layer reads and is to put out, by group: (groups, samples, numbers)."""
-        layer: Any = self._slim.get_submodule(site.path)
+        layer = site.module(self._slim)
         data = run.value(site.call.args[0]["ref"])
         inputs = patches(data, layer, self._dense.positions[site.call.name], site.padded)
         goal = self._wanted(run, site)
@@ -148,7 +148,7 @@ class Refit:
 
     def _choice(self, site: Site) -> MaskChoice | None:
         """What chooses the mask of a site's weight, if it is still to be chosen."""
-        return self._choose.get(f"{site.path}.weight")
+        return self._choose.get(site.weight)
 
     def _wanted(self, run: ProgramRun, site: Site) -> Tensor:
         """Target of the layer's own output, shape (samples, kept output channels)."""
@@ -157,7 +157,7 @@ class Refit:
         keep = slice(None) if axis is None else torch.from_numpy(np.flatnonzero(self._masks[axis]))
         if targets.total is not None and site.shortcut is not None:
             shortcut = self._early(run, site)
-            channels = channel_dim(self._slim.get_submodule(site.path))
+            channels = channel_dim(site.module(self._slim))
             if shortcut is not None and _is_alike(shortcut, targets.shape, channels):
                 positions = self._dense.positions[site.call.name]
                 drifted = targets.total[:, keep] - gather(shortcut, channels, positions)
@@ -200,7 +200,8 @@ def _reads_less(site: Site, changed: NDArray[np.bool_]) -> bool:
 
 def _weight_mask(slim: nn.Module, site: Site) -> Tensor | None:
     """Which weights of a masked layer may be other than zero."""
-    return masks_of(slim.get_submodule(site.path)).get("weight")
+    leaf = "weight" if site.leaves is None else site.leaves[0]
+    return masks_of(slim.get_submodule(site.path)).get(leaf)
 
 
 def _through_norm_backwards(total: Tensor, slim: nn.Module, site: Site) -> Tensor:

@@ -17,13 +17,25 @@ def channel_dim(layer: nn.Module) -> int:
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
-def sample(value: Tensor, channels: int, points: int, generator: torch.Generator) -> Tensor:
-    """Random positions (samples, 1 + spatial dims): image first; ``channels`` is left out."""
+def sample(
+    value: Tensor, channels: int, points: int, images: int, generator: torch.Generator
+) -> Tensor:
+    """Random positions (samples, 1 + spatial dims): image first; ``channels`` is left out.
+
+    Args:
+        value: What a layer puts out.
+        channels: The dimension they lie in.
+        points: How many for each image.
+        images: How many there are. Attention may have tokens first: each then gets so many
+            positions that there are as many in all.
+        generator: Chooses them.
+    """
     spatial = value.movedim(channels, -1).shape[1:-1]
-    count = min(points, int(np.prod(spatial, dtype=np.int64)))
-    images = torch.arange(value.shape[0]).repeat_interleave(count)
-    columns = [images]
-    columns += [torch.randint(size, (len(images),), generator=generator) for size in spatial]
+    each = max(points, -(-points * images // max(value.shape[0], 1)))
+    count = min(each, int(np.prod(spatial, dtype=np.int64)))
+    first = torch.arange(value.shape[0]).repeat_interleave(count)
+    columns = [first]
+    columns += [torch.randint(size, (len(first),), generator=generator) for size in spatial]
     return torch.stack(columns, dim=1).to(value.device)
 
 

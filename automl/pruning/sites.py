@@ -22,6 +22,9 @@ _LAYERS = (
 )  # fmt: skip
 #: Operators of layers whose padding is an operator of its own: circular, reflected, replicated.
 _CONVOLUTIONS = {f"aten.conv{dims}d.default": getattr(F, f"conv{dims}d") for dims in (1, 2, 3)}
+_LINEAR = "aten.linear.default"
+#: Names of a weight and its bias, None where there is none.
+_Leaves = tuple[str, str | None]
 _PASSING = ("aten.dropout.default", "aten.contiguous.default", "aten.alias.default")
 
 
@@ -34,6 +37,8 @@ class Site:
         path: Of the module that holds its weight.
         call: The instruction that calls it.
         padded: Whether what it reads has been padded already, by an operator of its own.
+        leaves: The module's names of weight and bias where the module is not the layer itself but
+            a function reads them, as attention does its ``in_proj_weight``; None where it is.
         norm: Batch norm right behind it, by path.
         sum_name: Instruction that adds a shortcut, None if there is none.
         shortcut: Name of the other operand.
@@ -44,15 +49,27 @@ class Site:
     path: str
     call: Instruction
     padded: bool
+    leaves: _Leaves | None = None
     norm: str | None = None
     sum_name: str | None = None
     shortcut: str | None = None
     shortcut_needs: frozenset[str] = frozenset()
 
+    @property
+    def weight(self) -> str:
+        """Name of the weight in the network."""
+        leaf = "weight" if self.leaves is None else self.leaves[0]
+        return f"{self.path}.{leaf}" if self.path else leaf
+
+    def module(self, network: nn.Module) -> Any:
+        """The layer; where a function is, a linear layer over the network's own tensors."""
+        holder = network.get_submodule(self.path)
+        return holder if self.leaves is None else _linear_over(holder, *self.leaves)
+
     def modules(self, network: nn.Module) -> tuple[Any, Any]:
         """The layer and the batch norm behind it, None if there is none."""
         norm = None if self.norm is None else network.get_submodule(self.norm)
-        return network.get_submodule(self.path), norm
+        return self.module(network), norm
 
     def outputs(self, layer: Any, inputs: Tensor) -> Tensor:
         """What the layer makes of the value that it reads in the program."""
@@ -74,13 +91,63 @@ def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
     sites = []
     for path, layers in _layers_by_path(plan).items():
         found = calls.get(path, [])
-        if len(found) != len(layers) or not isinstance(model.get_submodule(path), _LAYERS):
-            continue
-        for layer, call in zip(layers, found, strict=True):
-            site = Site(layer, path, call, padded=call.op == "call_function")
-            sites.append(_with_what_follows(model, site, users, steps, once))
+        if len(found) == len(layers) and isinstance(model.get_submodule(path), _LAYERS):
+            sites += [
+                Site(layer, path, call, padded=call.op == "call_function")
+                for layer, call in zip(layers, found, strict=True)
+            ]
+    called = {site.layer.spec.name for site in sites}
+    sites += [site for site in _functions(model, plan) if site.layer.spec.name not in called]
     order = {name: position for position, name in enumerate(steps)}
-    return sorted(sites, key=lambda site: order[site.call.name])
+    followed = [_with_what_follows(model, site, users, steps, once) for site in sites]
+    return sorted(followed, key=lambda site: order[site.call.name])
+
+
+def _functions(model: nn.Module, plan: IndexPlan) -> list[Site]:
+    """Linear layers that functions compute from parameters of any module."""
+    parameters = {
+        i.name: i.target
+        for i in plan.program
+        if i.op == "get_attr" and isinstance(operator.attrgetter(i.target)(model), nn.Parameter)
+    }
+    calls: dict[str, list[tuple[Instruction, str | None]]] = {}
+    for step in plan.program:
+        if step.target == _LINEAR and not step.kwargs:
+            read = [a["ref"] if isinstance(a, dict) else None for a in step.args[1:]]
+            weight, bias = (*(parameters.get(name or "") for name in read), None)[:2]
+            # Both of one module: a layer has its bias beside its weight.
+            if weight is None or (bias is None) != (len(read) < 2 or read[1] is None):
+                continue
+            if bias is None or _holder(bias) == _holder(weight):
+                calls.setdefault(weight, []).append((step, bias))
+    sites = []
+    layers = _layers_by_weight(plan)
+    for weight, found in calls.items():
+        if len(found) == len(layers.get(weight, ())):
+            for layer, (step, bias) in zip(layers[weight], found, strict=True):
+                leaves = (_leaf(weight), None if bias is None else _leaf(bias))
+                sites.append(Site(layer, _holder(weight), step, padded=False, leaves=leaves))
+    return sites
+
+
+def _linear_over(holder: nn.Module, weight: str, bias: str | None) -> nn.Linear:
+    """A linear layer whose parameters are those of another module, not copies."""
+    tensor: Any = getattr(holder, weight)
+    outputs, inputs = tensor.shape
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = tensor
+    if bias is not None:
+        layer.bias = getattr(holder, bias)
+    return layer
+
+
+def _holder(name: str) -> str:
+    """Path of the module that has a tensor."""
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _layers_by_path(plan: IndexPlan) -> dict[str, list[LayerPlan]]:
@@ -89,6 +156,15 @@ def _layers_by_path(plan: IndexPlan) -> dict[str, list[LayerPlan]]:
     for layer in plan.layers_plan:
         if layer.spec.kind in ("conv", "linear"):
             found.setdefault(_path(layer), []).append(layer)
+    return found
+
+
+def _layers_by_weight(plan: IndexPlan) -> dict[str, list[LayerPlan]]:
+    """Name of a linear layer's weight -> it, once for every call, in execution order."""
+    found: dict[str, list[LayerPlan]] = {}
+    for layer in plan.layers_plan:
+        if layer.spec.kind == "linear" and layer.tensors:
+            found.setdefault(layer.tensors[0], []).append(layer)
     return found
 
 
@@ -141,8 +217,7 @@ def fitted_together(model: nn.Module, plan: IndexPlan) -> list[tuple[str, str]]:
     """
     readers, pairs = _readers(model, plan), []
     for site in find_sites(model, plan):
-        layer = model.get_submodule(site.path)
-        norm = None if site.norm is None else model.get_submodule(site.norm)
+        layer, norm = site.modules(model)
         written = [layer.weight, layer.bias, getattr(norm, "running_mean", None)]
         others = [name for tensor in written for name in readers.get(id(tensor), ())]
         others += [] if site.sum_name is None else [site.sum_name]
@@ -158,7 +233,7 @@ def shared_tensors(model: nn.Module, plan: IndexPlan) -> dict[str, frozenset[str
     """
     readers, shared = _readers(model, plan), dict[str, frozenset[str]]()
     for site in find_sites(model, plan):
-        layer = model.get_submodule(site.path)
+        layer = site.module(model)
         found = {
             leaf
             for leaf in ("weight", "bias")

@@ -138,7 +138,8 @@ class SparsePruner:
 
     def _choices(self, inside: Kept) -> dict[str, ObsChoice]:
         """What chooses masks within the repair, for the weights where that can be done."""
-        refitted = {f"{site.path}.weight" for site in self._sites}
+        # The masks of what a function reads are not the layer's to choose: its module has others.
+        refitted = {site.weight for site in self._sites if site.leaves is None}
         return {
             weight.name: ObsChoice(weight, kept)
             for weight, kept in self._pairs(inside)
