@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import automl
 from automl.training.config import FinetuneConfig
 from automl.training.finetune import finetune
 from automl.training.regularizers.elements import L1, L2, BatchNormL1
@@ -67,6 +68,16 @@ def test_group_lasso_over_slices(by, dim):
         np.sqrt(w.size / w.shape[dim]) * norms(w, dim).sum() for w in weights_of(model).values()
     )
     found = bound(GroupLasso(0.2, by), model).penalty(model, 0).item()
+    assert found == pytest.approx(0.2 * expected)
+
+
+@pytest.mark.parametrize(("by", "dim"), [("rows", 1), ("columns", 0)])
+def test_inputs_come_first_in_transposed_convolutions(by, dim):
+    model = nn.Sequential(nn.ConvTranspose2d(3, 5, 2))
+    (weight,) = weights_of(model).values()
+    expected = np.sqrt(weight.size / weight.shape[dim]) * norms(weight, dim).sum()
+    trace = automl.trace(model.eval(), torch.zeros(2, 3, 4, 4))
+    found = GroupLasso(0.2, by).bind(model, trace.plan).penalty(model, 0).item()
     assert found == pytest.approx(0.2 * expected)
 
 

@@ -198,19 +198,27 @@ def groups_by(model: nn.Module, plan: IndexPlan, by: By) -> Groups:
         InputError: It has none.
     """
     if by in ("rows", "columns"):
-        return _slices(model, dim=0 if by == "rows" else 1)
+        return _slices(model, outputs=by == "rows")
     if not plan.targets:
         raise InputError("nothing in this network can be pruned; `trace` says why")
     return _units(model, plan, apart=by == "channels")
 
 
-def _slices(model: nn.Module, dim: int) -> Groups:
+def _slices(model: nn.Module, outputs: bool) -> Groups:
+    """Every output's weights, or every input's."""
+    inputs_first = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvTransposeNd)
+    }
     parts, count = [], 0
     for name in weight_names(model):
-        length = model.get_parameter(name).shape[dim]
-        parts.append((name, torch.arange(length) + count))
-        count += length
-    return Groups.of(model, [Part(name, dim, group) for name, group in parts], count)
+        weight = model.get_parameter(name)
+        dim = int(outputs == (id(weight) in inputs_first))
+        group = torch.arange(weight.shape[dim]) + count
+        parts.append(Part(name, dim, group))
+        count += weight.shape[dim]
+    return Groups.of(model, parts, count)
 
 
 def _units(model: nn.Module, plan: IndexPlan, apart: bool) -> Groups:
