@@ -105,11 +105,9 @@ def find_sites(model: nn.Module, plan: IndexPlan) -> list[Site]:
 
 def _functions(model: nn.Module, plan: IndexPlan) -> list[Site]:
     """Linear layers that functions compute from parameters of any module."""
-    parameters = {
-        i.name: i.target
-        for i in plan.program
-        if i.op == "get_attr" and isinstance(operator.attrgetter(i.target)(model), nn.Parameter)
-    }
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    attributes = (i for i in plan.program if i.op == "get_attr")
+    parameters = {i.name: i.target for i in attributes if i.target in names}
     calls: dict[str, list[tuple[Instruction, str | None]]] = {}
     for step in plan.program:
         if step.target == _LINEAR and not step.kwargs:

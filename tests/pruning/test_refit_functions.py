@@ -152,6 +152,27 @@ def test_layers_that_cannot_be_refitted_are_named():
     assert not_refitted(net, plan) == ["weight"]
 
 
+def test_what_is_no_parameter_is_left_alone():
+    """Constants and plain tensors are in the program, and no attributes of modules."""
+
+    class Constants(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.fixed = nn.Linear(6, 8), torch.randn(3, 8)
+            self.register_buffer("shift", torch.randn(8))
+
+        def forward(self, x):
+            x = torch.relu(self.into(x) + torch.arange(8.0)) + self.shift
+            return F.linear(x, self.fixed)
+
+    net, images = Constants().eval(), torch.randn(64, 6)
+    assert [site.weight for site in find_sites(net, automl.trace(net, images[:2]).plan)] == [
+        "into.weight"
+    ]
+    settings = Reconstruction(scope="downstream")
+    assert _pruned(net, images, settings)(images).shape == (64, 3)
+
+
 def test_tokens_before_examples_get_as_many_samples():
     generator = torch.Generator().manual_seed(0)
     tokens_first = torch.zeros(5, 200, 8)  # (tokens, images, channels)
