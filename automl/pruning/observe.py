@@ -75,7 +75,10 @@ def observe(
     with torch.inference_mode():
         for name, value in _values(model, plan, rows, wanted):
             for site in sites.values():
-                layer, call = site.module(model), site.call.name
+                call = site.call.name
+                if name not in (call, site.sum_name):
+                    continue
+                layer = site.module(model)
                 channels = channel_dim(layer)
                 if call == name:
                     places = sample(value, channels, points, len(rows), generator)

@@ -200,8 +200,7 @@ def _reads_less(site: Site, changed: NDArray[np.bool_]) -> bool:
 
 def _weight_mask(slim: nn.Module, site: Site) -> Tensor | None:
     """Which weights of a masked layer may be other than zero."""
-    leaf = "weight" if site.leaves is None else site.leaves[0]
-    return masks_of(slim.get_submodule(site.path)).get(leaf)
+    return masks_of(slim.get_submodule(site.path)).get(site.leaf)
 
 
 def _through_norm_backwards(total: Tensor, slim: nn.Module, site: Site) -> Tensor:
