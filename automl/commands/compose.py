@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
@@ -64,7 +67,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         for override in parsed:
             _check_key(override, known)
         data = _data_of_model(choices, known)
-        config = _plain(_hydra([*texts, *data]))
+        config = _plain(_composed([*choices, *data], [o for o in parsed if not _is_choice(o)]))
         _check_shape(config)
         check_typed(config, _trusted(config.pop("trust")))
         made = {"choices": _choices([*parsed, *map(_parse, data)]), "overrides": list(overrides)}
@@ -258,17 +261,31 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield from _keys(child, f"{prefix}{name}.")
 
 
-def _hydra(overrides: list[str]) -> DictConfig:
-    try:
-        return hydra_compose(ROOT, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_first_line(error)) from error
+def _composed(choices: Sequence[str], settings: Sequence[Override]) -> DictConfig:
+    """What Hydra makes of these overrides, without composing choices again that are known.
+
+    Hydra, too, sets single values in what the files of the choices have given.
+    """
+    config = deepcopy(_known(str(conf_dir()), tuple(choices)))
+    with _told():
+        ConfigLoaderImpl._apply_overrides_to_config(list(settings), config)
+    return config
 
 
 @lru_cache(maxsize=16)
 def _known(folder: str, choices: tuple[str, ...]) -> DictConfig:
     """All keys that these choices have; cells of a sweep mostly share them. Not to be changed."""
-    return _hydra(list(choices))
+    with _told():
+        return hydra_compose(ROOT, list(choices))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What Hydra finds wrong, as one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_first_line(error)) from error
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 from automl.commands.compose import compose
 from automl.commands.options import groups
+from automl.paths import conf_dir
 from automl.types import InputError
 
 
@@ -39,6 +43,37 @@ def test_later_settings_win_and_order_does_not_matter_for_groups():
     config = compose(["budget.params=0.4", "budget=none"])
     assert config["budget"]["params"] == 0.4
     assert config["budget"]["macs"] is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=1", "seed=2", "++seed=3", "trials=7"],
+        ["strategy=random", "+strategy.extra={a: 1, b: [2]}", "~strategy.spread"],
+        ["budget.params=0.4", "budget=none", "baselines=[random,uniform]", "trust=[my.pkg]"],
+        ["experiment=resnet56_40", "strategy=tpe", "repair.refine=null", "budget.macs=0.3"],
+        ["experiment=resnet20_50", "finetune=short", "finetune.epochs=3", "seed=5"],
+        [
+            "model=digits",
+            "data=digits",
+            "model.name='a,b'",
+            "run_dir='/tmp/x=y'",
+            "repair.refine={steps: 5}",
+        ],
+    ],
+)
+def test_settings_are_what_hydra_makes_of_them(overrides):
+    for _ in range(2):  # what is kept of the first call is not changed by it
+        ours = compose(overrides)
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            data = f"data={ours['choices']['data']}"
+            chosen = [o for o in overrides if o.startswith("data=")]
+            theirs = hydra_compose("config", [*overrides, *([] if chosen else [data])])
+        expected = OmegaConf.to_container(theirs, resolve=True)
+        del expected["trust"]
+        assert {name: ours[name] for name in expected} == expected
+        assert set(ours) - set(expected) == {"choices", "overrides"}
+    assert compose([])["seed"] == 0 and "spread" in compose(["strategy=random"])["strategy"]
 
 
 def test_an_experiment_sets_what_it_wants_and_the_command_line_wins():

@@ -16,10 +16,12 @@ from automl.pruning.refine import Refiner
 from automl.runs import JOURNAL, RESULT
 
 REFINED = tuple(part for part in SEARCH if not part.startswith("repair.refine"))
-STEPS = (
-    "repair.refine.steps=40", "repair.refine.batch_size=16", "trials=2",
-    "repair.calibration_images=256",
+FEW = (
+    "repair.refine.steps=10", "repair.refine.batch_size=16", "trials=2",
+    "repair.calibration_images=96",
 )  # fmt: skip
+#: Enough of them that the network gets better.
+STEPS = (*FEW, "repair.refine.steps=40", "repair.calibration_images=256")
 
 
 def searched(folder, *settings):
@@ -30,7 +32,7 @@ def searched(folder, *settings):
 
 
 def test_a_search_ends_with_refined_networks_but_does_not_search_them(tmp_path, capsys):
-    plain, network = searched(tmp_path / "plain", *SEARCH, *STEPS[2:])
+    plain, network = searched(tmp_path / "plain", *SEARCH, "trials=2", STEPS[-1])
     assert "refining" not in capsys.readouterr().err
     refined, better = searched(tmp_path / "refined", *REFINED, *STEPS)
     told = capsys.readouterr().err
@@ -48,7 +50,7 @@ def test_a_search_ends_with_refined_networks_but_does_not_search_them(tmp_path, 
 
 def test_training_begins_with_the_refined_network(tmp_path, capsys):
     tuning = ("finetune=short", "finetune.epochs=1", "finetune.lr=1e-9")
-    result, _ = searched(tmp_path / "run", *REFINED, *STEPS, *tuning, "data.limit=100")
+    result, _ = searched(tmp_path / "run", *REFINED, *FEW, *tuning, "data.limit=100")
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["found, tuned"]["score"] == pytest.approx(rows["found"]["score"], abs=0.02)
     assert capsys.readouterr().err.count("refining found") == 1  # and not once more to train it
@@ -83,7 +85,7 @@ def test_training_after_a_moments_training_goes_on_from_what_was_refined(
     run, refined, refine = tmp_path / "run", [], Refiner.__call__
     short = ("short_term=brief", "short_term.of=finalists", "short_term.images=16")
     with cut_in_training():
-        assert main([*REFINED, *STEPS, *TUNING, *short, "trials=2", f"run_dir={run}"]) == 130
+        assert main([*REFINED, *FEW, *TUNING, *short, f"run_dir={run}"]) == 130
 
     def counted(*arguments):
         refined.append(arguments)
@@ -96,7 +98,7 @@ def test_training_after_a_moments_training_goes_on_from_what_was_refined(
 
 
 def test_prune_goes_on_from_what_it_had_refined(tmp_path, monkeypatch, cut_in_training):
-    settings = ["model=digits", "device=cpu", "threads=1", "ratio=0.5", *STEPS[:2], STEPS[3]]
+    settings = ["model=digits", "device=cpu", "threads=1", "ratio=0.5", *FEW[:2], FEW[3]]
     call = ["prune", *settings, *TUNING, "--out", str(tmp_path / "out")]
     with cut_in_training():
         assert main(call) == 130
@@ -142,7 +144,7 @@ def test_apply_refines_too(tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     searched(run, *SEARCH, "trials=2")
     capsys.readouterr()
-    settings = ["model=digits", "device=cpu", "threads=1", *STEPS[:2], STEPS[3]]
+    settings = ["model=digits", "device=cpu", "threads=1", *FEW[:2], FEW[3]]
     call = ["apply", str(run), *settings, "--out", str(out)]
     assert main(call) == 0
     assert "refining 1/" in capsys.readouterr().err

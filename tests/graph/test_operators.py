@@ -1,4 +1,7 @@
-"""Handwritten networks: what is found in them, and that pruned they equal the masked dense ones."""
+"""Handwritten networks: what is found in them, and what is computed with them.
+
+Pruned they equal the masked dense ones, and their programs can be taken up at any cut.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import pytest
 import torch
 from networks import CASES
 from oracle import compare, counted_macs, random_units, randomise, relative_error
+from torch import Tensor
 
+from automl.graph.interpret import ProgramRun
+from automl.graph.prefix import Prefixes, last_cut
 from automl.graph.trace import Trace, trace
 from automl.plan import IndexPlan
 
@@ -88,3 +94,46 @@ def test_dense_costs_are_pytorchs(name):
         one = tuple(x[:1] for x in CASES[name].inputs())
         assert found.macs == counted_macs(found.model, one)
     assert sum(layer.macs for layer in found.layers) == found.macs
+
+
+def whole_run(found: Trace, units, keep=frozenset()) -> ProgramRun:
+    slim = found.materialise.module_form(units)
+    run = ProgramRun(slim, found.plan, counts(units), found.example_inputs, keep=keep)
+    return run
+
+
+def same(found: object, expected: object) -> bool:
+    if isinstance(expected, Tensor):
+        return isinstance(found, Tensor) and torch.equal(found, expected)
+    if isinstance(expected, (list, tuple)):
+        return all(same(a, b) for a, b in zip(found, expected, strict=True))
+    return found == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_taken_up_at_a_cut_ends_like_the_whole(name):
+    found = traced(name)
+    prefixes = Prefixes(found.model, found.plan)
+    units, others = random_units(found.plan, 0), random_units(found.plan, 1)
+    with torch.no_grad():
+        for target in range(len(units)):
+            near = [others[i] if i == target else units[i] for i in range(len(units))]
+            cut = last_cut(prefixes.cuts, prefixes.first_difference(near, units))
+            if cut is None:
+                continue
+            reference = whole_run(found, units, frozenset(cut.live))
+            reference.run()
+            known = {name: reference.value(name) for name in cut.live}
+            for _ in range(2):  # what is known must be there for the next one, too
+                slim = found.materialise.module_form(near)
+                inputs = [torch.full_like(x, 0) for x in found.example_inputs]  # not needed
+                taken_up = ProgramRun(
+                    slim, found.plan, counts(near), inputs, start=cut.position, known=known
+                )
+                assert same(taken_up.run(), whole_run(found, near).run())
+
+
+def test_the_networks_at_hand_have_cuts():
+    for name in ("Residual", "Concat", "Depthwise", "UNet", "LayerNorm", "MultiheadAttention"):
+        found = traced(name)
+        assert Prefixes(found.model, found.plan).cuts, name

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import automl
 from automl.pruning import refine
-from automl.pruning.laid_back import computes_the_same, laid_back
 from automl.pruning.masks import masks_of
 from automl.pruning.pruner import Pruner, policy_from_ratios
 from automl.pruning.refine import Refinement, Refiner
@@ -24,11 +23,9 @@ from automl.scoring import ClassifierScorer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graph"))
 
-from networks import CASES
 from oracle import randomise
 
 FEW = Refinement(layers=2, steps=30, batch_size=16)
-SINGLE = [name for name, case in CASES.items() if len(case.inputs()) == 1]
 
 
 class Block(nn.Module):
@@ -182,36 +179,6 @@ def test_segments_hold_enough_layers_whatever_is_asked_for(layers):
     ]
     assert len(found) == 1 or all(len(one.layers) >= layers for one in found)
     assert [one.start for one in found[1:]] == [one.stop for one in found[:-1]]
-
-
-@pytest.mark.parametrize("name", SINGLE)
-def test_the_same_function_is_recognised_as_the_same(name):
-    """What is compared has its channels in the same order: nothing to refine is found."""
-    case = CASES[name]
-    torch.manual_seed(3)
-    example = case.inputs()[0]
-    if example.is_floating_point():
-        inputs = torch.randn(12, *example.shape[1:])
-    else:
-        inputs = torch.randint(0, int(example.max()) + 1, (12, *example.shape[1:]))
-    model = randomise(case.make()).float().eval()
-    pruner = Pruner(automl.trace(model, inputs[:1]))
-    plan, policy = pruner.plan, policy_from_ratios(pruner, 0.5, rounding=1)
-    kept, units = policy.kept(plan.targets), pruner.units_of(policy)
-    slim = pruner.materialise.module_form(units)
-    network = pruner.materialise.finish(slim, kept)
-    if not plan.targets:
-        pytest.skip("nothing can be pruned")
-    whole = laid_back(network, model, plan, units)
-    refinement = Refinement(layers=1, steps=2, batch_size=4)
-    made = Refiner(whole, plan, inputs, refinement, pruner.fitted_together)
-    found = made(slim, kept, units)
-    assert all(one.after <= one.before for one in found)
-    if computes_the_same(network, whole, inputs):
-        assert found == []
-    # And against the network that it was pruned from, all of it runs.
-    made = Refiner(model, plan, inputs, refinement, pruner.fitted_together)
-    assert all(one.after <= one.before for one in made(slim, kept, units))
 
 
 def test_pruned_streams_are_compared_too():

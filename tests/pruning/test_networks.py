@@ -1,8 +1,13 @@
-"""Networks in which what a candidate repairs, or changes in place, was read before the cut."""
+"""Handwritten networks of all kinds: candidates that share work, and what refinement compares.
+
+Some are of this file: what a candidate of theirs repairs, or changes in place, was read before
+the cut.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,10 +16,13 @@ from torch import Tensor, nn
 
 import automl
 from automl.cost.arithmetic import MacsCost
+from automl.graph.trace import Trace
 from automl.models.gpt import NextToken
 from automl.problem import Problem
 from automl.pruning import continuation
-from automl.pruning.pruner import Pruner
+from automl.pruning.laid_back import computes_the_same, laid_back
+from automl.pruning.pruner import Pruner, policy_from_ratios
+from automl.pruning.refine import Refinement, Refiner
 from automl.racing import Racing
 from automl.scoring import ClassifierScorer
 
@@ -80,9 +88,9 @@ class Flat(nn.Module):
 SINGLE = [name for name, case in CASES.items() if len(case.inputs()) == 1]
 
 
-@pytest.mark.parametrize("name", SINGLE)
-def test_every_network_scores_the_same_to_the_bit(name, monkeypatch):
-    monkeypatch.setattr("automl.evaluation._FEWEST_NEAR", 1)
+@cache
+def traced(name: str) -> tuple[Trace, Tensor]:
+    """The trace, of which no test changes anything, and inputs of the network."""
     case = CASES[name]
     torch.manual_seed(3)
     example = case.inputs()[0]
@@ -90,8 +98,36 @@ def test_every_network_scores_the_same_to_the_bit(name, monkeypatch):
         inputs = torch.randn(24, *example.shape[1:])
     else:
         inputs = torch.randint(0, int(example.max()) + 1, (24, *example.shape[1:]))
-    trace = automl.trace(Flat(randomise(case.make()).float().eval()), inputs[:1])
-    agree(trace, inputs, 0.6)
+    return automl.trace(Flat(randomise(case.make()).float().eval()), inputs[:1]), inputs
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_every_network_scores_the_same_to_the_bit(name, monkeypatch):
+    monkeypatch.setattr("automl.evaluation._FEWEST_NEAR", 1)
+    agree(*traced(name), 0.6)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_same_function_is_recognised_as_the_same(name):
+    """What refinement compares has its channels in one order: nothing to refine is found."""
+    trace, inputs = traced(name)
+    model, inputs, pruner = trace.model, inputs[:12], Pruner(trace)
+    plan, policy = pruner.plan, policy_from_ratios(pruner, 0.5, rounding=1)
+    kept, units = policy.kept(plan.targets), pruner.units_of(policy)
+    slim = pruner.materialise.module_form(units)
+    network = pruner.materialise.finish(slim, kept)
+    if not plan.targets:
+        pytest.skip("nothing can be pruned")
+    whole = laid_back(network, model, plan, units)
+    refinement = Refinement(layers=1, steps=2, batch_size=4)
+    made = Refiner(whole, plan, inputs, refinement, pruner.fitted_together)
+    found = made(slim, kept, units)
+    assert all(one.after <= one.before for one in found)
+    if computes_the_same(network, whole, inputs):
+        assert found == []
+    # And against the network that it was pruned from, all of it runs.
+    made = Refiner(model, plan, inputs, refinement, pruner.fitted_together)
+    assert all(one.after <= one.before for one in made(slim, kept, units))
 
 
 class Parallel(nn.Module):
