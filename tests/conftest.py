@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import torch.fx.config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,6 +22,8 @@ _CACHE = tempfile.TemporaryDirectory()
 os.environ["PRUNEPILOT_CACHE"] = _CACHE.name
 hypothesis.settings.register_profile("prunepilot", deadline=None)
 hypothesis.settings.load_profile("prunepilot")
+# Torch writes down for every node of an export where it was called: long, below a test runner.
+torch.fx.config.do_not_emit_stack_traces = True
 
 
 def _make_torchvision_importable() -> None:
