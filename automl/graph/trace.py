@@ -26,8 +26,9 @@ from automl.types import Frozen, InputError, LayerSpec, Target, one_or_more
 
 _log = logging.getLogger(__name__)
 
-#: How many times as long as all before it a graph for all sizes of inputs may be computed on.
-_PATIENCE = 1.0
+#: How many times as long as all before it a graph for all sizes of inputs may be computed on, and
+#: seconds beside, in which a small network's is found however much else the processor does.
+_PATIENCE, _PATIENCE_S = 1.0, 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,8 @@ def trace(
     failing = failing_targets(model, plan, exported.example_inputs, deadline)
     caveats = find_caveats(model, plan, exported.example_inputs, deadline)
     if caveats.sizes:
-        more = deadline.of_computing(_PATIENCE * (time.thread_time() - computing) + 1.0)
+        spent = time.thread_time() - computing
+        more = deadline.of_computing(_PATIENCE * spent + _PATIENCE_S)
         open_plan = _with_every_size(model, inputs, exclude, more, plan)
         if open_plan is not None:
             plan, caveats = open_plan, replace(caveats, sizes=False)
