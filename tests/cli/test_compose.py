@@ -57,7 +57,7 @@ def test_later_settings_win_and_order_does_not_matter_for_groups():
             "model=digits",
             "data=digits",
             "model.name='a,b'",
-            "run_dir='/tmp/x=y'",
+            "run_dir='runs/x=y'",
             "repair.refine={steps: 5}",
         ],
     ],
