@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -205,6 +206,8 @@ def _check_option(override: Override) -> None:
 
 
 def _check_key(override: Override, known: DictConfig) -> None:
+    if re.match(r"hydra\b", override.key_or_group):
+        raise InputError(f"{override.input_line!r}: what Hydra itself does cannot be set")
     if _is_choice(override) or override.is_add() or override.is_force_add():
         return
     key = override.key_or_group

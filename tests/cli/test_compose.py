@@ -90,6 +90,12 @@ def test_every_experiment_composes():
         assert compose([f"experiment={name}"])["choices"]["experiment"] == name
 
 
+@pytest.mark.parametrize("text", ["hydra.run.dir=x", "+hydra.x=1", "+hydra/launcher=joblib"])
+def test_settings_of_hydra_itself_are_refused(text):
+    with pytest.raises(InputError, match="what Hydra itself does cannot be set"):
+        compose([text])
+
+
 def test_a_missing_value_is_told_by_name():
     with pytest.raises(InputError, match="seed"):
         compose(["seed=???"])
