@@ -50,7 +50,7 @@ def test_a_search_ends_with_refined_networks_but_does_not_search_them(tmp_path, 
 
 def test_training_begins_with_the_refined_network(tmp_path, capsys):
     tuning = ("finetune=short", "finetune.epochs=1", "finetune.lr=1e-9")
-    result, _ = searched(tmp_path / "run", *REFINED, *FEW, *tuning, "data.limit=100")
+    result, _ = searched(tmp_path / "run", *REFINED, *STEPS, *tuning, "data.limit=100")
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["found, tuned"]["score"] == pytest.approx(rows["found"]["score"], abs=0.02)
     assert capsys.readouterr().err.count("refining found") == 1  # and not once more to train it

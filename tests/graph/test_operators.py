@@ -98,8 +98,7 @@ def test_dense_costs_are_pytorchs(name):
 
 def whole_run(found: Trace, units, keep=frozenset()) -> ProgramRun:
     slim = found.materialise.module_form(units)
-    run = ProgramRun(slim, found.plan, counts(units), found.example_inputs, keep=keep)
-    return run
+    return ProgramRun(slim, found.plan, counts(units), found.example_inputs, keep=keep)
 
 
 def same(found: object, expected: object) -> bool:
